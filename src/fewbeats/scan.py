@@ -1,0 +1,233 @@
+"""The first two nouns: a `Scan` (pixels with their geometry) and a `Prediction` (what was found in one).
+
+Axis order in memory is always (T, Z, Y, X); a 3D image has T = 1. Affines map voxel indices
+(x, y, z, 1) to RAS+ millimeters, as in NIfTI. A Scan is in *canonical* orientation; `Source`
+remembers the file's own grid, and `Reorientation` goes there and back without interpolation.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+
+from fewbeats.errors import InputError
+
+# Through-plane spacing above this multiple of the in-plane spacing makes a stack of slices, whose slice
+# axis must stay Z whatever its direction in the patient; below it a volume, which is turned to RAS+.
+STACK_ANISOTROPY = 2.0
+
+
+class Pixels(Protocol):
+    """Lazy pixels in canonical orientation: stored type on disk or in memory, one frame at a time."""
+
+    shape: tuple[int, int, int, int]
+    """(T, Z, Y, X)."""
+    dtype: np.dtype
+    """Type as stored."""
+
+    def frame(self, t: int) -> np.ndarray:
+        """Frame t as float32 (Z, Y, X), slope and intercept applied (HU for CT)."""
+        ...
+
+
+class ArrayPixels:
+    """Pixels held in memory: `array` is (T, Z, Y, X), in any numeric type."""
+
+    def __init__(self, array: np.ndarray, *, slope: float = 1.0, intercept: float = 0.0):
+        if array.ndim != 4:
+            raise ValueError(f"pixels must be (T, Z, Y, X), got shape {array.shape}")
+        self.array, self.slope, self.intercept = array, slope, intercept
+        self.shape, self.dtype = array.shape, array.dtype
+
+    def frame(self, t: int) -> np.ndarray:
+        values = self.array[t].astype(np.float32)
+        if self.slope != 1.0 or self.intercept != 0.0:
+            values = values * np.float32(self.slope) + np.float32(self.intercept)
+        return values
+
+
+@dataclass(frozen=True)
+class Reorientation:
+    """A permutation and flips of the three space axes, source -> canonical, both in (Z, Y, X) order.
+
+    `order[i]` is the source axis that becomes canonical axis i; `flipped[i]` reverses canonical axis i.
+    """
+
+    order: tuple[int, int, int] = (0, 1, 2)
+    flipped: tuple[bool, bool, bool] = (False, False, False)
+
+    def apply(self, volume: np.ndarray) -> np.ndarray:
+        """Source (Z, Y, X) array -> canonical view of it."""
+        flips = tuple(slice(None, None, -1 if f else 1) for f in self.flipped)
+        return volume.transpose(self.order)[flips]
+
+    def invert(self, volume: np.ndarray) -> np.ndarray:
+        """Canonical (Z, Y, X) array -> source view of it."""
+        flips = tuple(slice(None, None, -1 if f else 1) for f in self.flipped)
+        return volume[flips].transpose(tuple(int(i) for i in np.argsort(self.order)))
+
+    def affine(self, source_affine: np.ndarray, source_shape: tuple[int, int, int]) -> np.ndarray:
+        """Affine of the canonical grid; `source_shape` is (Z, Y, X)."""
+        out = np.eye(4)
+        origin = np.zeros(3)  # source (x, y, z) index of canonical voxel 0
+        for canonical_axis in range(3):
+            source_axis = self.order[canonical_axis]
+            column = source_affine[:3, 2 - source_axis]
+            if self.flipped[canonical_axis]:
+                origin[2 - source_axis] = source_shape[source_axis] - 1
+                column = -column
+            out[:3, 2 - canonical_axis] = column
+        out[:3, 3] = source_affine[:3, :3] @ origin + source_affine[:3, 3]
+        return out
+
+
+def canonical_reorientation(affine: np.ndarray) -> Reorientation:
+    """How to turn a source grid into the canonical one.
+
+    A volume (near-isotropic spacing) goes to the closest RAS+ order. A stack of slices keeps its slices:
+    the axis of largest spacing becomes Z, the in-plane axes keep their order, and each axis is flipped so
+    that its largest component points to the patient's left (x or y), posterior or foot side, as slices
+    are shown in radiology; an affine without rotation (orientation lost) is left as stored.
+
+    Args:
+        affine: (4, 4) source affine, voxel (x, y, z, 1) -> RAS+ mm.
+    """
+    columns = affine[:3, :3]
+    spacing = np.linalg.norm(columns, axis=0)
+    direction = columns / spacing
+    if spacing.max() < STACK_ANISOTROPY * np.median(spacing):
+        order_xyz, signs = _closest_axes(direction), []
+        for world, axis in enumerate(order_xyz):
+            signs.append(direction[world, axis] < 0)
+        return _from_xyz(order_xyz, signs)
+    through = int(np.argmax(spacing))
+    order_xyz = [axis for axis in range(3) if axis != through] + [through]
+    if through == 2 and np.allclose(np.abs(direction), np.eye(3), atol=1e-4):
+        return Reorientation()
+    toward = np.array([-1.0, -1.0, -1.0])  # left, posterior, inferior in RAS+
+    signs = []
+    for axis in order_xyz:
+        largest = int(np.argmax(np.abs(direction[:, axis])))
+        signs.append(direction[largest, axis] * toward[largest] < 0)
+    return _from_xyz(order_xyz, signs)
+
+
+def _closest_axes(direction: np.ndarray) -> list[int]:
+    """For each world axis the source axis closest to it, each used once."""
+    from scipy.optimize import linear_sum_assignment
+
+    _, axes = linear_sum_assignment(-np.abs(direction))
+    return [int(a) for a in axes]
+
+
+def _from_xyz(order_xyz: list[int], signs_xyz: list[bool]) -> Reorientation:
+    order = tuple(2 - axis for axis in reversed(order_xyz))
+    flipped = tuple(bool(s) for s in reversed(signs_xyz))
+    return Reorientation(order, flipped)  # type: ignore[arg-type]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Source:
+    """Where a Scan came from, and its grid as stored."""
+
+    path: Path | None = None
+    """File or folder."""
+    affine: np.ndarray = field(default_factory=lambda: np.eye(4))
+    """(4, 4) affine as stored, voxel (x, y, z, 1) -> RAS+ mm."""
+    shape: tuple[int, int, int] = (1, 1, 1)
+    """(Z, Y, X) as stored."""
+    reorientation: Reorientation = field(default_factory=Reorientation)
+    notes: tuple[str, ...] = ()
+    """What had to be inferred, and how; one sentence each, without patient data."""
+    instances: tuple[tuple[tuple[Path, int], ...], ...] = ()
+    """DICOM only: [t][z] -> (file, index of the frame in it), in canonical order."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Scan:
+    """Pixels and geometry of one acquisition, in canonical orientation.
+
+    Raises:
+        InputError: when affine, times and pixels do not fit each other.
+    """
+
+    pixels: Pixels
+    """(T, Z, Y, X), lazy."""
+    affine: np.ndarray
+    """(4, 4), voxel (x, y, z, 1) -> RAS+ mm."""
+    frame_times_ms: np.ndarray | None = None
+    """(T,) time of each frame after the first, None where unknown."""
+    cycle_ms: float | None = None
+    """Length of the heartbeat; where it is known time is circular."""
+    modality: str = ""
+    """"MR", "CT" or "" where unknown."""
+    source: Source = field(default_factory=Source)
+
+    def __post_init__(self) -> None:
+        name = self.source.path or "scan"
+        if self.affine.shape != (4, 4) or not np.isfinite(self.affine).all():
+            raise InputError(f"{name}: the affine is not a finite 4 x 4 matrix; rewrite the file's header")
+        if abs(np.linalg.det(self.affine[:3, :3])) < 1e-9:
+            raise InputError(f"{name}: the affine is singular (a spacing of 0?); rewrite the file's header")
+        if self.frame_times_ms is not None and len(self.frame_times_ms) != self.shape[0]:
+            raise InputError(f"{name}: {len(self.frame_times_ms)} frame times for {self.shape[0]} frames")
+
+    @property
+    def shape(self) -> tuple[int, int, int, int]:
+        """(T, Z, Y, X)."""
+        return self.pixels.shape
+
+    @property
+    def spacing_mm(self) -> tuple[float, float, float]:
+        """(z, y, x) voxel size in mm."""
+        x, y, z = np.linalg.norm(self.affine[:3, :3], axis=0)
+        return float(z), float(y), float(x)
+
+    @property
+    def voxel_ml(self) -> float:
+        """Volume of one voxel in mL."""
+        return float(abs(np.linalg.det(self.affine[:3, :3]))) / 1000.0
+
+    @property
+    def is_stack(self) -> bool:
+        """True for a stack of slices (through-plane spacing far above in-plane), False for a volume."""
+        z, y, x = self.spacing_mm
+        return z >= STACK_ANISOTROPY * max(y, x)
+
+    def frame(self, t: int) -> np.ndarray:
+        """Frame t as float32 (Z, Y, X).
+
+        Raises:
+            InputError: when the frame holds NaN or infinite values.
+        """
+        values = self.pixels.frame(t)
+        if not np.isfinite(values).all():
+            raise InputError(
+                f"{self.source.path or 'scan'}: frame {t} holds NaN or infinite values; clean the file"
+            )
+        return values
+
+    def with_times(self, frame_time_ms: float) -> Scan:
+        """The same scan with frames `frame_time_ms` apart."""
+        return replace(self, frame_times_ms=np.arange(self.shape[0]) * float(frame_time_ms))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Prediction:
+    """What was found in one scan; the masks themselves are on disk, on the source's own grid."""
+
+    mask: Path
+    """NIfTI label map in the `fewbeats` convention, same grid and frames as the source."""
+    structures: tuple[str, ...]
+    """Structures the network looks for."""
+    volumes_ml: dict[str, np.ndarray]
+    """Structure -> (T,) volume in mL."""
+    ed_frame: int | None = None
+    """Frame of end-diastole (largest LV volume unless given), None where there is no LV or one frame."""
+    es_frame: int | None = None
+    """Frame of end-systole (smallest LV volume unless given)."""
+    warnings: tuple[str, ...] = ()
+    """Why not to trust this prediction; where there are any, no EF is reported."""
