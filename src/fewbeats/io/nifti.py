@@ -1,0 +1,357 @@
+"""NIfTI files <-> Scan, 3D and 4D, frame by frame.
+
+Voxels are read straight from the file at the frame's offset. A gzipped file cannot be entered in the
+middle, so it is unpacked once, as far as needed, into an unnamed temporary file. Masks are written the same
+way, one frame after the other, so that memory stays flat in the number of frames.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import tempfile
+import threading
+from contextlib import contextmanager
+from pathlib import Path
+from typing import IO, TYPE_CHECKING
+
+import nibabel as nib
+import numpy as np
+from isal import igzip
+
+from fewbeats.errors import InputError
+from fewbeats.scan import Reorientation, Scan, Source, canonical_reorientation
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator
+
+    from nibabel.arrayproxy import ArrayProxy
+
+CHUNK = 1 << 20
+SECONDS_PER_UNIT = {"sec": 1.0, "msec": 1e-3, "usec": 1e-6}
+# 30 beats a minute in 5 frames are 400 ms apart; a longer frame time is a default left in the header.
+LONGEST_FRAME_MS = 400.0
+
+
+class UnpackedFile:
+    """Random access to a file that may be gzipped; unpacks only as far as asked for."""
+
+    def __init__(self, path: Path):
+        self.path = path
+        self._lock = threading.Lock()
+        self._packed: IO[bytes] | None = None
+        if path.suffix == ".gz":
+            self._packed = igzip.open(path, "rb")
+            self._file: IO[bytes] = tempfile.TemporaryFile(prefix="fewbeats-")  # noqa: SIM115 (closed with self)
+        else:
+            self._file = path.open("rb")
+        self._unpacked = 0
+
+    def read(self, offset: int, count: int) -> bytearray:
+        """`count` bytes from `offset` of the unpacked content.
+
+        Raises:
+            InputError: the file ends before that, or its compression is damaged.
+        """
+        with self._lock:
+            if self._packed is not None:
+                self._unpack(offset + count)
+            buffer = bytearray(count)
+            self._file.seek(offset)
+            if self._file.readinto(buffer) != count:  # type: ignore[attr-defined]
+                raise InputError(
+                    f"{self.path}: truncated: the pixels end early; copy or export the file again"
+                )
+            return buffer
+
+    def _unpack(self, end: int) -> None:
+        assert self._packed is not None
+        self._file.seek(self._unpacked)
+        try:
+            while self._unpacked < end:
+                chunk = self._packed.read(CHUNK)
+                if not chunk:
+                    return
+                self._file.write(chunk)
+                self._unpacked += len(chunk)
+        except (EOFError, OSError, ValueError) as error:
+            if isinstance(error, OSError) and error.errno == errno.ENOSPC:
+                raise InputError(
+                    f"{tempfile.gettempdir()}: the disk is full; make room or set TMPDIR"
+                ) from error
+            raise InputError(
+                f"{self.path}: truncated or damaged gzip; copy or export the file again"
+            ) from error
+
+
+class NiftiPixels:
+    """Lazy pixels of a NIfTI file, in canonical orientation."""
+
+    def __init__(
+        self, path: Path, *, stored: ArrayProxy, shape: tuple[int, int, int, int], turn: Reorientation
+    ):
+        z, y, x = (shape[1:][axis] for axis in turn.order)
+        self.shape = (shape[0], z, y, x)
+        self.dtype, self.slope, self.intercept = stored.dtype, stored.slope, stored.inter
+        self._stored_shape, self._turn = shape[1:], turn
+        self._offset = int(stored.offset)
+        self._path = path
+        self._file: UnpackedFile | None = None
+
+    def frame(self, t: int) -> np.ndarray:
+        if not 0 <= t < self.shape[0]:
+            raise IndexError(f"frame {t} of {self.shape[0]}")
+        if self._file is None:
+            self._file = UnpackedFile(self._path)
+        count = int(np.prod(self._stored_shape)) * self.dtype.itemsize
+        raw = self._file.read(self._offset + t * count, count)
+        stored = np.frombuffer(raw, self.dtype).reshape(self._stored_shape)
+        values = np.ascontiguousarray(self._turn.apply(stored), np.float32)
+        if self.slope != 1.0 or self.intercept != 0.0:
+            values *= np.float32(self.slope)
+            values += np.float32(self.intercept)
+        return values
+
+
+def read_nifti(path: Path | str, *, frame_time_ms: float | None = None) -> Scan:
+    """Read a NIfTI image, 3D or 4D; only the header now, pixels when asked for.
+
+    Args:
+        path: `.nii` or `.nii.gz`.
+        frame_time_ms: time between frames, where the header does not know it.
+
+    Raises:
+        InputError: missing, empty, truncated or foreign file; color or complex pixels; an unusable grid.
+    """
+    path = Path(path)
+    image = _load(path)
+    header = image.header
+    shape, affine = _grid(path, image)
+    turn = canonical_reorientation(affine)
+    times, notes = _frame_times(header, shape[0], frame_time_ms)
+    if turn != Reorientation():
+        notes.append("axes turned to the canonical orientation; results are written on the file's own grid")
+    return Scan(
+        pixels=NiftiPixels(path, stored=image.dataobj, shape=shape, turn=turn),
+        affine=turn.affine(affine, shape[1:]),
+        frame_times_ms=times,
+        source=Source(path=path, affine=affine, shape=shape[1:], reorientation=turn, notes=tuple(notes)),
+    )
+
+
+def read_labels(path: Path | str) -> tuple[Scan, np.ndarray]:
+    """Read a label map: its Scan (for the geometry) and its integers as (T, Z, Y, X), canonical orientation.
+
+    Raises:
+        InputError: as `read_nifti`; or values that are not whole numbers.
+    """
+    scan = read_nifti(path)
+    frames = [scan.frame(t) for t in range(scan.shape[0])]
+    labels = np.stack(frames)
+    whole = np.rint(labels)
+    if not np.array_equal(whole, labels):
+        raise InputError(
+            f"{path}: label values are not whole numbers; save the mask with nearest-neighbor values"
+        )
+    return scan, whole.astype(np.int32)
+
+
+def _load(path: Path) -> nib.Nifti1Image:
+    if not path.exists():
+        raise InputError(f"{path}: no such file; check the path")
+    if path.is_dir():
+        raise InputError(f"{path}: is a folder; give a NIfTI file (.nii or .nii.gz)")
+    if path.stat().st_size == 0:
+        raise InputError(f"{path}: the file is empty (0 bytes); copy or export it again")
+    try:
+        image = nib.load(path)
+    except Exception as error:  # nibabel raises whatever its guesses meet in a foreign file
+        what = "truncated or damaged" if path.suffix == ".gz" and _is_gzip(path) else "not a NIfTI image"
+        raise InputError(f"{path}: {what}; give a readable .nii or .nii.gz file") from error
+    if not isinstance(image, nib.Nifti1Image):
+        raise InputError(f"{path}: not a single-file NIfTI image; convert it to .nii.gz")
+    dtype = image.header.get_data_dtype()
+    if dtype.fields is not None or dtype.kind not in "iuf":
+        raise InputError(f"{path}: color or complex pixels; convert the image to gray values")
+    return image
+
+
+def _is_gzip(path: Path) -> bool:
+    with path.open("rb") as file:
+        return file.read(2) == b"\x1f\x8b"
+
+
+def _grid(path: Path, image: nib.Nifti1Image) -> tuple[tuple[int, int, int, int], np.ndarray]:
+    """Stored shape (T, Z, Y, X) and affine."""
+    header = image.header
+    shape = list(header.get_data_shape())
+    while len(shape) > 4 and shape[3] == 1:  # some writers put time in the fifth dimension
+        del shape[3]
+    while len(shape) > 4 and shape[-1] == 1:
+        del shape[-1]
+    if len(shape) == 2:
+        shape.append(1)
+    if len(shape) not in (3, 4) or min(shape) < 1:
+        raise InputError(
+            f"{path}: shape {tuple(header.get_data_shape())} is not a 3D or 4D image; split or convert it"
+        )
+    x, y, z, t = (*shape, 1)[:4]
+    affine = np.asarray(header.get_best_affine(), float)
+    if not np.isfinite(affine).all() or abs(np.linalg.det(affine[:3, :3])) < 1e-9:
+        raise InputError(
+            f"{path}: the header's affine is not usable (a spacing of 0 or NaN?); rewrite the header"
+        )
+    needed = int(image.dataobj.offset) + x * y * z * t * header.get_data_dtype().itemsize
+    if path.suffix != ".gz" and path.stat().st_size < needed:
+        raise InputError(f"{path}: truncated: the pixels end early; copy or export the file again")
+    return (t, z, y, x), affine
+
+
+def _frame_times(
+    header: nib.Nifti1Header, frames: int, given_ms: float | None
+) -> tuple[np.ndarray | None, list[str]]:
+    if given_ms is not None:
+        if not (np.isfinite(given_ms) and given_ms > 0):
+            raise InputError(f"frame time {given_ms} ms: must be a positive number")
+        return np.arange(frames) * given_ms, [f"frame time {given_ms:g} ms as given"]
+    if frames == 1:
+        return None, []
+    unit = header.get_xyzt_units()[1]
+    step = float(header["pixdim"][4])
+    if unit not in SECONDS_PER_UNIT:
+        return None, ["frame time unknown: the header names no unit of time"]
+    step_ms = step * SECONDS_PER_UNIT[unit] * 1000.0
+    if not 0.0 < step_ms <= LONGEST_FRAME_MS:
+        return None, [f"frame time unknown: {step:g} {unit} in the header is no time between heart phases"]
+    return np.arange(frames) * step_ms, [f"frame time {step_ms:g} ms from the header"]
+
+
+def write_frames(
+    path: Path | str,
+    frames: Iterable[np.ndarray],
+    *,
+    affine: np.ndarray,
+    shape: tuple[int, int, int, int],
+    dtype: np.dtype | type,
+    frame_time_ms: float | None = None,
+) -> None:
+    """Write frames (Z, Y, X) one by one as one NIfTI file; a 3D file when T = 1.
+
+    The file appears under its name only when it is whole.
+
+    Args:
+        path: `.nii` or `.nii.gz`.
+        frames: T arrays (Z, Y, X) on the grid of `affine`.
+        affine: (4, 4), voxel (x, y, z, 1) -> RAS+ mm.
+        shape: (T, Z, Y, X).
+        dtype: type on disk.
+        frame_time_ms: written to the header where known.
+
+    Raises:
+        InputError: the disk is full, or the folder cannot be written.
+    """
+    path = Path(path)
+    header = _header(affine, shape, np.dtype(dtype), frame_time_ms)
+    with atomic_path(path) as partial, _open_packed(partial, packed=path.suffix == ".gz") as file:
+        file.write(header.binaryblock + b"\0\0\0\0")
+        count = 0
+        for frame in frames:
+            if frame.shape != shape[1:]:
+                raise ValueError(f"frame of shape {frame.shape}, expected {shape[1:]}")
+            file.write(np.ascontiguousarray(frame, dtype).tobytes())
+            count += 1
+        if count != shape[0]:
+            raise ValueError(f"{count} frames, expected {shape[0]}")
+
+
+def write_like(
+    path: Path | str, frames: Iterable[np.ndarray], *, scan: Scan, dtype: np.dtype | type = np.uint8
+) -> None:
+    """Write canonical frames (Z, Y, X) of `scan` on the source's own grid and affine."""
+    source = scan.source
+    step = frame_step_ms(scan)
+    write_frames(
+        path,
+        (source.reorientation.invert(frame) for frame in frames),
+        affine=source.affine,
+        shape=(scan.shape[0], *source.shape),
+        dtype=dtype,
+        frame_time_ms=step,
+    )
+
+
+def write_scan(path: Path | str, scan: Scan, *, frames: Iterable[int] | None = None) -> None:
+    """Write a Scan in canonical orientation, as float32 or, where it loses nothing, its stored integers.
+
+    Args:
+        path: `.nii` or `.nii.gz`.
+        scan: what to write.
+        frames: only these frames.
+    """
+    chosen = list(range(scan.shape[0])) if frames is None else list(frames)
+    whole = scan.pixels.dtype.kind in "iu" and all(
+        np.array_equal(np.rint(f), f) and np.abs(f).max(initial=0) < 2**15 for f in (scan.frame(chosen[0]),)
+    )
+    write_frames(
+        path,
+        (scan.frame(t) for t in chosen),
+        affine=scan.affine,
+        shape=(len(chosen), *scan.shape[1:]),
+        dtype=np.int16 if whole else np.float32,
+        frame_time_ms=frame_step_ms(scan) if len(chosen) > 1 else None,
+    )
+
+
+def frame_step_ms(scan: Scan) -> float | None:
+    """Mean time between frames in ms, None where unknown."""
+    if scan.frame_times_ms is None or scan.shape[0] < 2:
+        return None
+    return float(np.diff(scan.frame_times_ms).mean())
+
+
+def _header(
+    affine: np.ndarray, shape: tuple[int, int, int, int], dtype: np.dtype, frame_time_ms: float | None
+) -> nib.Nifti1Header:
+    t, z, y, x = shape
+    header = nib.Nifti1Header()
+    header.set_data_dtype(dtype)
+    header.set_data_shape((x, y, z, t) if t > 1 else (x, y, z))
+    spacing = np.linalg.norm(affine[:3, :3], axis=0)
+    header.set_zooms((*spacing, frame_time_ms or 0.0) if t > 1 else tuple(spacing))
+    header.set_xyzt_units("mm", "msec" if frame_time_ms else None)
+    header.set_sform(affine, code=1)
+    header.set_qform(affine, code=1)
+    header["vox_offset"] = 352
+    header["magic"] = b"n+1"
+    header.set_slope_inter(1.0, 0.0)
+    return header
+
+
+@contextmanager
+def _open_packed(path: Path, *, packed: bool) -> Iterator[IO[bytes]]:
+    with igzip.open(path, "wb", compresslevel=1) if packed else path.open("wb") as file:
+        yield file
+
+
+@contextmanager
+def atomic_path(path: Path) -> Iterator[Path]:
+    """A partial file beside `path` that takes its name when the block ends well, and is removed otherwise.
+
+    Raises:
+        InputError: the disk is full, or the folder cannot be written.
+    """
+    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        yield partial
+        partial.replace(path)
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise InputError(f"{path}: the disk is full; make room and run again") from error
+        if error.errno in (errno.EACCES, errno.EROFS, errno.ENOTDIR, errno.EEXIST):
+            raise InputError(
+                f"{path}: cannot be written ({error.strerror}); choose another output folder"
+            ) from error
+        raise
+    finally:
+        partial.unlink(missing_ok=True)

@@ -1,0 +1,58 @@
+"""The next two nouns: a `Sample` (one frame on the network's grid) and a `Batch` (what a method is given)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields, replace
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import numpy as np
+    import torch
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sample:
+    """One frame of one scan, resampled and normalized; arrays may be memory-mapped."""
+
+    image: np.ndarray
+    """(Z, Y, X) float16, zero mean and unit variance in the field of view, 0 outside."""
+    mask: np.ndarray | None
+    """(Z, Y, X) uint8 class indices, 0 background, None where unlabeled."""
+    annotated: tuple[bool, ...]
+    """For each class after background, whether the labels speak of it."""
+    subject: str
+    scan: str
+    frame: int
+    source: str
+    """Where the labels come from: "manual", "teacher", "pseudo", "" where there are none."""
+    position: np.ndarray | None = None
+    """(Z,) 0 at the base to 1 at the apex, None where the direction is unknown."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Batch:
+    """Everything a method may look at, by name."""
+
+    views: dict[str, torch.Tensor]
+    """Name -> (B, C, Y, X) or (B, C, Z, Y, X) float32; views may differ in size."""
+    target: torch.Tensor | None = None
+    """(B, Y, X) or (B, Z, Y, X) class indices, or soft masks with a class axis after B."""
+    annotated: torch.Tensor | None = None
+    """(B, C) bool: the labels of this sample speak of class c + 1."""
+    weight: torch.Tensor | None = None
+    """(B,) or like `target`: weight in the loss."""
+    position: torch.Tensor | None = None
+    """(B,) 0 base to 1 apex, NaN where unknown."""
+    subject: tuple[str, ...] = ()
+    frame: tuple[int, ...] = ()
+    source: tuple[str, ...] = ()
+
+    def to(self, device: torch.device) -> Batch:
+        """The same batch with its tensors on `device`."""
+        moved = {
+            f.name: value.to(device, non_blocking=True)
+            for f in fields(self)
+            if hasattr(value := getattr(self, f.name), "to")
+        }
+        views = {name: view.to(device, non_blocking=True) for name, view in self.views.items()}
+        return replace(self, views=views, **moved)
