@@ -13,7 +13,7 @@ import tempfile
 import threading
 from contextlib import contextmanager
 from pathlib import Path
-from typing import IO, TYPE_CHECKING
+from typing import IO, TYPE_CHECKING, Any
 
 import nibabel as nib
 import numpy as np
@@ -156,7 +156,7 @@ def read_labels(path: Path | str) -> tuple[Scan, np.ndarray]:
     return scan, whole.astype(np.int32)
 
 
-def _load(path: Path) -> nib.Nifti1Image:
+def _load(path: Path) -> Any:
     if not path.exists():
         raise InputError(f"{path}: no such file; check the path")
     if path.is_dir():
@@ -181,7 +181,7 @@ def _is_gzip(path: Path) -> bool:
         return file.read(2) == b"\x1f\x8b"
 
 
-def _grid(path: Path, image: nib.Nifti1Image) -> tuple[tuple[int, int, int, int], np.ndarray]:
+def _grid(path: Path, image: Any) -> tuple[tuple[int, int, int, int], np.ndarray]:
     """Stored shape (T, Z, Y, X) and affine."""
     header = image.header
     shape = list(header.get_data_shape())

@@ -1,0 +1,1 @@
+"""Networks, and moving weights into them."""

@@ -1,0 +1,121 @@
+"""Build a segmentation network from its settings."""
+
+from __future__ import annotations
+
+import warnings
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal
+
+from fewbeats.errors import InputError
+
+if TYPE_CHECKING:
+    from torch import nn
+
+NetworkKind = Literal["lite0", "unet2d", "unet3d", "hub"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class NetworkSettings:
+    """Which network, and how large."""
+
+    kind: NetworkKind = "lite0"
+    """lite0: 2D U-Net on an EfficientNet-Lite0 encoder, whose ImageNet weights come inside a package;
+    unet2d, unet3d: plain U-Net with deep supervision; hub: 2D U-Net on any timm encoder."""
+    base_channels: int = 16
+    """Channels of a plain U-Net's first level; they double with each level up to 16 times that."""
+    levels: int = 6
+    """Resolution levels of a plain U-Net."""
+    encoder: str = "resnet34"
+    """timm name of the encoder, for hub."""
+    context: int = 1
+    """Neighboring slices on each side given to a 2D network as further channels."""
+
+    @property
+    def in_channels(self) -> int:
+        """Channels of the network's input."""
+        return 1 if self.kind == "unet3d" else 2 * self.context + 1
+
+    @property
+    def dims(self) -> int:
+        """2 or 3 spatial dimensions."""
+        return 3 if self.kind == "unet3d" else 2
+
+    @property
+    def stride(self) -> int:
+        """In-plane sides of the input must be multiples of this."""
+        return 32 if self.kind in ("lite0", "hub") else 2 ** (self.levels - 1)
+
+    @property
+    def slice_stride(self) -> int:
+        """The number of slices given to a 3D network must be a multiple of this."""
+        return 4 if self.dims == 3 else 1
+
+
+def build_network(settings: NetworkSettings, *, classes: int) -> nn.Module:
+    """A network from random weights, (B, in_channels, [Z,] Y, X) -> logits (B, classes, [Z,] Y, X).
+
+    Plain U-Nets return a list of logits, finest first, while training (deep supervision).
+
+    Args:
+        settings: kind and size.
+        classes: background included.
+
+    Raises:
+        InputError: timm knows no such encoder.
+    """
+    if settings.kind in ("unet2d", "unet3d"):
+        return _plain_unet(settings, classes)
+    encoder = "tf_efficientnet_lite0" if settings.kind == "lite0" else settings.encoder
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # timm and smp announce deprecations of torch that no user can mend
+        import segmentation_models_pytorch as smp
+
+        try:
+            return smp.Unet(
+                f"tu-{encoder}", encoder_weights=None, in_channels=settings.in_channels, classes=classes
+            )
+        except (RuntimeError, KeyError) as error:
+            raise InputError(
+                f"encoder '{encoder}': timm knows no such model; see timm.list_models()"
+            ) from error
+
+
+def _plain_unet(settings: NetworkSettings, classes: int) -> nn.Module:
+    """nnU-Net's plain U-Net: two [conv3, InstanceNorm, LeakyReLU] a level, strided convolutions.
+
+    The 3D one halves the through-plane axis only twice, as stacks have few, thick slices.
+    """
+    from dynamic_network_architectures.architectures.unet import PlainConvUNet
+    from torch import nn
+
+    dims, levels = settings.dims, settings.levels
+    widths = [min(settings.base_channels * 2**i, settings.base_channels * 16) for i in range(levels)]
+    kernels: list = [3] * levels
+    strides: list = [1] + [2] * (levels - 1)
+    if dims == 3:
+        kernels = [(1, 3, 3) if i < 2 else (3, 3, 3) for i in range(levels)]
+        strides = [(1, 1, 1)] + [(2, 2, 2) if i in (3, 4) else (1, 2, 2) for i in range(1, levels)]
+    return PlainConvUNet(
+        settings.in_channels,
+        levels,
+        widths,
+        nn.Conv2d if dims == 2 else nn.Conv3d,
+        kernels,
+        strides,
+        2,
+        classes,
+        2,
+        conv_bias=True,
+        norm_op=nn.InstanceNorm2d if dims == 2 else nn.InstanceNorm3d,
+        norm_op_kwargs={"eps": 1e-5, "affine": True},
+        nonlin=nn.LeakyReLU,
+        nonlin_kwargs={"inplace": True},
+        deep_supervision=True,
+    )
+
+
+def set_deep_supervision(network: nn.Module, active: bool) -> None:
+    """Let a plain U-Net return all its scales (training) or only the finest; other networks have one."""
+    decoder = getattr(network, "decoder", None)
+    if decoder is not None and hasattr(decoder, "deep_supervision"):
+        decoder.deep_supervision = active

@@ -1,0 +1,99 @@
+"""Weights on disk (safetensors, never pickle) and from one network into another."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from fewbeats.errors import InputError
+
+if TYPE_CHECKING:
+    import torch
+    from torch import nn
+
+
+def save_weights(state: dict[str, torch.Tensor], path: Path) -> None:
+    """Write tensors as safetensors; the caller makes the write atomic."""
+    from safetensors.torch import save_file
+
+    # safetensors takes neither channels-last nor shared memory.
+    save_file({k: v.detach().cpu().clone(memory_format=_contiguous()) for k, v in state.items()}, path)
+
+
+def _contiguous() -> torch.memory_format:
+    import torch
+
+    return torch.contiguous_format
+
+
+def read_weights(path: Path) -> dict[str, torch.Tensor]:
+    """Read a safetensors file.
+
+    Raises:
+        InputError: missing, damaged, or another format.
+    """
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    if not path.is_file():
+        raise InputError(f"{path}: no such weights file; give a run folder or a .safetensors file")
+    try:
+        return load_file(path)
+    except (SafetensorError, OSError) as error:
+        raise InputError(f"{path}: not a readable safetensors file; export the weights again") from error
+
+
+@dataclass(frozen=True)
+class Transfer:
+    """What moved from one network into another."""
+
+    loaded: tuple[str, ...]
+    missing: tuple[str, ...]
+    """Weights of the new network that kept their start."""
+    unused: tuple[str, ...]
+    """Weights of the old one that fit nowhere."""
+
+    def __str__(self) -> str:
+        return (
+            f"{len(self.loaded)} tensors loaded, {len(self.missing)} left at their start"
+            f"{_first(self.missing)}, {len(self.unused)} unused{_first(self.unused)}"
+        )
+
+
+def _first(names: tuple[str, ...]) -> str:
+    return f" ({', '.join(names[:3])}{', ...' if len(names) > 3 else ''})" if names else ""
+
+
+def transfer_weights(
+    network: nn.Module, state: dict[str, torch.Tensor], *, source: Path | str, encoder_only: bool = False
+) -> Transfer:
+    """Load every tensor whose name and shape fit.
+
+    Args:
+        network: the new network, changed in place.
+        state: weights of the old one.
+        source: named in the error.
+        encoder_only: leave the decoder at its start.
+
+    Raises:
+        InputError: nothing of the encoder fits.
+    """
+    own = network.state_dict()
+    fits = {
+        name: value
+        for name, value in state.items()
+        if name in own
+        and own[name].shape == value.shape
+        and (not encoder_only or name.startswith("encoder."))
+    }
+    if not any(name.startswith("encoder.") for name in fits):
+        raise InputError(
+            f"{source}: weights of another architecture: none fits; choose the same --network.kind"
+        )
+    network.load_state_dict(fits, strict=False)
+    return Transfer(
+        loaded=tuple(fits),
+        missing=tuple(name for name in own if name not in fits),
+        unused=tuple(name for name in state if name not in fits),
+    )

@@ -1,0 +1,249 @@
+"""The only training loop.
+
+A step's randomness depends on (seed, step, rank) alone, so a run that was stopped and resumed is the run
+that never stopped, bit for bit; and a run of M minutes is the run of the N steps it was turned into.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal
+
+from fewbeats.errors import InputError
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
+
+    from fewbeats.sample import Batch
+    from fewbeats.training.method import Method
+    from fewbeats.training.rundir import RunDir
+
+Batches = Callable[[int, int, int], Iterator["Batch"]]
+"""(first step, rank, world) -> the batches from that step on; the same ones whenever it is asked."""
+
+TIMED_STEPS = 20
+
+
+@dataclass(frozen=True, kw_only=True)
+class FitSettings:
+    """Length and bookkeeping of a training run."""
+
+    steps: int | None = None
+    """Optimizer steps; either this or minutes."""
+    minutes: float | None = None
+    """Wall-clock budget; turned into steps once, after timing 20, and written to the run's folder."""
+    seed: int = 0
+    """Start of the weights and of every random draw."""
+    clip_norm: float = 5.0
+    """Largest norm of the gradient."""
+    log_every: int = 10
+    """Steps between lines of metrics.jsonl."""
+    checkpoint_seconds: float = 60.0
+    """Least time between checkpoints, s."""
+    precision: Literal["auto", "no", "fp16", "bf16"] = "auto"
+    """auto: bf16 on a GPU that computes it natively, else full precision."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Validation:
+    """How checkpoints are chosen when the last one is not taken."""
+
+    score: Callable[[Method], float]
+    """Higher is better."""
+    every: int
+    """Steps between evaluations."""
+
+
+def fit(
+    method: Method,
+    batches: Batches,
+    *,
+    settings: FitSettings,
+    run: RunDir,
+    label: str = "training",
+    validation: Validation | None = None,
+) -> int:
+    """Train a method in place; goes on from the run's checkpoint when there is one.
+
+    Args:
+        method: what is trained.
+        batches: see `Batches`.
+        settings: length and bookkeeping.
+        run: where metrics and checkpoints go.
+        label: name on the progress bar.
+        validation: keep the best state instead of the last.
+
+    Returns:
+        the number of steps of the finished run.
+
+    Raises:
+        InputError: no budget or two were given, the loss stopped being finite, or the disk is full.
+    """
+    import torch
+    from accelerate import Accelerator
+    from accelerate.utils import DistributedDataParallelKwargs, set_seed
+
+    if (settings.steps is None) == (settings.minutes is None):
+        raise InputError("give either --steps or --minutes, not both")
+    set_seed(settings.seed)
+    accelerator = Accelerator(
+        mixed_precision=_precision(settings.precision),
+        cpu=not torch.cuda.is_available(),
+        kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=True)],
+    )
+    run.path.mkdir(parents=True, exist_ok=True)
+    loop = _Loop(method, accelerator, settings, run)
+    loop.resume()
+    if loop.total is None:
+        loop.total = settings.steps or loop.steps_for(settings.minutes or 0.0, batches)
+    loop.run_to_end(batches, label, validation)
+    accelerator.wait_for_everyone()
+    return loop.total
+
+
+def _precision(wanted: str) -> str:
+    """bf16 only where it is native: on a CPU without matrix units it is many times slower."""
+    import torch
+
+    if wanted != "auto":
+        return wanted
+    return "bf16" if torch.cuda.is_available() and torch.cuda.is_bf16_supported() else "no"
+
+
+class _Loop:
+    """State of one `fit`: the method, its optimizer, and where the run stands."""
+
+    def __init__(self, method: Method, accelerator: Accelerator, settings: FitSettings, run: RunDir):
+        from fewbeats.training.optim import build_optimizer
+
+        self.method, self.accelerator, self.settings, self.run = method, accelerator, settings, run
+        self.groups = method.parameter_groups()
+        self.optimizer = build_optimizer(self.groups)
+        self.wrapped, self.prepared = accelerator.prepare(method, self.optimizer)
+        self.step, self.total = 0, None  # type: int, int | None
+        self.best: float | None = None
+        self.data_seconds = self.step_seconds = 0.0
+
+    def resume(self) -> None:
+        from fewbeats.training.checkpoint import read_checkpoint
+
+        state = read_checkpoint(self.run.checkpoint, self.method, self.optimizer)
+        if state is not None:
+            self.step, self.total, self.best = state["step"], state["total"], state["best"]
+        if self.accelerator.is_main_process:
+            self.run.cut_metrics(self.step)
+
+    def save(self) -> None:
+        from fewbeats.training.checkpoint import write_checkpoint
+
+        if self.accelerator.is_main_process:
+            state = {"step": self.step, "total": self.total, "best": self.best}
+            write_checkpoint(self.run.checkpoint, self.method, self.optimizer, state=state)
+
+    def steps_for(self, minutes: float, batches: Batches) -> int:
+        """Time `TIMED_STEPS` steps, put the start back, and return the steps that fit into the rest."""
+        from copy import deepcopy
+
+        started = time.perf_counter()
+        state = deepcopy(self.method.state_dict())
+        stream, seconds = self._stream(batches), []
+        for step in range(TIMED_STEPS):
+            begun = time.perf_counter()
+            self._update(next(stream), step, progress=0.0)
+            seconds.append(time.perf_counter() - begun)
+        self.method.load_state_dict(state)
+        self.optimizer.state.clear()
+        left = minutes * 60 - (time.perf_counter() - started)
+        steps = max(TIMED_STEPS, int(left / (sum(sorted(seconds)[2:-2]) / (TIMED_STEPS - 4))))
+        if self.accelerator.num_processes > 1:  # every rank must stop at the same step
+            from accelerate.utils import broadcast_object_list
+
+            steps = broadcast_object_list([steps])[0]
+        return steps
+
+    def _stream(self, batches: Batches) -> Iterator[Batch]:
+        return batches(self.step, self.accelerator.process_index, self.accelerator.num_processes)
+
+    def _update(self, batch: Batch, step: int, *, progress: float) -> tuple[float, dict[str, float]]:
+        """One optimizer step; returns the loss and the method's figures."""
+        import torch
+
+        from fewbeats.training.optim import set_rates
+
+        torch.manual_seed(hash((self.settings.seed, step, self.accelerator.process_index)) % 2**31)
+        self.method.train()
+        set_rates(self.optimizer, self.groups, progress)
+        self.optimizer.zero_grad(set_to_none=True)
+        with self.accelerator.autocast():
+            result = self.wrapped(batch.to(self.accelerator.device), progress)
+        self.accelerator.backward(result.loss)
+        if result.active is not None:
+            for group in self.groups:
+                if group.name not in result.active:
+                    for parameter in group.parameters:
+                        parameter.grad = None
+        self.accelerator.clip_grad_norm_(self.method.parameters(), self.settings.clip_norm)
+        self.prepared.step()
+        self.method.after_update(progress)
+        return float(result.loss.detach()), result.logs
+
+    def run_to_end(self, batches: Batches, label: str, validation: Validation | None) -> None:
+        from fewbeats.training.progress import progress_bar
+
+        assert self.total is not None
+        stream, saved = self._stream(batches), time.perf_counter()
+        with progress_bar(label, self.total, self.step, shown=self.accelerator.is_main_process) as advance:
+            while self.step < self.total:
+                begun = time.perf_counter()
+                batch = next(stream)
+                fetched = time.perf_counter()
+                loss, logs = self._update(batch, self.step, progress=self.step / self.total)
+                self.data_seconds += fetched - begun
+                self.step_seconds += time.perf_counter() - begun
+                self.step += 1
+                if self.step % self.settings.log_every == 0 or self.step == self.total:
+                    self._log(loss, logs)
+                if validation and (self.step % validation.every == 0 or self.step == self.total):
+                    self._validate(validation)
+                if time.perf_counter() - saved > self.settings.checkpoint_seconds or self.step == self.total:
+                    self.save()
+                    saved = time.perf_counter()
+                advance(loss)
+        if validation:
+            from fewbeats.training.checkpoint import read_best
+
+            read_best(self.run.checkpoint, self.method)
+
+    def _log(self, loss: float, logs: dict[str, float]) -> None:
+        if not math.isfinite(loss):
+            raise InputError(
+                f"{self.run.path}: the loss is {loss} at step {self.step}; lower --optim.learning-rate"
+            )
+        if self.accelerator.is_main_process:
+            rates = {f"rate_{g['name']}": g["lr"] for g in self.optimizer.param_groups}
+            seconds = self.step_seconds / self.settings.log_every
+            share = self.data_seconds / max(self.step_seconds, 1e-9)
+            self.run.append_metrics(
+                {
+                    "step": self.step,
+                    "loss": loss,
+                    **logs,
+                    **rates,
+                    "step_seconds": seconds,
+                    "data_share": share,
+                }
+            )
+        self.data_seconds = self.step_seconds = 0.0
+
+    def _validate(self, validation: Validation) -> None:
+        from fewbeats.training.checkpoint import write_best
+
+        score = validation.score(self.method)
+        if self.accelerator.is_main_process:
+            self.run.append_metrics({"step": self.step, "validation": score})
+            if self.best is None or score > self.best:
+                write_best(self.run.checkpoint, self.method)
+        self.best = score if self.best is None else max(self.best, score)

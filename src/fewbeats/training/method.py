@@ -1,0 +1,60 @@
+"""What the loop asks of a training method."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from torch import nn
+
+if TYPE_CHECKING:
+    import torch
+
+    from fewbeats.sample import Batch
+
+
+@dataclass(frozen=True)
+class Step:
+    """What one forward pass gives the loop."""
+
+    loss: torch.Tensor
+    """Scalar to differentiate."""
+    logs: dict[str, float] = field(default_factory=dict)
+    """Figures for the metrics file."""
+    active: tuple[str, ...] | None = None
+    """Parameter groups this step updates, None for all; the others get neither gradient nor decay."""
+
+
+@dataclass(frozen=True)
+class ParameterGroup:
+    """Parameters that share a learning rate and a weight decay, both functions of progress in [0, 1]."""
+
+    name: str
+    parameters: tuple[nn.Parameter, ...]
+    rate: Callable[[float], float]
+    decay: Callable[[float], float]
+
+
+class Method(nn.Module, ABC):
+    """A training method. Teachers, averaged copies and centers are its submodules and buffers.
+
+    So they are part of its state, resume with it, and DistributedDataParallel wraps it once.
+    """
+
+    @abstractmethod
+    def forward(self, batch: Batch, progress: float) -> Step:
+        """Loss of one batch; `progress` is the share of all steps already done, in [0, 1]."""
+
+    @abstractmethod
+    def parameter_groups(self) -> list[ParameterGroup]:
+        """What is optimized, and how fast."""
+
+    @abstractmethod
+    def networks(self) -> dict[str, nn.Module]:
+        """What a run exports: name -> network."""
+
+    @abstractmethod
+    def after_update(self, progress: float) -> None:
+        """Called after each optimizer step (moving averages)."""

@@ -1,0 +1,143 @@
+"""One run, one folder: settings, versions, provenance, metrics, weights. Nothing else is needed to predict.
+
+run/
+  run.json            format, task, resolved settings, versions, git commit, seed, structures
+  provenance.json     content hashes of every image seen (by this run and its ancestors)
+  metrics.jsonl       one line per logged step
+  network.safetensors the exported weights (and network.onnx for fast CPU prediction)
+  checkpoint/         what resuming needs; removed when training is complete
+"""
+
+from __future__ import annotations
+
+import errno
+import json
+import platform
+import shutil
+import subprocess
+from dataclasses import asdict, is_dataclass
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from fewbeats.errors import InputError
+
+FORMAT = 1
+VERSIONED = ("fewbeats", "torch", "timm", "segmentation-models-pytorch", "numpy")
+
+
+class RunDir:
+    """A run's folder and the files in it."""
+
+    def __init__(self, path: Path | str):
+        self.path = Path(path)
+        self.metrics = self.path / "metrics.jsonl"
+        self.checkpoint = self.path / "checkpoint"
+
+    def weights(self, name: str = "network") -> Path:
+        """Exported weights of one network."""
+        return self.path / f"{name}.safetensors"
+
+    def write_json(self, name: str, content: Any) -> None:
+        """Write a JSON file so that it is there whole or not at all."""
+        self.path.mkdir(parents=True, exist_ok=True)
+        partial = self.path / f".{name}.partial"
+        try:
+            partial.write_text(json.dumps(_plain(content), indent=1) + "\n")
+            partial.replace(self.path / name)
+        except OSError as error:
+            partial.unlink(missing_ok=True)
+            if error.errno in (errno.ENOSPC, errno.EDQUOT):
+                raise InputError(f"{self.path}: the disk is full; make room and run again") from error
+            raise
+
+    def read_json(self, name: str) -> Any:
+        """Read one of the run's JSON files.
+
+        Raises:
+            InputError: not a run folder, an unfinished one, or damaged.
+        """
+        file = self.path / name
+        if not file.is_file():
+            raise InputError(
+                f"{self.path}: not a finished run folder ({name} is missing); give the --out of a run"
+            )
+        try:
+            return json.loads(file.read_text())
+        except (json.JSONDecodeError, UnicodeDecodeError) as error:
+            raise InputError(f"{file}: damaged; train again or restore the folder from a copy") from error
+
+    def write_config(self, config: dict[str, Any]) -> None:
+        """Write `run.json`: the given settings and what identifies this software."""
+        self.write_json("run.json", {"format": FORMAT, **identity(), **config})
+
+    def read_config(self) -> dict[str, Any]:
+        """Read `run.json`.
+
+        Raises:
+            InputError: the folder is no run, or was written by another format of run folders.
+        """
+        config = self.read_json("run.json")
+        found = config.get("format") if isinstance(config, dict) else None
+        if found != FORMAT:
+            raise InputError(
+                f"{self.path}: run folder of format {found}, this version reads {FORMAT}; "
+                "use the version named in its run.json or train again"
+            )
+        return config
+
+    def append_metrics(self, row: dict[str, Any]) -> None:
+        """Add one line to the metrics."""
+        with self.metrics.open("a") as file:
+            file.write(json.dumps(_plain(row)) + "\n")
+
+    def cut_metrics(self, step: int) -> None:
+        """Drop lines after `step`, which a killed run wrote beyond its last checkpoint."""
+        if self.metrics.is_file():
+            lines = [json.loads(line) for line in self.metrics.read_text().splitlines() if line.endswith("}")]
+            kept = [json.dumps(row) + "\n" for row in lines if row.get("step", 0) <= step]
+            self.metrics.write_text("".join(kept))
+
+    def drop_checkpoint(self) -> None:
+        """Remove what only resuming needs."""
+        shutil.rmtree(self.checkpoint, ignore_errors=True)
+
+
+def identity() -> dict[str, Any]:
+    """Versions, commit and machine."""
+    return {
+        "versions": {name: _version(name) for name in VERSIONED} | {"python": platform.python_version()},
+        "git_commit": _git_commit(),
+        "machine": f"{platform.machine()}, {platform.system()}",
+    }
+
+
+def _version(name: str) -> str | None:
+    try:
+        return metadata.version(name)
+    except metadata.PackageNotFoundError:
+        return None
+
+
+def _git_commit() -> str | None:
+    """Commit of the checkout this package lies in, None when it was installed."""
+    here = Path(__file__).resolve().parent
+    answer = subprocess.run(
+        ["git", "rev-parse", "--short=12", "HEAD"], cwd=here, capture_output=True, text=True, check=False
+    )
+    return answer.stdout.strip() or None
+
+
+def _plain(value: Any) -> Any:
+    """Dataclasses, paths, tuples and numpy scalars -> JSON's own types."""
+    if is_dataclass(value) and not isinstance(value, type):
+        return _plain(asdict(value))
+    if isinstance(value, dict):
+        return {str(k): _plain(v) for k, v in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain(v) for v in value]
+    if isinstance(value, Path):
+        return str(value)
+    if hasattr(value, "tolist"):
+        return value.tolist()
+    return value

@@ -1,0 +1,1 @@
+"""Scan -> network grid and back; augmentation in batched tensor operations."""

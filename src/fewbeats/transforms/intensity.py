@@ -1,0 +1,102 @@
+"""Gray-value augmentation, batched: each effect is drawn per sample and applied to a share of them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+import torch.nn.functional as F
+
+if TYPE_CHECKING:
+    from torch import Generator, Tensor
+
+
+@dataclass(frozen=True, kw_only=True)
+class IntensitySettings:
+    """Ranges of the random effects on z-scored gray values."""
+
+    probability: float = 0.3
+    """Chance of each effect for each sample."""
+    gamma: tuple[float, float] = (0.6, 1.6)
+    """Exponent on the image scaled to [0, 1]; half of the draws act on the inverted image."""
+    bias_field: float = 0.5
+    """Standard deviation of the log of a smooth multiplicative field."""
+    contrast: tuple[float, float] = (0.65, 1.5)
+    """Factor on the deviation from the mean."""
+    brightness: float = 0.3
+    """Standard deviation of an additive shift."""
+    blur_px: tuple[float, float] = (0.5, 1.3)
+    """Standard deviation of a Gaussian blur, pixels."""
+    noise: float = 0.2
+    """Largest standard deviation of additive Gaussian noise."""
+    low_resolution: float = 0.5
+    """Smallest factor of an in-plane down- and up-sampling."""
+
+
+def augment_intensity(image: Tensor, settings: IntensitySettings, generator: Generator) -> Tensor:
+    """Apply the random effects to (B, C, Y, X); channels of a sample (neighboring slices) share the draw.
+
+    Points that are exactly 0, outside the scan, stay 0.
+    """
+    p, batch = settings.probability, image.shape[0]
+    if p <= 0:
+        return image
+
+    def uniform(low: float, high: float) -> Tensor:
+        return (low + (high - low) * torch.rand(batch, generator=generator)).view(-1, 1, 1, 1)
+
+    def chosen() -> Tensor:
+        return torch.rand(batch, generator=generator).view(-1, 1, 1, 1) < p
+
+    outside = image == 0
+    out = torch.where(chosen(), _blur(image, uniform(*settings.blur_px)), image)
+    out = _lower_resolution(out, chosen().flatten(), settings.low_resolution, generator)
+    out = torch.where(chosen(), out * _bias(out, settings.bias_field, generator), out)
+    out = torch.where(chosen(), out * uniform(*settings.contrast), out)
+    shift = torch.randn(batch, 1, 1, 1, generator=generator) * settings.brightness
+    out = torch.where(chosen(), out + shift, out)
+    out = torch.where(chosen(), _gamma(out, uniform(*settings.gamma), uniform(0, 1) < 0.5), out)
+    noise = torch.randn(out.shape, generator=generator) * uniform(0, settings.noise)
+    out = torch.where(chosen(), out + noise, out)
+    return out.masked_fill(outside, 0.0)
+
+
+def _gamma(image: Tensor, exponent: Tensor, inverted: Tensor) -> Tensor:
+    """Gamma on each sample scaled to [0, 1]; mean and deviation are kept."""
+    low = image.amin((1, 2, 3), keepdim=True)
+    span = (image.amax((1, 2, 3), keepdim=True) - low).clamp_min(1e-6)
+    unit = (image - low) / span
+    unit = torch.where(inverted, 1 - unit, unit).clamp(1e-6, 1) ** exponent
+    unit = torch.where(inverted, 1 - unit, unit)
+    before = torch.std_mean(image, (1, 2, 3), keepdim=True)
+    after = torch.std_mean(unit, (1, 2, 3), keepdim=True)
+    return (unit - after[1]) / after[0].clamp_min(1e-6) * before[0] + before[1]
+
+
+def _bias(image: Tensor, strength: float, generator: Generator) -> Tensor:
+    """(B, 1, Y, X) smooth positive field around 1."""
+    knots = torch.randn(image.shape[0], 1, 4, 4, generator=generator) * strength * 0.5
+    return F.interpolate(knots, size=image.shape[-2:], mode="bicubic", align_corners=True).exp()
+
+
+def _blur(image: Tensor, sigma: Tensor) -> Tensor:
+    """Separable Gaussian blur with a standard deviation per sample."""
+    batch, channels, height, width = image.shape
+    taps = torch.arange(-4, 5, dtype=image.dtype)
+    kernel = torch.exp(-0.5 * (taps / sigma.view(-1, 1)) ** 2)
+    kernel = (kernel / kernel.sum(1, keepdim=True)).repeat_interleave(channels, 0)
+    flat = F.pad(image.reshape(1, batch * channels, height, width), (4, 4, 4, 4), mode="replicate")
+    flat = F.conv2d(flat, kernel[:, None, None, :], groups=batch * channels)
+    return F.conv2d(flat, kernel[:, None, :, None], groups=batch * channels).view_as(image)
+
+
+def _lower_resolution(image: Tensor, chosen: Tensor, smallest: float, generator: Generator) -> Tensor:
+    """Down- and up-sample the chosen samples by one factor for the batch."""
+    factor = smallest + (1 - smallest) * float(torch.rand((), generator=generator))
+    if not bool(chosen.any()):
+        return image
+    out = image.clone()
+    small = F.interpolate(image[chosen], scale_factor=factor, mode="bilinear", antialias=True)
+    out[chosen] = F.interpolate(small, size=image.shape[-2:], mode="bilinear")
+    return out

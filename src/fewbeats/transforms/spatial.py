@@ -1,0 +1,102 @@
+"""Spatial augmentation: drawn once per sample, applied to image and mask in one resampling."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+import torch.nn.functional as F
+
+if TYPE_CHECKING:
+    from torch import Generator, Tensor
+
+
+@dataclass(frozen=True, kw_only=True)
+class SpatialSettings:
+    """Ranges of the random in-plane transform; 0 switches a part off."""
+
+    rotation_degrees: float = 180.0
+    """Rotation about the through-plane axis, uniform in +- this."""
+    scale: tuple[float, float] = (0.75, 1.35)
+    """Magnification, log-uniform."""
+    anisotropy: float = 0.1
+    """Extra log-uniform stretch of one axis against the other."""
+    shift_px: float = 12.0
+    """Translation, uniform in +- this, pixels of the network's grid."""
+    elastic_px: float = 4.0
+    """Standard deviation of a smooth random displacement, pixels."""
+    elastic_probability: float = 0.3
+    """Share of samples that are bent."""
+    flip: bool = True
+    """Mirror half of the samples; for scans whose stored chirality is not known to be one and the same."""
+    crop_probability: float = 0.15
+    """Share of samples whose outer field of view is blanked, as in scans cropped close to the heart."""
+
+
+@dataclass(frozen=True)
+class SpatialDraw:
+    """What was drawn for a batch: apply it to as many tensors as belong together."""
+
+    grid: Tensor
+    """(B, Y', X', 2) sampling positions, normalized coordinates of the source."""
+    keep: Tensor
+    """(B, 1, Y', X') bool, False where the field of view was blanked."""
+
+
+def draw_spatial(
+    settings: SpatialSettings, *, batch: int, source_px: int, out_px: int, generator: Generator
+) -> SpatialDraw:
+    """Draw a transform per sample that cuts `out_px` squares out of `source_px` squares."""
+
+    def uniform(low: float, high: float) -> Tensor:
+        return low + (high - low) * torch.rand(batch, generator=generator)
+
+    angle = torch.deg2rad(uniform(-settings.rotation_degrees, settings.rotation_degrees))
+    low, high = (torch.log(torch.tensor(float(v))) for v in settings.scale)
+    size = torch.exp(uniform(float(low), float(high)))
+    stretch = torch.exp(uniform(-settings.anisotropy, settings.anisotropy))
+    mirror = torch.where(uniform(0, 1) < 0.5, -1.0, 1.0) if settings.flip else torch.ones(batch)
+    scale_x, scale_y = mirror / (size * stretch), stretch / size
+    cos, sin = torch.cos(angle), torch.sin(angle)
+    # Pixel offsets from the output's center are turned and scaled about the source's center, then shifted.
+    matrix = torch.stack([torch.stack([cos * scale_x, -sin * scale_y], -1),
+                          torch.stack([sin * scale_x, cos * scale_y], -1)], -2)  # fmt: skip
+    shift = torch.stack([uniform(-settings.shift_px, settings.shift_px) for _ in range(2)], -1)
+    offsets = torch.arange(out_px) - (out_px - 1) / 2
+    points = torch.stack(torch.meshgrid(offsets, offsets, indexing="xy"), -1)
+    at = torch.einsum("bij,yxj->byxi", matrix, points) + shift[:, None, None, :]
+    if settings.elastic_px > 0 and settings.elastic_probability > 0:
+        bent = uniform(0, 1) < settings.elastic_probability
+        at = at + _smooth_field(batch, out_px, generator) * settings.elastic_px * bent[:, None, None, None]
+    keep = _field_of_view(settings, at, source_px, uniform)
+    return SpatialDraw(at * (2.0 / source_px), keep)
+
+
+def _smooth_field(batch: int, px: int, generator: Generator) -> Tensor:
+    """(B, Y, X, 2) displacement of unit standard deviation at its knots, cubic between 6 x 6 of them."""
+    knots = torch.randn(batch, 2, 6, 6, generator=generator)
+    field = F.interpolate(knots, size=(px, px), mode="bicubic", align_corners=True)
+    return field.permute(0, 2, 3, 1)
+
+
+def _field_of_view(settings: SpatialSettings, at: Tensor, source_px: int, uniform) -> Tensor:
+    """Blank all but a random box, aligned with the source's axes as a real crop would be."""
+    half = source_px / 2
+    inside = torch.ones(at.shape[:3], dtype=torch.bool)
+    if settings.crop_probability > 0:
+        cropped = uniform(0, 1) < settings.crop_probability
+        for axis in (0, 1):
+            for sign in (-1.0, 1.0):
+                edge = torch.where(
+                    cropped, uniform(0.22, 0.5) * source_px, torch.full_like(uniform(0, 1), half)
+                )
+                inside &= sign * at[..., axis] <= edge[:, None, None]
+    return inside[:, None]
+
+
+def apply_spatial(tensor: Tensor, draw: SpatialDraw, *, labels: bool = False) -> Tensor:
+    """Resample (B, C, Y, X) by what was drawn; class indices with `labels`, else linear. 0 outside."""
+    mode = "nearest" if labels else "bilinear"
+    moved = F.grid_sample(tensor, draw.grid, mode=mode, padding_mode="zeros", align_corners=False)
+    return moved * draw.keep
