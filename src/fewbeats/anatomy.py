@@ -7,8 +7,12 @@ a label file is silent about a structure its background must not be trained as "
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+import csv
+import json
+import re
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -16,7 +20,6 @@ from fewbeats.errors import InputError
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
-    from pathlib import Path
 
 FEWBEATS_VALUES: dict[str, int] = {
     "LV": 1, "MYO": 2, "RV": 3, "LA": 4, "RA": 5, "AO": 6, "PA": 7, "INFARCT": 8, "NO_REFLOW": 9,
@@ -31,6 +34,24 @@ FULL_NAMES = {
 
 PART_OF = {"INFARCT": "MYO", "NO_REFLOW": "MYO"}
 """A structure that is part of another: it counts as its whole unless it is itself asked for."""
+
+OTHER = "OTHER"
+"""In a convention: tissue that is none of the structures, so it counts as background."""
+
+OTHER_NAMES = {
+    "LV": "lvc lvcavity lvbp lvbloodpool leftventricle leftventriclecavity leftventriclebloodcavity "
+    "heartventricleleft",
+    "MYO": "lvm lvmyo myocardium lvmyocardium leftventriclemyocardium heartmyocardium",
+    "RV": "rvc rvcavity rvbp rvbloodpool rightventricle rightventriclecavity rightventriclebloodcavity "
+    "heartventricleright",
+    "LA": "leftatrium leftatriumbloodcavity heartatriumleft",
+    "RA": "rightatrium rightatriumbloodcavity heartatriumright",
+    "AO": "aorta ascendingaorta",
+    "PA": "pulmonaryartery",
+    "INFARCT": "infarction scar",
+    "NO_REFLOW": "mvo microvascularobstruction",
+}
+"""How other people write a structure, in small letters without spaces or signs."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,7 +68,7 @@ class Convention:
     def speaks_of(self) -> frozenset[str]:
         """Structures that the labels delineate."""
         named = set(self.values.values())
-        return frozenset(named | {PART_OF[s] for s in named if s in PART_OF}) - self.silent_about
+        return frozenset(named | {PART_OF[s] for s in named if s in PART_OF}) - self.silent_about - {OTHER}
 
 
 CONVENTIONS: dict[str, Convention] = {
@@ -119,3 +140,118 @@ def relabel(
 def annotated(convention: Convention, targets: Iterable[str]) -> tuple[bool, ...]:
     """For each target whether labels of this convention speak of it."""
     return tuple(t in convention.speaks_of for t in targets)
+
+
+def find_convention(text: str) -> Convention:
+    """The convention that a cohort's column or an option names.
+
+    Args:
+        text: a name in `CONVENTIONS` or the path of an own file (see `read_convention`); after it, where the
+            labels hold only some of its structures, a colon and those: `fewbeats:LV+MYO+RV`.
+
+    Raises:
+        InputError: no such name, file or structure.
+    """
+    name, colon, only = text.partition(":") if text.split(":")[0] in CONVENTIONS else (text, "", "")
+    convention = CONVENTIONS.get(name)
+    if convention is None and Path(name).suffix in CONVENTION_READERS:
+        return read_convention(Path(name))
+    if convention is None:
+        raise InputError(f"convention '{text}': unknown; name one of {sorted(CONVENTIONS)} or an own file")
+    if not colon:
+        return convention
+    drawn = {name_structure(s, file=f"convention '{text}'") for s in only.split("+")}
+    missing = sorted(drawn - set(convention.values.values()))
+    if missing:
+        raise InputError(f"convention '{text}': '{name}' has no {', '.join(missing)}; leave it out")
+    return replace(convention, name=text, silent_about=frozenset(set(convention.values.values()) - drawn))
+
+
+def absolute_convention(text: str) -> str:
+    """The same, with the path of an own file made absolute."""
+    return str(Path(text).absolute()) if Path(text).suffix in CONVENTION_READERS else text
+
+
+def read_convention(path: Path) -> Convention:
+    """Read an own convention.
+
+    Args:
+        path: CSV with the columns value,structure; YAML with `values: {1: LV, 2: MYO}` and, where wanted,
+            `silent_about: [RV]`; or the `dataset.json` of nnU-Net or the Medical Segmentation Decathlon.
+            Structures by the names of `FEWBEATS_VALUES`, other usual names of them, or OTHER.
+
+    Raises:
+        InputError: missing or unreadable file, a value that is no whole number, an unknown structure.
+    """
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+        pairs, silent = CONVENTION_READERS[path.suffix](text)
+        values = {int(value): str(name) for value, name in pairs if not _is_background(name)}
+        silent = [str(s) for s in silent]
+    except KeyError as error:
+        raise InputError(f"{path}: {_missing(error)}; see the examples of a convention file") from error
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read ({error.strerror}); check the path") from error
+    except Exception as error:  # the three parsers raise whatever they meet in a foreign file
+        raise InputError(
+            f"{path}: not a list of label values and structures; write value,structure"
+        ) from error
+    if not values or 0 in values:
+        what = "0 is always background" if 0 in values else "names no structure"
+        raise InputError(f"{path}: {what}; give each structure a value other than 0")
+    structures = {value: name_structure(name, file=path) for value, name in values.items()}
+    unlabeled = frozenset(name_structure(name, file=path) for name in silent)
+    return Convention(name=str(path), values=structures, silent_about=unlabeled)
+
+
+def name_structure(name: str, *, file: Path | str) -> str:
+    """The structure that a name means: "left ventricle" -> "LV".
+
+    Raises:
+        InputError: naming `file`, when the name means no structure.
+    """
+    plain = re.sub(r"[^a-z0-9]", "", name.lower()).replace("ventricular", "ventricle")
+    for structure in (*FEWBEATS_VALUES, OTHER):
+        own = structure.lower().replace("_", "")
+        if plain == own or plain in OTHER_NAMES.get(structure, "").split():
+            return structure
+    raise InputError(
+        f"{file}: '{name}' is no structure known here; write one of {', '.join(FEWBEATS_VALUES)} or {OTHER}"
+    )
+
+
+def _is_background(name: Any) -> bool:
+    return str(name).strip().lower() == "background"
+
+
+def _missing(error: KeyError) -> str:
+    return f"has no entry {error.args[0]!r}"
+
+
+Pairs = tuple["list[tuple[Any, Any]]", "list[Any]"]
+
+
+def _pairs_of_csv(text: str) -> Pairs:
+    rows = csv.DictReader(text.splitlines(), skipinitialspace=True, strict=True)
+    return [(row["value"], row["structure"].strip()) for row in rows], []
+
+
+def _pairs_of_yaml(text: str) -> Pairs:
+    import yaml
+
+    content = yaml.safe_load(text)
+    return list(content["values"].items()), list(content.get("silent_about", []))
+
+
+def _pairs_of_json(text: str) -> Pairs:
+    labels = json.loads(text)["labels"]
+    named = all(isinstance(value, int) for value in labels.values())  # nnU-Net: name -> value
+    return [(value, name) if named else (name, value) for name, value in labels.items()], []
+
+
+CONVENTION_READERS = {
+    ".csv": _pairs_of_csv,
+    ".yaml": _pairs_of_yaml,
+    ".yml": _pairs_of_yaml,
+    ".json": _pairs_of_json,
+}

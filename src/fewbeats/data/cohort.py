@@ -1,0 +1,355 @@
+"""The cohort table: one row a scan, as CSV or Parquet, editable by hand and strictly checked on reading.
+
+`COLUMNS` is the format. Only subject and image are required; what else is missing is empty or derived.
+Columns of one's own are kept as text. Checks work on whole columns, so that a biobank's 300,000 rows are
+read in seconds; for the same reason files are not touched before they are needed (`check_files`).
+"""
+
+from __future__ import annotations
+
+import difflib
+import re
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import polars as pl
+
+from fewbeats.anatomy import CONVENTIONS, find_convention
+from fewbeats.data.split import SPLITS, check_splits
+from fewbeats.errors import InputError
+from fewbeats.io.nifti import atomic_path, read_labels, read_nifti
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping
+
+    from fewbeats.scan import Scan
+
+COLUMNS: dict[str, tuple[Any, str]] = {
+    "subject": (pl.String, "the person; splits, budgets and statistics go by it"),
+    "study": (pl.String, "the visit; the subject where not given"),
+    "scan": (pl.String, "unique name of the row; predictions are filed under it; from the image's name"),
+    "frame": (pl.Int64, "which frame of its cine a single-frame image is, counted from 0; empty for 4D"),
+    "phase": (pl.String, "ED or ES, for a single-frame image"),
+    "view": (pl.String, "SAX, 2CH, 3CH, 4CH, AX, SAG or COR"),
+    "modality": (pl.String, "MR or CT"),
+    "sequence": (pl.String, "cine, lge, ..."),
+    "image": (pl.String, "NIfTI file, DICOM file or folder; FOLDER#2 is the second scan in a DICOM folder"),
+    "label": (pl.String, "NIfTI mask on the image's grid, or DICOM SEG"),
+    "label_source": (pl.String, "manual, teacher or pseudo"),
+    "label_frames": (pl.String, "frames of a 4D image that are labeled, as 0;12; empty: all"),
+    "convention": (pl.String, "meaning of the label values: a name, or an own file"),
+    "split": (pl.String, "train, tune, dev or test"),
+    "group": (pl.String, "diagnosis"),
+    "height_cm": (pl.Float64, "body height"),
+    "weight_kg": (pl.Float64, "body weight"),
+    "frames": (pl.Int64, "T, as read (canonical orientation), as are the next three"),
+    "slices": (pl.Int64, "Z"),
+    "rows": (pl.Int64, "Y"),
+    "columns": (pl.Int64, "X"),
+    "spacing_z_mm": (pl.Float64, "between slice centers"),
+    "spacing_y_mm": (pl.Float64, "in plane"),
+    "spacing_x_mm": (pl.Float64, "in plane"),
+    "spacing_trusted": (pl.Boolean, "false where the true spacing is lost: no mm, no mL"),
+    "slice_order": (pl.String, "base_first or apex_first"),
+    "frame_time_ms": (pl.Float64, "between frames"),
+    "ed_frame": (pl.Int64, "end-diastole in a 4D image, counted from 0"),
+    "es_frame": (pl.Int64, "end-systole in a 4D image, counted from 0"),
+}
+"""Column -> its type and meaning, in the order written."""
+
+SCHEMA = {name: kind for name, (kind, _) in COLUMNS.items()}
+ALLOWED = {
+    "phase": ("ED", "ES"),
+    "view": ("SAX", "2CH", "3CH", "4CH", "AX", "SAG", "COR"),
+    "modality": ("MR", "CT"),
+    "label_source": ("manual", "teacher", "pseudo"),
+    "split": SPLITS,
+    "slice_order": ("base_first", "apex_first"),
+}
+FROM_ZERO = ("frame", "ed_frame", "es_frame")
+POSITIVE = ("height_cm", "weight_kg", "frames", "slices", "rows", "columns", "frame_time_ms",
+            "spacing_z_mm", "spacing_y_mm", "spacing_x_mm")  # fmt: skip
+PATHS = ("image", "label", "convention")
+ABSOLUTE = r"^(/|[A-Za-z]:[\\/])"
+FILE_NAME = r"^[^/\\\x00-\x1f]+$"
+KIND_NAMES = {pl.Int64: "a whole number", pl.Float64: "a number", pl.Boolean: "true or false"}
+
+
+def read_cohort(path: Path | str) -> pl.DataFrame:
+    """Read and check a cohort table; paths in it come back absolute, or relative to the working folder.
+
+    Args:
+        path: `.csv` or `.parquet`.
+
+    Raises:
+        InputError: naming the file, and where there is one the row (as a spreadsheet counts, the header
+            being row 1) and the column.
+    """
+    path = Path(path)
+    raw = _read_text_columns(path)
+    _check_header(raw.columns, path)
+    rows = raw.with_row_index("_row", offset=2).with_columns(
+        pl.col(name).str.strip_chars().replace("", None) for name in raw.columns
+    )
+    rows = rows.filter(~pl.all_horizontal(pl.all().exclude("_row").is_null()))  # blank lines
+    if rows.is_empty():
+        raise InputError(f"{path}: no rows; run `fewbeats index` again")
+    rows = _cast(rows, path)
+    rows = rows.with_columns(_resolved(name, path.parent) for name in PATHS)
+    rows = _derive(rows)
+    _check(rows, path)
+    return rows.drop("_row")
+
+
+def write_cohort(cohort: pl.DataFrame, path: Path | str) -> None:
+    """Write a cohort table, CSV or Parquet by suffix; paths below the table's folder become relative.
+
+    Raises:
+        InputError: another suffix, or a folder that cannot be written.
+    """
+    path = Path(path)
+    below = f"{path.parent.absolute()}/"
+    extra = [name for name in cohort.columns if name not in SCHEMA]
+    table = cohort.select(*(name for name in SCHEMA if name in cohort.columns), *extra)
+    table = table.with_columns(
+        pl.when(pl.col(name).str.contains(ABSOLUTE) | pl.col(name).is_in(list(CONVENTIONS)))
+        .then(pl.col(name))
+        .otherwise(f"{Path.cwd()}/" + pl.col(name))
+        .str.strip_prefix(below)
+        for name in PATHS
+        if name in table.columns
+    )
+    with atomic_path(path) as partial:
+        if path.suffix == ".csv":
+            table.write_csv(partial)
+        elif path.suffix == ".parquet":
+            table.write_parquet(partial)
+        else:
+            raise InputError(f"{path}: a cohort is written as .csv or .parquet; choose one")
+
+
+def new_cohort(rows: Iterable[Mapping[str, Any]]) -> pl.DataFrame:
+    """A table in the order and types of `COLUMNS` from rows that may lack columns; own columns are kept.
+
+    Raises:
+        InputError: the rows do not make a cohort (see `read_cohort`).
+    """
+    listed = list(rows)
+    extra = {name: pl.String for row in listed for name in row if name not in SCHEMA}
+    table = pl.DataFrame(listed, schema={**SCHEMA, **extra}, strict=False)
+    table = _derive(table.with_row_index("_row", offset=2))
+    _check(table, Path("cohort"))
+    return table.drop("_row")
+
+
+def check_files(cohort: pl.DataFrame) -> None:
+    """Make sure that images and labels are there, before hours are spent on the first of them.
+
+    Raises:
+        InputError: naming the first missing one and how many there are.
+    """
+    texts = pl.concat([cohort["image"], cohort["label"].drop_nulls()]).unique(maintain_order=True)
+    missing = [text for text in texts if not split_fragment(text)[0].exists()]
+    if missing:
+        raise InputError(f"{missing[0]}: no such file ({len(missing)} missing); mend the cohort's paths")
+
+
+def open_scan(row: Mapping[str, Any]) -> Scan:
+    """The Scan of a row; NIfTI pixels stay on disk until asked for.
+
+    Raises:
+        InputError: the image cannot be read, or is not the one that was indexed.
+    """
+    path, number = split_fragment(row["image"])
+    if is_nifti(path):
+        scan = read_nifti(path, frame_time_ms=row["frame_time_ms"])
+    else:
+        from fewbeats.io.dicom import read_dicom
+
+        scans = read_dicom(path)
+        if number > len(scans):
+            raise InputError(
+                f"{path}: holds {len(scans)} scans, the cohort asks for number {number}; index it again"
+            )
+        scan = scans[number - 1]
+    indexed = tuple(row[name] for name in ("frames", "slices", "rows", "columns"))
+    if None not in indexed and scan.shape != indexed:
+        raise InputError(f"{path}: shape {scan.shape} is not the {indexed} in the cohort; index it again")
+    return scan
+
+
+def open_labels(row: Mapping[str, Any], scan: Scan) -> dict[int, np.ndarray]:
+    """The labels of a row, by frame of its scan.
+
+    Returns:
+        frame -> (Z, Y, X) int32 in canonical orientation, values of the row's convention; empty where the
+        row has no label.
+
+    Raises:
+        InputError: the label cannot be read, or its grid is not the image's.
+    """
+    if row["label"] is None:
+        return {}
+    path = Path(row["label"])
+    if is_nifti(path):
+        mask, labels = read_labels(path)
+        check_grid(mask, scan, path=path)
+    else:
+        from fewbeats.io.dicom import read_seg
+
+        labels = read_seg(path, scan)
+    named = [int(t) for t in (row["label_frames"] or "").split(";") if t]
+    if len(labels) == scan.shape[0]:
+        return {t: labels[t] for t in named or range(len(labels))}
+    if len(labels) != max(1, len(named)):
+        raise InputError(
+            f"{path}: {len(labels)} frames for {scan.shape[0]} of the image; fill in label_frames"
+        )
+    return dict(zip(named or [0], labels, strict=True))
+
+
+def check_grid(mask: Scan, scan: Scan, *, path: Path) -> None:
+    """Refuse a mask that does not lie on the image's grid, to a tenth of a voxel.
+
+    Raises:
+        InputError: naming `path`.
+    """
+    if mask.shape[1:] != scan.shape[1:]:
+        raise InputError(
+            f"{path}: shape {mask.shape[1:]} is not the image's {scan.shape[1:]} (z, y, x); "
+            "save the mask on the image's own grid"
+        )
+    z, y, x = scan.shape[1:]
+    corners = np.array([[i, j, k, 1.0] for i in (0, x - 1) for j in (0, y - 1) for k in (0, z - 1)])
+    off_mm = np.linalg.norm(corners @ (mask.affine - scan.affine).T, axis=1).max()
+    if off_mm > 0.1 * min(scan.spacing_mm):
+        raise InputError(
+            f"{path}: lies up to {off_mm:.1f} mm off the image's grid; save the mask on the image's own grid"
+        )
+
+
+def is_nifti(path: Path) -> bool:
+    """By its name."""
+    return path.name.lower().endswith((".nii", ".nii.gz"))
+
+
+def split_fragment(image: str) -> tuple[Path, int]:
+    """`FOLDER#2` -> (FOLDER, 2); without a fragment the number is 1."""
+    found = re.fullmatch(r"(.+)#([1-9]\d*)", image, re.DOTALL)
+    if found is None or Path(image).exists():
+        return Path(image), 1
+    return Path(found[1]), int(found[2])
+
+
+def _read_text_columns(path: Path) -> pl.DataFrame:
+    if not path.is_file():
+        raise InputError(f"{path}: no such table; write one with `fewbeats index`")
+    try:
+        if path.suffix == ".parquet":
+            return pl.read_parquet(path).cast(pl.String)
+        if path.suffix == ".csv":
+            return pl.read_csv(path.read_bytes(), infer_schema=False)
+    except (pl.exceptions.PolarsError, OSError, pl.exceptions.PanicException) as error:
+        raise InputError(f"{path}: not a readable table; write it anew with `fewbeats index`") from error
+    raise InputError(f"{path}: a cohort is a .csv or .parquet file; rename or convert it")
+
+
+def _check_header(names: list[str], path: Path) -> None:
+    """Required columns are there, and none is a known one misspelled: it would be ignored in silence."""
+    for name in ("subject", "image"):
+        if name not in names:
+            hint = "; separate columns by commas" if any(";" in n or "\t" in n for n in names) else ""
+            raise InputError(f"{path}: has no column '{name}'{hint or '; add it'}")
+    absent = [name for name in SCHEMA if name not in names]
+    for name in names:
+        near = difflib.get_close_matches(name.strip().lower(), absent, n=1, cutoff=0.8)
+        if name not in SCHEMA and (near or name.startswith("_")):
+            raise InputError(f"{path}: unknown column '{name}'; rename it{f' to {near[0]}' if near else ''}")
+
+
+def _cast(rows: pl.DataFrame, path: Path) -> pl.DataFrame:
+    rows = rows.with_columns(pl.lit(None, pl.String).alias(n) for n in SCHEMA if n not in rows.columns)
+    for name, kind in SCHEMA.items():
+        if kind == pl.Boolean:
+            truth = {"true": True, "1": True, "false": False, "0": False}
+            cast = rows[name].str.to_lowercase().replace_strict(truth, default=None, return_dtype=pl.Boolean)
+        else:
+            cast = rows[name].cast(kind, strict=False)
+        _refuse(rows, cast.is_null() & rows[name].is_not_null(), name, path, f"is not {KIND_NAMES.get(kind)}")
+        rows = rows.with_columns(cast.alias(name))
+    extra = [name for name in rows.columns if name not in SCHEMA and name != "_row"]
+    return rows.select("_row", *SCHEMA, *extra)
+
+
+def _resolved(name: str, folder: Path) -> pl.Expr:
+    """Paths relative to the table's folder; a convention's name is no path."""
+    text = pl.col(name)
+    keep = text.str.contains(ABSOLUTE) | text.str.replace(":.*", "").is_in(list(CONVENTIONS))
+    if name != "convention":
+        keep = text.str.contains(ABSOLUTE)
+    return pl.when(keep).then(text).otherwise(f"{folder.absolute()}/" + text).alias(name)
+
+
+def _derive(rows: pl.DataFrame) -> pl.DataFrame:
+    """Fill what is empty and follows from the rest."""
+    stem = pl.col("image").str.extract(r"([^/\\]+)$").str.replace(r"(?i)\.(nii\.gz|nii|dcm)$", "")
+    own = pl.when(stem.is_unique()).then(stem).otherwise(pl.col("subject") + "_" + stem)
+    labeled = pl.col("label").is_not_null()
+    return rows.with_columns(
+        pl.col("study").fill_null(pl.col("subject")),
+        pl.col("scan").fill_null(own),
+        pl.when(labeled)
+        .then(pl.col("label_source").fill_null("manual"))
+        .otherwise("label_source")
+        .alias("label_source"),
+        pl.col("spacing_trusted").fill_null(True),
+    )
+
+
+def _check(rows: pl.DataFrame, path: Path) -> None:
+    for name in ("subject", "image", "scan"):
+        _refuse(rows, rows[name].is_null(), name, path, "is empty; fill it in")
+    for name in ("subject", "scan"):
+        _refuse(rows, ~rows[name].str.contains(FILE_NAME), name, path, "cannot be part of a file's name")
+    _refuse(rows, ~rows["scan"].is_first_distinct(), "scan", path, "stands twice; make it unique")
+    for name, allowed in ALLOWED.items():
+        _refuse(rows, ~rows[name].is_in(allowed), name, path, f"is none of {', '.join(allowed)}")
+    for name in POSITIVE:
+        _refuse(rows, ~((rows[name] > 0) & (rows[name] < 1e9)), name, path, "is not a positive number")
+    for name in FROM_ZERO:
+        _refuse(rows, rows[name] < 0, name, path, "is negative; frames are counted from 0")
+    _check_labels(rows, path)
+    check_splits(rows, file=path)
+
+
+def _check_labels(rows: pl.DataFrame, path: Path) -> None:
+    unlabeled = rows["label"].is_null()
+    for name in ("label_source", "label_frames"):
+        _refuse(
+            rows,
+            unlabeled & rows[name].is_not_null(),
+            name,
+            path,
+            "is given without a label; fill in the label",
+        )
+    _refuse(rows, ~unlabeled & rows["convention"].is_null(), "convention", path,
+            f"is needed for a label; name one of {', '.join(CONVENTIONS)} or an own file")  # fmt: skip
+    named = rows["label_frames"]
+    _refuse(rows, ~named.str.contains(r"^\d{1,9}(;\d{1,9})*$"), "label_frames", path, "is not like 0;12")
+    last = named.str.split(";").cast(pl.List(pl.Int64), strict=False).list.max()
+    _refuse(rows, last >= rows["frames"], "label_frames", path, "goes beyond the frames of the image")
+    for text in rows["convention"].drop_nulls().unique(maintain_order=True):
+        try:
+            find_convention(text)
+        except InputError as error:
+            _refuse(rows, rows["convention"] == text, "convention", path, f"cannot be used: {error}")
+
+
+def _refuse(rows: pl.DataFrame, bad: pl.Series, column: str, path: Path, why: str) -> None:
+    """Raise for the first row where `bad` is true (null counts as fine)."""
+    hits = bad.fill_null(False).arg_true()
+    if len(hits):
+        line, value = rows["_row"][hits[0]], rows[column][hits[0]]
+        shown = "" if value is None else f" {value!r}"
+        raise InputError(f"{path}: row {line}, column '{column}':{shown} {why}")

@@ -1,0 +1,207 @@
+"""Index a source: find its scans, open each once, and write down what they are."""
+
+from __future__ import annotations
+
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from fewbeats.anatomy import FEWBEATS_VALUES, absolute_convention, find_convention, relabel
+from fewbeats.data.cohort import is_nifti, new_cohort, open_labels, open_scan
+from fewbeats.data.layouts import KNOWN_SETS, LAYOUTS, Row, bare_label, list_nifti, stem_of
+from fewbeats.data.split import apply_split_file, name_some
+from fewbeats.errors import InputError
+from fewbeats.io.nifti import frame_step_ms, read_nifti
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    import polars as pl
+
+    from fewbeats.scan import Scan
+
+READERS = 4  # threads; unpacking releases the interpreter, more than this many wait for the disk
+
+
+def index(
+    source: Path | str,
+    *,
+    layout: str,
+    split_file: Path | str | None = None,
+    convention: str | None = None,
+    labels: Path | str | None = None,
+    check_pixels: bool = True,
+) -> pl.DataFrame:
+    """Make a cohort of a source.
+
+    Labels are read in full, whatever their number: their grid and values are checked, and the frames that
+    are drawn in a 4D label are noted.
+
+    Args:
+        source: folder.
+        layout: a name in `LAYOUTS`.
+        split_file: CSV subject,split; see `apply_split_file`.
+        convention: meaning of the label values, where it is not the layout's own.
+        labels: folder of masks that add to or replace labels; see `attach_labels`.
+        check_pixels: read every image to its end, so that truncated and empty ones are found now.
+
+    Returns:
+        table as in `cohort.COLUMNS`, paths absolute.
+
+    Raises:
+        InputError: naming the file that cannot be used.
+    """
+    source = Path(source).absolute()
+    if layout not in LAYOUTS:
+        raise InputError(f"layout '{layout}': unknown; choose one of {', '.join(LAYOUTS)}")
+    if not source.is_dir():
+        raise InputError(f"{source}: no such folder; check the path")
+    rows = LAYOUTS[layout](source)
+    if convention is not None:
+        known = KNOWN_SETS.get(convention, {}) if layout == "folder" else {}
+        rows = [{**known, **row, "convention": absolute_convention(convention)} for row in rows]
+    with ThreadPoolExecutor(READERS) as pool:
+        measured = list(pool.map(lambda row: measure(row, check_pixels=check_pixels), rows))
+    if not measured:
+        raise InputError(f"{source}: no image of the layout '{layout}' in it; check folder and layout")
+    cohort = new_cohort(narrow_fewbeats([row for found in measured for row in found]))
+    if labels is not None:
+        cohort = attach_labels(cohort, labels)
+    return cohort if split_file is None else apply_split_file(cohort, split_file)
+
+
+def attach_labels(cohort: pl.DataFrame, folder: Path | str, *, convention: str = "fewbeats") -> pl.DataFrame:
+    """Take masks named like scans (`SCAN.nii.gz`, `SCAN_label.nii.gz`) as their manual labels.
+
+    This is how a corrected prediction comes back: put the corrected masks, and only those, in a folder.
+    In the `fewbeats` convention they speak of the structures that any of them holds.
+
+    Args:
+        cohort: the table.
+        folder: with the masks, on the images' grids.
+        convention: meaning of their values.
+
+    Raises:
+        InputError: no mask, a mask without a scan, on another grid, empty or with unknown values.
+    """
+    masks = list_nifti(Path(folder).absolute())
+    if not masks:
+        raise InputError(f"{folder}: no mask (.nii.gz) in it; check the path")
+    rows = {row["scan"]: row for row in cohort.iter_rows(named=True)}
+    named = {mask: stem if (stem := stem_of(mask)) in rows else bare_label(stem) for mask in masks}
+    strangers = [mask.name for mask, scan in named.items() if scan not in rows]
+    if strangers:
+        raise InputError(
+            f"{folder}: no scan of the cohort is called like {name_some(strangers)}; rename them"
+        )
+    new = {"label_source": "manual", "label_frames": None, "convention": absolute_convention(convention)}
+    labeled = [{**rows[scan], **new, "label": str(mask)} for mask, scan in named.items()]
+    if len({row["scan"] for row in labeled}) < len(labeled):
+        raise InputError(f"{folder}: two masks of one scan; keep one of them")
+    with ThreadPoolExecutor(READERS) as pool:
+        labeled = list(pool.map(lambda row: measure_label(row, open_scan(row)), labeled))
+    rows.update((row["scan"], row) for row in narrow_fewbeats(labeled))
+    return new_cohort(rows.values())
+
+
+def measure(row: Row, *, check_pixels: bool) -> list[Row]:
+    """Open what a layout found and fill in geometry and labels; a DICOM folder may hold several scans.
+
+    Raises:
+        InputError: naming the file that cannot be used.
+    """
+    path = Path(row["image"])
+    if is_nifti(path):
+        found = [(row, read_nifti(path))]
+    else:
+        found = list(_scans_in_dicom(row, path))
+    done = []
+    for one, scan in found:
+        if check_pixels:
+            refuse_empty(scan)
+        one = {**one, **_geometry(scan)} | {"modality": scan.modality or one.get("modality")}
+        done.append(measure_label(one, scan) if one.get("label") else one)
+    return done
+
+
+def measure_label(row: Row, scan: Scan) -> Row:
+    """The row with the frames that its label covers and, under `_values`, the values found.
+
+    Raises:
+        InputError: another grid, an empty label, values unknown to the convention, or no convention.
+    """
+    file = row["label"]
+    if not row.get("convention"):
+        raise InputError(f"{file}: what do its values mean? name a convention or an own file")
+    convention = find_convention(row["convention"])
+    labels = open_labels({"label_frames": None, **row}, scan)
+    for t, frame in labels.items():
+        relabel(frame, convention, (), file=f"{file}, frame {t}")
+    drawn = [t for t, frame in labels.items() if frame.any()]
+    named = row.get("label_frames")
+    if not drawn or (named and len(drawn) < len(labels)):
+        where = f" on one of the frames {named}" if named else ""
+        raise InputError(f"{file}: the label is empty{where}; draw it, or move the file away")
+    values = {int(v) for t in drawn for v in np.unique(labels[t])} - {0}
+    frames = None if len(drawn) == scan.shape[0] else ";".join(map(str, drawn))
+    return {**row, "label_frames": frames, "_values": values}
+
+
+def narrow_fewbeats(rows: Iterable[Row]) -> list[Row]:
+    """Let labels in the `fewbeats` convention speak only of what is found in any of them.
+
+    Its nine structures are seldom all drawn, and background must not be trained as "no left atrium" where
+    nobody drew one. Takes away the column `_values` of `measure_label`.
+    """
+    listed = list(rows)
+    own = [row for row in listed if row.get("convention") == "fewbeats" and row.get("label")]
+    values = set().union(*(row["_values"] for row in own))
+    drawn = "fewbeats:" + "+".join(s for s, value in FEWBEATS_VALUES.items() if value in values)
+    for row in own:
+        row["convention"] = drawn
+    return [{name: cell for name, cell in row.items() if name != "_values"} for row in listed]
+
+
+def refuse_empty(scan: Scan) -> None:
+    """Read every frame, and refuse one that holds nothing.
+
+    Raises:
+        InputError: also what reading itself finds (truncated file, NaN).
+    """
+    for t in range(scan.shape[0]):
+        frame = scan.frame(t)
+        if frame.min() == frame.max():
+            raise InputError(
+                f"{scan.source.path}: frame {t} is empty (one value throughout); export it again"
+            )
+
+
+def _scans_in_dicom(row: Row, path: Path) -> Iterable[tuple[Row, Scan]]:
+    from fewbeats.io.dicom import read_dicom
+
+    scans = read_dicom(path)
+    if len(scans) == 1:
+        yield row, scans[0]
+        return
+    for number, scan in enumerate(scans, start=1):
+        yield {**row, "image": f"{path}#{number}", "scan": f"{row['scan']}_{number}"}, scan
+
+
+def _geometry(scan: Scan) -> Row:
+    t, z, y, x = scan.shape
+    spacing = [round(mm, 7) for mm in scan.spacing_mm]
+    step_ms = frame_step_ms(scan)
+    return {
+        "frames": t, "slices": z, "rows": y, "columns": x,
+        "spacing_z_mm": spacing[0], "spacing_y_mm": spacing[1], "spacing_x_mm": spacing[2],
+        "spacing_trusted": not _is_nominal(scan),
+        "frame_time_ms": None if step_ms is None else round(step_ms, 6),
+    }  # fmt: skip
+
+
+def _is_nominal(scan: Scan) -> bool:
+    """A stack with pixels of exactly 1 mm, unturned and at the origin: by one who knew no geometry."""
+    affine = scan.source.affine
+    return scan.is_stack and np.array_equal(affine, np.diag([1.0, 1.0, affine[2, 2], 1.0]))

@@ -1,0 +1,313 @@
+"""Where known kinds of folders keep images, labels and facts: one function a layout.
+
+Each takes the source folder and gives rows as far as names and side files tell them, columns as in
+`cohort.COLUMNS`; `index` opens the files and adds the rest.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import polars as pl
+
+from fewbeats.data.split import name_some, read_columns
+from fewbeats.errors import InputError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable
+
+Row = dict[str, Any]
+
+NIFTI = r"\.nii(\.gz)?$"
+LABEL_ENDINGS = r"[_\-.](label|labels|labelmap|seg|segmentation|mask|gt)$"
+SCAN_ENDINGS = r"[_\-](4d|sa|image|frame_?\d+|ed|es)$"
+FRAME_NUMBER = re.compile(r"_frame_?(\d+)$", re.IGNORECASE)
+
+KNOWN_SETS: dict[str, Row] = {
+    "acdc": {"modality": "MR", "sequence": "cine", "view": "SAX", "slice_order": "base_first"},
+    "mnms": {"modality": "MR", "sequence": "cine", "view": "SAX"},
+    "emidec": {"modality": "MR", "sequence": "lge", "view": "SAX", "slice_order": "apex_first"},
+    "la2018": {"modality": "MR", "sequence": "lge"},
+}
+"""What the files of a public data set do not say of themselves; by layout, or by convention in `folder`."""
+
+
+def acdc(source: Path) -> list[Row]:
+    """ACDC: `patientNNN/patientNNN_frameFF.nii.gz`, `..._gt.nii.gz`, `Info.cfg`; the cine without label."""
+    rows = []
+    for info_file in sorted(source.rglob("Info.cfg")):
+        info = _read_info(info_file)
+        subject = info_file.parent.name
+        ed, es = _whole(info, "ED", info_file), _whole(info, "ES", info_file)
+        phases = {ed: "ED", es: "ES"}
+        person = {
+            "subject": subject, "group": info.get("Group"), "convention": "acdc", **KNOWN_SETS["acdc"],
+            "height_cm": _number(info, "Height", info_file), "weight_kg": _number(info, "Weight", info_file),
+        }  # fmt: skip
+        for image in list_nifti(info_file.parent):
+            stem = stem_of(image)
+            numbered = FRAME_NUMBER.search(stem)
+            if numbered:  # ACDC counts frames from 1
+                number = int(numbered[1])
+                place = {"frame": number - 1, "phase": phases.get(number), "label": _beside(image, "_gt")}
+            elif stem.endswith("_4d"):
+                place = {"ed_frame": ed - 1, "es_frame": es - 1}
+            else:
+                continue
+            rows.append({**person, **place, "scan": stem, "image": str(image)})
+    return rows
+
+
+def mnms(source: Path) -> list[Row]:
+    """M&Ms: `ID/ID_sa.nii.gz`, `ID_sa_gt.nii.gz` labeled on two frames, and one table of the subjects."""
+    table = _mnms_table(source)
+    rows = []
+    for image in (i for i in list_nifti(source) if stem_of(i).endswith("_sa")):
+        subject = image.parent.name
+        if subject not in table:
+            raise InputError(f"{image}: its subject is not in the table of subjects; take it out or add it")
+        person, file = table[subject], Path(f"the row of {subject}")
+        ed, es = _whole(person, "ED", file), _whole(person, "ES", file)
+        label = None if "Unlabeled" in image.parts else _beside(image, "_gt")
+        rows.append({
+            "subject": subject, "scan": stem_of(image), "image": str(image), "convention": "mnms",
+            "label": label, "label_frames": f"{ed};{es}" if label else None, "ed_frame": ed, "es_frame": es,
+            "group": person.get("Pathology"), "height_cm": _number(person, "Height", file),
+            "weight_kg": _number(person, "Weight", file), "vendor": person.get("Vendor"),
+            **KNOWN_SETS["mnms"],
+        })  # fmt: skip
+    return rows
+
+
+def nnunet(source: Path) -> list[Row]:
+    """nnU-Net raw: `imagesTr/CASE_0000.nii.gz`, `labelsTr/CASE.nii.gz`, `imagesTs`, `dataset.json`."""
+    dataset = _read_json(source / "dataset.json")
+    ending = str(dataset.get("file_ending", ".nii.gz"))
+    if not re.search(NIFTI, ending):
+        raise InputError(f"{source / 'dataset.json'}: file_ending '{ending}'; convert the files to .nii.gz")
+    channels = dataset.get("channel_names", dataset.get("modality", {}))
+    rows = []
+    for part, split in (("Tr", None), ("Ts", "test")):
+        images = list_nifti(source / f"images{part}")
+        _refuse_channels([i for i in images if not stem_of(i).endswith("_0000")])
+        for image in images:
+            case = stem_of(image).removesuffix("_0000")
+            label = source / f"labels{part}" / f"{case}{ending}"
+            rows.append({
+                "subject": subject_of(case), "scan": case, "image": str(image), "split": split,
+                "label": str(label) if label.exists() or part == "Tr" else None,
+                "convention": str(source / "dataset.json"), "modality": _modality(channels),
+                "frame": frame_of(case),
+            })  # fmt: skip
+    return rows
+
+
+def msd(source: Path) -> list[Row]:
+    """Medical Segmentation Decathlon: `dataset.json` lists image and label of each case."""
+    file = source / "dataset.json"
+    dataset = _read_json(file)
+    channels = dataset.get("modality", {})
+    if isinstance(channels, dict) and len(channels) > 1:
+        raise InputError(f"{file}: several channels ({', '.join(map(str, channels.values()))}) per image; "
+                         "keep one, fewbeats reads a fourth dimension as time")  # fmt: skip
+    cases: list[tuple[Any, str | None]] = [(entry, None) for entry in dataset.get("training", [])]
+    cases += [({"image": image}, "test") for image in dataset.get("test", [])]
+    rows = []
+    for entry, split in cases:
+        if not isinstance(entry, dict) or not isinstance(entry.get("image"), str):
+            raise InputError(f"{file}: an entry of 'training' lacks its image; write image and label of each")
+        stem = stem_of(source / entry["image"])
+        label = entry.get("label")
+        rows.append({
+            "subject": subject_of(stem), "scan": stem, "image": str(source / entry["image"]), "split": split,
+            "label": str(source / label) if label else None, "convention": str(file),
+            "modality": _modality(channels), "frame": frame_of(stem),
+        })  # fmt: skip
+    return rows
+
+
+def folder(source: Path) -> list[Row]:
+    """A plain folder: `images/NAME.nii.gz` and `labels/NAME.nii.gz`, or both in one place.
+
+    A label has the image's name, or that name (without `_4d`, `_image`) and `_label`, `_seg`, `_mask` or
+    `_gt`. Scans in a subfolder belong to the subject of its name; else the subject is the file's name
+    without `_4d`, `_sa`, `_ED`, `_ES`, `_frameNN`, where frames are counted from 0.
+    """
+    images_folder = source / "images" if (source / "images").is_dir() else source
+    apart = (source / "labels").is_dir() and images_folder != source
+    files = list_nifti(images_folder)
+    images = [f for f in files if not re.search(LABEL_ENDINGS, stem_of(f), re.IGNORECASE)]
+    labels = list_nifti(source / "labels") if apart else []
+    labels += sorted(set(files) - set(images))
+    by_name = _by_name(images, images_folder)
+    found: dict[Path, Path] = {}
+    for label in labels:
+        base = source / "labels" if apart and (source / "labels") in label.parents else images_folder
+        image = by_name.get(_bare(label, base))
+        if image is None:
+            raise InputError(f"{label}: a label without an image of that name; rename it like its image")
+        if image in found:
+            raise InputError(f"{label}: a second label of {image.name}; keep one of them")
+        found[image] = label
+    rows = []
+    for image in images:
+        inside = image.relative_to(images_folder).parts[:-1]
+        stem = stem_of(image)
+        phase = re.search(r"_(ED|ES)$", stem)
+        rows.append({
+            "subject": inside[0] if inside else subject_of(stem), "scan": "_".join((*inside, stem)),
+            "image": str(image), "label": str(found[image]) if image in found else None,
+            "frame": frame_of(stem), "phase": phase[1] if phase else None,
+        })  # fmt: skip
+    return rows
+
+
+def phantom(source: Path) -> list[Row]:
+    """What `fewbeats phantom` writes: `images/`, `labels/` and `subjects.csv`."""
+    people = read_columns(source / "subjects.csv", "subject", "group", "height_cm", "weight_kg",
+                          "ed_frame", "es_frame")  # fmt: skip
+    known = {row["subject"]: row for row in people.iter_rows(named=True)}
+    file = source / "subjects.csv"
+    rows = []
+    for row in folder(source):
+        person = known.get(row["subject"])
+        if person is None:
+            raise InputError(f"{file}: has no row for {row['subject']}; write the phantom again")
+        heart = {name: _whole(person, name, file) for name in ("ed_frame", "es_frame")}
+        body = {name: _number(person, name, file) for name in ("height_cm", "weight_kg")}
+        rows.append({**row, **heart, **body, "group": person["group"], "convention": "fewbeats"})
+    return rows
+
+
+def dicom(source: Path) -> list[Row]:
+    """DICOM: one folder a subject (or files of one subject), named by the folder and never by the header.
+
+    Gives one row a folder; `index` makes one of each scan in it.
+    """
+    folders = sorted(f for f in source.iterdir() if f.is_dir() and not f.name.startswith("."))
+    loose = any(f.is_file() and not f.name.startswith(".") for f in source.iterdir())
+    chosen = [source] if loose or not folders else folders
+    return [{"subject": f.absolute().name, "scan": f.absolute().name, "image": str(f)} for f in chosen]
+
+
+LAYOUTS: dict[str, Callable[[Path], list[Row]]] = {
+    "acdc": acdc, "mnms": mnms, "nnunet": nnunet, "msd": msd, "folder": folder, "dicom": dicom,
+    "phantom": phantom,
+}  # fmt: skip
+"""Name of a layout -> its function."""
+
+
+def list_nifti(folder: Path) -> list[Path]:
+    """NIfTI files in a folder and below, sorted; hidden ones (`._NAME` of a Mac) are passed over."""
+    found = (f for f in folder.rglob("*.nii*") if re.search(NIFTI, f.name, re.IGNORECASE))
+    return sorted(f for f in found if not f.name.startswith("."))
+
+
+def stem_of(path: Path) -> str:
+    """File name without .nii or .nii.gz."""
+    return re.sub(NIFTI, "", path.name, flags=re.IGNORECASE)
+
+
+def subject_of(stem: str) -> str:
+    """Subject from a file's stem: `patient001_frame01` -> `patient001`."""
+    return re.sub(SCAN_ENDINGS, "", stem, flags=re.IGNORECASE)
+
+
+def frame_of(stem: str) -> int | None:
+    """Frame number in a file's stem, as written there."""
+    found = FRAME_NUMBER.search(stem)
+    return int(found[1]) if found else None
+
+
+def bare_label(stem: str) -> str:
+    """A label's stem without its ending: `patient001_label` -> `patient001`."""
+    return re.sub(LABEL_ENDINGS, "", stem, flags=re.IGNORECASE)
+
+
+def _bare(file: Path, folder: Path) -> str:
+    """What an image and its label share: the path below `folder` without endings."""
+    stem = bare_label(stem_of(file))
+    stem = re.sub(r"_(4d|image)$", "", stem, flags=re.IGNORECASE)
+    return str(file.relative_to(folder).with_name(stem))
+
+
+def _by_name(images: Iterable[Path], folder: Path) -> dict[str, Path]:
+    by_name: dict[str, Path] = {}
+    for image in images:
+        other = by_name.setdefault(_bare(image, folder), image)
+        if other != image:
+            raise InputError(f"{image}: its name differs from {other.name} by the ending alone; rename one")
+    return by_name
+
+
+def _beside(image: Path, ending: str) -> str | None:
+    """The label beside an image, None where there is none."""
+    suffix = image.name[len(stem_of(image)) :]
+    label = image.with_name(f"{stem_of(image)}{ending}{suffix}")
+    return str(label) if label.exists() else None
+
+
+def _refuse_channels(extra: list[Path]) -> None:
+    numbered = [f for f in extra if re.search(r"_\d{4}$", stem_of(f))]
+    if numbered:
+        raise InputError(f"{numbered[0]}: a second channel; fewbeats takes images of one, keep _0000 alone")
+    if extra:
+        raise InputError(f"{extra[0]}: the name does not end in _0000; rename it as nnU-Net wants")
+
+
+def _modality(channels: Any) -> str | None:
+    text = str(next(iter(channels.values()), "") if isinstance(channels, dict) else channels).upper()
+    return "CT" if "CT" in text else "MR" if "MR" in text or "CINE" in text else None
+
+
+def _read_info(file: Path) -> dict[str, str]:
+    try:
+        lines = file.read_text(encoding="utf-8").splitlines()
+    except (OSError, ValueError) as error:
+        raise InputError(f"{file}: not a readable text file; copy it again") from error
+    return {key.strip(): value.strip() for key, _, value in (line.partition(":") for line in lines) if value}
+
+
+def _read_json(file: Path) -> dict[str, Any]:
+    try:
+        content = json.loads(file.read_text(encoding="utf-8-sig"))
+    except OSError as error:
+        raise InputError(f"{file}: missing; is the folder of this layout?") from error
+    except (ValueError, RecursionError) as error:
+        raise InputError(f"{file}: not JSON; mend it") from error
+    if not isinstance(content, dict):
+        raise InputError(f"{file}: not a JSON object; mend it")
+    return content
+
+
+def _mnms_table(source: Path) -> dict[str, Row]:
+    needed = ("External code", "ED", "ES")
+    for file in sorted({*source.glob("*.csv"), *source.parent.glob("*.csv"), *source.rglob("*.csv")}):
+        try:
+            table = pl.read_csv(file, infer_schema=False)
+        except (pl.exceptions.PolarsError, OSError):
+            continue
+        if set(needed) <= set(table.columns):
+            return {row["External code"]: row for row in table.iter_rows(named=True)}
+    raise InputError(f"{source}: no table with the columns {name_some(needed)}; put the M&Ms table beside it")
+
+
+def _whole(info: Row, key: str, file: Path) -> int:
+    text = str(info.get(key) or "").strip()
+    if not re.fullmatch(r"\d{1,6}(\.0*)?", text):
+        raise InputError(f"{file}: {key} is '{text}', not a whole number; mend it")
+    return int(float(text))
+
+
+def _number(info: Row, key: str, file: Path) -> float | None:
+    """A positive number; None where it is not given (empty, 0 or not available)."""
+    text = str(info.get(key) or "").strip()
+    if text.lower() in ("", "nan", "na", "n/a"):
+        return None
+    try:
+        return float(text) if float(text) > 0 else None
+    except ValueError as error:
+        raise InputError(f"{file}: {key} is '{text}', not a number; mend it") from error

@@ -1,0 +1,244 @@
+"""The leak guard: which pixels a run has seen, and everything its weights descend from.
+
+A run notes a hash of the content of every frame in its pools, labeled or not, and carries the notes of its
+ancestors (initial weights, teachers, localizer, pretraining) with it. Content, not names: a copy that was
+renamed, repacked, cut out of a 4D file, mirrored in plane or stored from the other end is the same scan.
+A copy that was cropped, resampled or rescaled is not recognized; neither is another scan of the same person.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import polars as pl
+
+from fewbeats.data.cohort import open_scan
+from fewbeats.data.split import HELD_OUT, check_splits, name_some
+from fewbeats.errors import InputError
+from fewbeats.io.nifti import atomic_path
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator, Mapping
+
+    from fewbeats.scan import Scan
+
+FILE_NAME = "provenance.json"
+DIGEST_BYTES = 12  # a biobank of 10^7 frames has two equal digests by chance once in 10^14 times
+
+Hashes = dict[str, list[str]]
+"""Subject -> content hashes of the frames of all its scans."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Provenance:
+    """What a run has seen."""
+
+    run: str
+    """Name of the run folder, for messages."""
+    labeled: Hashes = field(default_factory=dict)
+    """Scans whose labels were trained on."""
+    unlabeled: Hashes = field(default_factory=dict)
+    """Scans whose pixels alone were seen: pretraining, pseudo-labels, adaptation."""
+    ancestors: tuple[Provenance, ...] = ()
+    """Runs whose weights or labels went into this one."""
+
+    def lineage(self) -> Iterator[Provenance]:
+        """This run and all it descends from."""
+        yield self
+        for ancestor in self.ancestors:
+            yield from ancestor.lineage()
+
+    def save(self, folder: Path) -> None:
+        """Write `provenance.json` into a run folder, ancestors included, so that the folder can travel."""
+        with atomic_path(folder / FILE_NAME) as partial:
+            partial.write_text(json.dumps(asdict(self)), encoding="utf-8")
+
+
+def load_provenance(folder: Path) -> Provenance:
+    """Read what a run has seen.
+
+    Raises:
+        InputError: no or a damaged `provenance.json`, without which nobody knows what the weights have seen.
+    """
+    file = folder / FILE_NAME
+    try:
+        return _from_json(json.loads(file.read_text(encoding="utf-8")))
+    except OSError as error:
+        raise InputError(
+            f"{file}: missing, so what the run has seen is unknown; use a whole run folder"
+        ) from error
+    except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
+        raise InputError(f"{file}: damaged, or from another version; copy the run folder again") from error
+
+
+def merge(run: str, parts: Iterable[Provenance]) -> Provenance:
+    """Several provenances (the rounds of a self-training) as one, with all their ancestors."""
+    listed = list(parts)
+    ancestors = {json.dumps(asdict(a), sort_keys=True): a for part in listed for a in part.ancestors}
+    return Provenance(
+        run=run,
+        labeled=_union(part.labeled for part in listed),
+        unlabeled=_union(part.unlabeled for part in listed),
+        ancestors=tuple(ancestors.values()),
+    )
+
+
+def frame_hashes(scan: Scan) -> list[str]:
+    """A hash of the content of each frame.
+
+    Sorted float32 values of each slice are hashed, then the sorted slices: mirrored, turned by 90 degrees in
+    plane or stored from the other end, a frame keeps its hash.
+
+    Raises:
+        InputError: the pixels cannot be read.
+    """
+    return [_hash_frame(scan.frame(t)) for t in range(scan.shape[0])]
+
+
+def hash_scans(rows: pl.DataFrame, *, cache: Path | None = None) -> dict[str, list[str]]:
+    """Scan -> hashes of its frames, for rows of a cohort.
+
+    Args:
+        rows: of a cohort.
+        cache: JSON file that remembers hashes of files by path, size and time of change; made where missing.
+
+    Raises:
+        InputError: an image cannot be read.
+    """
+    known = _read_cache(cache)
+    hashes, size_before = {}, len(known)
+    for row in rows.iter_rows(named=True):
+        key = _file_key(row["image"])
+        found = known.get(key) if key else None
+        hashes[row["scan"]] = found or frame_hashes(open_scan(row))
+        if key:
+            known[key] = hashes[row["scan"]]
+    if cache is not None and len(known) > size_before:
+        with atomic_path(cache) as partial:
+            partial.write_text(json.dumps(known), encoding="utf-8")
+    return hashes
+
+
+def by_subject(rows: pl.DataFrame, hashes: Mapping[str, list[str]]) -> Hashes:
+    """Hashes of scans, gathered by the subjects of `rows`."""
+    gathered: Hashes = {}
+    for subject, scan in rows.select("subject", "scan").iter_rows():
+        gathered.setdefault(subject, []).extend(hashes[scan])
+    return gathered
+
+
+def guard_training(
+    cohort: pl.DataFrame,
+    *,
+    labeled: pl.DataFrame,
+    unlabeled: pl.DataFrame | None = None,
+    hashes: Mapping[str, list[str]] | None = None,
+    transductive: bool = False,
+) -> None:
+    """Refuse training pools that touch held-out subjects, by split and by content.
+
+    Args:
+        cohort: the whole table.
+        labeled: its rows whose labels are trained on.
+        unlabeled: its rows whose pixels alone are used.
+        hashes: scan -> hashes of its frames (`hash_scans`) for pools and held-out scans, to find copies
+            under other names; scans without an entry are judged by their split alone.
+        transductive: allow held-out scans in the unlabeled pool (the report must say so).
+
+    Raises:
+        InputError: a subject in two splits, or held-out subjects (named) in a pool.
+    """
+    check_splits(cohort)
+    held_out = cohort.filter(pl.col("split").is_in(HELD_OUT))
+    secret = {h: subject for subject, scan in held_out.select("subject", "scan").iter_rows()
+              for h in (hashes or {}).get(scan, ())}  # fmt: skip
+    pools = {"labeled": labeled}
+    if unlabeled is not None and not transductive:
+        pools["unlabeled"] = unlabeled
+    for name, pool in pools.items():
+        inside = pool.filter(pl.col("subject").is_in(held_out["subject"].implode()))
+        if not inside.is_empty():
+            names = name_some(inside["subject"].unique().sort())
+            raise InputError(f"{name} pool: held-out subjects in it: {names}; train on split train alone")
+        for subject, scan in pool.select("subject", "scan").iter_rows():
+            twin = next((secret[h] for h in (hashes or {}).get(scan, ()) if h in secret), None)
+            if twin is not None:
+                raise InputError(
+                    f"{name} pool: '{scan}' of {subject} is a copy of a scan of the held-out {twin}; "
+                    "put both in the same split"
+                )
+
+
+def guard_ancestors(
+    ancestors: Iterable[Provenance], held_out: Mapping[str, Iterable[str]], *, transductive: bool = False
+) -> None:
+    """Refuse weights, teachers or localizers that have seen held-out scans, themselves or in their lineage.
+
+    Args:
+        ancestors: provenance of everything a run starts from; or of the run itself, before it is evaluated.
+        held_out: subject -> content hashes of its frames (`by_subject`).
+        transductive: allow scans that were seen without their labels (the report must say so).
+
+    Raises:
+        InputError: naming the subjects and the run that saw them.
+    """
+    owner = {h: subject for subject, hashes in held_out.items() for h in hashes}
+    for start in ancestors:
+        for run in start.lineage():
+            pools = (run.labeled,) if transductive else (run.labeled, run.unlabeled)
+            seen = sorted(
+                {owner[h] for pool in pools for hashes in pool.values() for h in hashes if h in owner}
+            )
+            if seen:
+                through = "" if run is start else f" (an ancestor of '{start.run}')"
+                raise InputError(
+                    f"run '{run.run}'{through} has seen held-out subjects: {name_some(seen)}; "
+                    "start from weights that have not"
+                )
+
+
+def _hash_frame(frame: np.ndarray) -> str:
+    zero = np.float32(0)  # -0.0 + 0 is 0.0
+    slices = sorted(_digest((np.sort(plane, axis=None) + zero).tobytes()) for plane in frame)
+    return _digest(b"".join(slices)).hex()
+
+
+def _digest(content: bytes) -> bytes:
+    return hashlib.blake2b(content, digest_size=DIGEST_BYTES).digest()
+
+
+def _union(pools: Iterable[Hashes]) -> Hashes:
+    union: dict[str, dict[str, None]] = {}
+    for pool in pools:
+        for subject, hashes in pool.items():
+            union.setdefault(subject, {}).update(dict.fromkeys(hashes))
+    return {subject: list(hashes) for subject, hashes in union.items()}
+
+
+def _from_json(content: dict) -> Provenance:
+    pools = {name: {str(s): [str(h) for h in hashes] for s, hashes in content[name].items()}
+             for name in ("labeled", "unlabeled")}  # fmt: skip
+    return Provenance(
+        run=str(content["run"]), **pools, ancestors=tuple(map(_from_json, content["ancestors"]))
+    )
+
+
+def _file_key(image: str) -> str | None:
+    """Path, size and time of change of a file; None for a folder, whose own time says little."""
+    path = Path(image)
+    if not path.is_file():
+        return None
+    stat = path.stat()
+    return f"{path.absolute()}|{stat.st_size}|{stat.st_mtime_ns}"
+
+
+def _read_cache(cache: Path | None) -> dict[str, list[str]]:
+    try:
+        return dict(json.loads(cache.read_text(encoding="utf-8"))) if cache and cache.exists() else {}
+    except (OSError, ValueError, TypeError):
+        return {}  # it only saves time
