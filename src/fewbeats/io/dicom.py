@@ -1,0 +1,253 @@
+"""DICOM files -> Scans: which frames belong together, in which order, and where they are.
+
+Positions decide where a slice is, never the thickness tags. What had to be inferred is said in
+`Source.notes`. The stored grid is the stack along its normal, rows and columns as stored.
+"""
+
+from __future__ import annotations
+
+import os
+import warnings
+from collections import Counter, defaultdict
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+
+from fewbeats.errors import InputError
+from fewbeats.io.dicom_headers import FrameHeader, read_headers
+from fewbeats.io.dicom_series import SAME_PLACE_MM, Stack, is_even, join_series, split_series
+from fewbeats.io.dicom_time import frame_times, order_frames
+from fewbeats.scan import Reorientation, Scan, Source, canonical_reorientation
+
+LPS_TO_RAS = np.diag([-1.0, -1.0, 1.0])
+
+
+class DicomPixels:
+    """Lazy pixels of DICOM frames, in canonical orientation; a frame is decoded when it is asked for.
+
+    `headers` is [t][z] in stack order; `turn` leads from the stack to the canonical grid.
+    """
+
+    def __init__(self, headers: list[list[FrameHeader]], turn: Reorientation):
+        self._headers, self._turn = headers, turn
+        stored = (len(headers[0]), *headers[0][0].shape)
+        z, y, x = (stored[axis] for axis in turn.order)
+        self.shape = (len(headers), z, y, x)
+        self.dtype = headers[0][0].dtype
+
+    def frame(self, t: int) -> np.ndarray:
+        values = np.empty(self.shape[1:], np.float32)
+        stored = self._turn.invert(values)  # a view: filling it fills `values`
+        wanted: dict[Path, list[int]] = defaultdict(list)
+        for z, header in enumerate(self._headers[t]):
+            wanted[header.file].append(z)
+        for file, slices in wanted.items():
+            planes = _decode(file, [self._headers[t][z].index for z in slices], stored.shape[1:])
+            for z, plane in zip(slices, planes, strict=True):
+                header = self._headers[t][z]
+                stored[z] = plane * np.float32(header.slope) + np.float32(header.intercept)
+        return values
+
+
+def _decode(file: Path, indices: list[int], shape: tuple[int, ...]) -> list[np.ndarray]:
+    """Stored values of some frames of one file; the others are not decoded."""
+    from pydicom.pixels import iter_pixels
+
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            planes = list(iter_pixels(file, indices=indices, raw=True))
+    except Exception as error:  # every decoder has its own; their text may quote the header
+        raise InputError(
+            f"{file}: its pixels cannot be decoded (truncated, corrupt, or a compression without a decoder "
+            f"here, such as lossless JPEG); export it again uncompressed"
+        ) from error
+    if any(plane.shape != shape for plane in planes):
+        raise InputError(f"{file}: its pixels do not have the size its header says; export it again")
+    return planes
+
+
+def read_dicom(path: Path | str) -> list[Scan]:
+    """Read a folder of DICOM files, flat or nested, in any order, or one file; only headers, pixels lazily.
+
+    Frames are joined to scans by geometry: one series per slice position, one per cardiac phase, or one
+    for all. Files that are no images (DICOMDIR, text, reports, segmentations) are passed over.
+
+    Args:
+        path: folder or file.
+
+    Returns:
+        Scans, the one with most frames first. What is unreadable beside a larger readable scan (a color
+        snapshot, a film without positions) is left out, and every scan's notes say so.
+
+    Raises:
+        InputError: no image at all; a corrupt file; or the largest scan is unusable: gantry tilt, mixed
+            spacings or sizes, missing slices or frames, duplicate frames, color, no position.
+    """
+    root = Path(path)
+    if not root.exists():
+        raise InputError(f"{root}: no such file or folder; check the path")
+    files = [root] if root.is_file() else _files(root)
+    headers = [header for file in files for header in read_headers(file)]
+    if not headers:
+        raise InputError(f"{root}: no DICOM image in it; give the folder or file of an image series")
+    _refuse_copies(headers)
+    scans, left_out = [], []
+    for stack in join_series(split_series(headers)):
+        try:
+            scans.append(_build(stack))
+        except InputError as error:
+            if not scans:  # the largest of all: the one that was meant
+                raise
+            left_out.append(f"left out: {error}")
+    return [
+        replace(scan, source=replace(scan.source, notes=(*scan.source.notes, *left_out))) for scan in scans
+    ]
+
+
+def _files(folder: Path) -> list[Path]:
+    found = (Path(base) / name for base, _, names in os.walk(folder) for name in names)
+    return sorted(file for file in found if not file.name.startswith(".") and file.is_file())
+
+
+def _refuse_copies(headers: list[FrameHeader]) -> None:
+    seen: dict[tuple[str, int], FrameHeader] = {}
+    for header in headers:
+        other = seen.setdefault((header.sop_uid, header.index), header)
+        if other is not header:
+            raise InputError(f"{header.file}: duplicate frames: the same image as {other.file}; remove one")
+
+
+def _build(stack: Stack) -> Scan:
+    frames, first = stack.frames, stack.series[0].first
+    _refuse_unusable(frames, first)
+    slices = _slices(frames, first.normal)
+    step_mm, notes = _slice_step(slices, first)
+    rule, values, order_notes = order_frames(slices, stack)
+    times_ms, cycle_ms, time_notes = frame_times(slices, rule, values)
+    headers = [list(frame) for frame in zip(*slices, strict=True)]  # [t][z]
+    affine, shape = _affine(headers[0][0], step_mm), (len(slices), *first.shape)
+    turn = canonical_reorientation(affine)
+    backward = turn.flipped[turn.order.index(0)]
+    instances = tuple(
+        tuple((h.file, h.index) for h in (reversed(frame) if backward else frame)) for frame in headers
+    )
+    return Scan(
+        pixels=DicomPixels(headers, turn),
+        affine=turn.affine(affine, shape),
+        frame_times_ms=times_ms,
+        cycle_ms=cycle_ms,
+        modality=first.modality if first.modality in ("MR", "CT") else "",
+        source=Source(
+            path=_place(frames),
+            affine=affine,
+            shape=shape,
+            reorientation=turn,
+            notes=(_series_note(stack), *order_notes, *notes, *time_notes),
+            instances=instances,
+        ),
+    )
+
+
+def _place(frames: list[FrameHeader]) -> Path:
+    """The file, or the innermost folder, that holds all frames."""
+    files = {frame.file for frame in frames}
+    return files.pop() if len(files) == 1 else Path(os.path.commonpath([file.parent for file in files]))
+
+
+def _refuse_unusable(frames: list[FrameHeader], first: FrameHeader) -> None:
+    across = np.array([frame.in_plane_mm for frame in frames])
+    shift = float(np.abs(across - first.in_plane_mm).max())
+    depths = [frame.depth_mm for frame in frames]
+    for frame in frames:
+        if frame.flaw:
+            raise InputError(f"{frame.file}: {frame.flaw}")
+        if abs(frame.tilt_degrees) > 0.01:
+            raise InputError(
+                f"{frame.file}: gantry tilt of {frame.tilt_degrees:.1f} degrees: its slices are not at right "
+                f"angles to their stack; resample the series to an untilted one and give that"
+            )
+        if frame.shape != first.shape or not np.allclose(frame.spacing_mm, first.spacing_mm, rtol=1e-3):
+            raise InputError(
+                f"{frame.file}: mixed spacings or sizes in one series: {_grid(frame)} here, {_grid(first)} "
+                f"in {first.file}; put each into its own folder and give one"
+            )
+    if shift > 0.5 * min(first.spacing_mm):
+        angle = np.degrees(np.arctan2(shift, max(depths) - min(depths)))
+        raise InputError(
+            f"{first.file}: gantry tilt (or slices shifted sideways): {shift:.1f} mm over the stack, "
+            f"{angle:.1f} degrees; resample the series to an untilted one and give that"
+        )
+
+
+def _grid(frame: FrameHeader) -> str:
+    (rows, columns), (y, x) = frame.shape, frame.spacing_mm
+    return f"{rows} x {columns} of {y:.4g} x {x:.4g} mm"
+
+
+def _slices(frames: list[FrameHeader], normal: np.ndarray) -> list[list[FrameHeader]]:
+    """Frames by position along the normal, ascending; every position has equally many."""
+    depths = np.array([frame.position for frame in frames]) @ normal
+    order = np.argsort(depths, kind="stable")
+    slices: list[list[FrameHeader]] = []
+    for previous, i in zip([order[0], *order], order, strict=False):
+        if not slices or depths[i] - depths[previous] > SAME_PLACE_MM:
+            slices.append([])
+        slices[-1].append(frames[i])
+    counts = Counter(len(one) for one in slices)
+    usual = max(counts, key=lambda n: (counts[n], n))
+    for one in slices:
+        if len(one) != usual:
+            what = "frames are missing; add them" if len(one) < usual else "duplicate frames; remove them"
+            raise InputError(
+                f"{one[0].file}: its slice position has {len(one)} frames where others have {usual}: {what}"
+            )
+    return slices
+
+
+def _slice_step(slices: list[list[FrameHeader]], first: FrameHeader) -> tuple[np.ndarray, list[str]]:
+    """Vector from one slice to the next, LPS mm, and what there is to say about it.
+
+    The vector between the outer slices, not the normal, so that every slice lies where its header says.
+    """
+    tag, claimed = first.distance_tag or ("", 0.0)
+    if len(slices) == 1:
+        thickness = first.thickness_mm or max(first.spacing_mm)
+        origin = "SliceThickness" if first.thickness_mm else "the pixel spacing, for want of SliceThickness"
+        return first.normal * thickness, [f"one slice: its depth, {thickness:.4g} mm, is {origin}"]
+    positions = np.array([one[0].position for one in slices])
+    depths = positions @ first.normal
+    if not is_even(depths):
+        gaps = np.diff(depths)
+        after = slices[int(np.argmax(gaps))][0].file
+        raise InputError(
+            f"{after}: slice positions are missing or uneven: distances from {gaps.min():.4g} to "
+            f"{gaps.max():.4g} mm, the largest beyond this file; add the missing files"
+        )
+    step = (positions[-1] - positions[0]) / (len(slices) - 1)
+    distance = float(np.linalg.norm(step))
+    if claimed and abs(claimed - distance) > 0.01 * distance:
+        return step, [f"slice distance {distance:.4g} mm from positions ({tag} says {claimed:.4g} mm)"]
+    return step, [f"slice distance {distance:.4g} mm from positions"]
+
+
+def _affine(corner: FrameHeader, step_mm: np.ndarray) -> np.ndarray:
+    """(4, 4) stored voxel (x, y, z, 1) -> RAS+ mm (PS3.3, C.7.6.2.1.1, with x and y turned from LPS)."""
+    affine = np.eye(4)
+    affine[:3, 0] = np.multiply(corner.orientation[:3], corner.spacing_mm[1])
+    affine[:3, 1] = np.multiply(corner.orientation[3:], corner.spacing_mm[0])
+    affine[:3, 2] = step_mm
+    affine[:3, 3] = corner.position
+    affine[:3] = LPS_TO_RAS @ affine[:3]
+    return affine
+
+
+def _series_note(stack: Stack) -> str:
+    count = len(stack.series)
+    if count == 1:
+        return "one series"
+    if stack.phase_rule:
+        return f"{count} series, one per cardiac phase"
+    singles = all(len(series.depths_mm) == 1 for series in stack.series)
+    return f"{count} series, one per slice position" if singles else f"{count} series joined by position"

@@ -1,0 +1,320 @@
+"""What a DICOM file says about each of its frames, classic and Enhanced alike, without its pixels.
+
+A multi-frame file answers per frame, for all frames, or at its top level, in this order; the names of
+Enhanced attributes are translated to the classic ones, so that the rest of fewbeats sees one kind of header.
+Only the tags named here are read: nothing about the patient.
+"""
+
+from __future__ import annotations
+
+import math
+import warnings
+from collections import ChainMap
+from dataclasses import dataclass
+from datetime import date
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from fewbeats.errors import InputError
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from pathlib import Path
+
+    from pydicom import Dataset
+
+DICOM_SUFFIXES = {".dcm", ".dicom", ".ima"}
+SEG_CLASSES = {"1.2.840.10008.5.1.4.1.1.66.4", "1.2.840.10008.5.1.4.1.1.66.7"}
+"""SOP classes Segmentation Storage and Label Map Segmentation Storage (PS3.4, B.5)."""
+NO_IMAGE_CLASSES = SEG_CLASSES | {"1.2.840.10008.5.1.4.1.1.481.2"}  # RT Dose has pixels, but no image
+DEFLATED = "1.2.840.10008.1.2.1.99"
+
+TAGS = [
+    "SOPClassUID", "SOPInstanceUID", "StudyInstanceUID", "SeriesInstanceUID", "FrameOfReferenceUID",
+    "SeriesNumber", "SeriesDescription", "Modality", "ImageType", "ScanningSequence", "SequenceVariant",
+    "ConvolutionKernel", "NumberOfFrames", "Rows", "Columns", "PixelSpacing", "SliceThickness",
+    "SpacingBetweenSlices", "ImageOrientationPatient", "ImagePositionPatient", "GantryDetectorTilt",
+    "SamplesPerPixel", "PhotometricInterpretation", "BitsAllocated", "PixelRepresentation", "RescaleSlope",
+    "RescaleIntercept", "TriggerTime", "NominalPercentageOfCardiacPhase", "TemporalPositionIdentifier",
+    "TemporalResolution", "AcquisitionDate", "AcquisitionTime", "ContentDate", "ContentTime",
+    "InstanceNumber", "NominalInterval", "HeartRate", "SharedFunctionalGroupsSequence",
+    "PerFrameFunctionalGroupsSequence",
+]  # fmt: skip
+
+GROUPS = [
+    "PlanePositionSequence", "PlaneOrientationSequence", "PixelMeasuresSequence", "FrameContentSequence",
+    "PixelValueTransformationSequence", "CardiacSynchronizationSequence", "CTAcquisitionDetailsSequence",
+    "MRImageFrameTypeSequence", "CTImageFrameTypeSequence",
+]  # fmt: skip
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class FrameHeader:
+    """One two-dimensional frame: where it is, when it is, and how its stored values become numbers."""
+
+    file: Path
+    index: int
+    """Index of the frame in the file, from 0."""
+    is_multi_frame: bool
+    """The file is an Enhanced one, which may hold many frames."""
+    sop_class: str
+    sop_uid: str
+    study_uid: str
+    series_uid: str
+    series_number: int
+    description: str
+    """SeriesDescription; searched for a cardiac phase, never shown."""
+    frame_of_reference: str
+    modality: str
+    technique: tuple[str, ...]
+    """Kind of image (magnitude, phase, localizer), sequence and kernel: frames of one stack share it."""
+    shape: tuple[int, int]
+    """(rows, columns)."""
+    spacing_mm: tuple[float, float]
+    """Distance between (rows, columns)."""
+    thickness_mm: float | None
+    distance_tag: tuple[str, float] | None
+    """Name and value in mm of the tag that claims a slice distance; positions decide, never this."""
+    orientation: tuple[float, ...]
+    """ImageOrientationPatient: direction along a row, then along a column, LPS."""
+    position: tuple[float, ...]
+    """ImagePositionPatient, mm, LPS; center of the first voxel."""
+    tilt_degrees: float
+    dtype: np.dtype
+    slope: float
+    intercept: float
+    order: dict[str, float]
+    """Tag -> value that may order frames in time; times in ms."""
+    cycle_ms: float | None
+    resolution_ms: float | None
+    flaw: str
+    """Why this frame cannot be part of a scan, and the mend; empty where it can."""
+
+    @property
+    def normal(self) -> np.ndarray:
+        """Unit vector across the slice, LPS."""
+        return np.cross(self.orientation[:3], self.orientation[3:])
+
+    @property
+    def depth_mm(self) -> float:
+        """Position along the normal."""
+        return float(self.normal @ self.position)
+
+    @property
+    def in_plane_mm(self) -> np.ndarray:
+        """(2,) position along a row and along a column."""
+        return np.reshape(self.orientation, (2, 3)) @ self.position
+
+
+def read_headers(file: Path) -> list[FrameHeader]:
+    """Headers of all frames of one file; none where it is DICOM without an image, or not DICOM.
+
+    Raises:
+        InputError: the file is meant to be DICOM (by its preamble or suffix) but is empty, truncated or
+            corrupt. An image that is sound but no slice of a scan has a `flaw` instead.
+    """
+    import pydicom
+
+    head = _head(file)
+    named = file.suffix.lower() in DICOM_SUFFIXES
+    if not head and (named or not file.suffix):
+        raise InputError(f"{file}: empty file (zero bytes); copy or export it again")
+    marked = head[128:132] == b"DICM"
+    if file.name == "DICOMDIR" or not (marked or named or head[:2] in (b"\x08\x00", b"\x02\x00")):
+        return []
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # they quote values
+            data = pydicom.dcmread(file, stop_before_pixels=True, specific_tags=TAGS, force=not marked)
+            if named and not marked and "SOPClassUID" not in data:
+                raise InputError(f"{file}: not a DICOM file; remove it or export it again")
+            if "Rows" not in data or data.get("SOPClassUID", "") in NO_IMAGE_CLASSES:
+                return []
+            _check_length(file, data)
+            return _frames(file, data)
+    except InputError:
+        raise
+    except Exception as error:  # pydicom raises nearly anything on a damaged file; its text quotes values
+        if not (marked or named):
+            return []
+        raise InputError(f"{file}: corrupt or truncated DICOM header; copy or export it again") from error
+
+
+def is_seg(path: Path) -> bool:
+    """Whether a file is a DICOM segmentation (a mask, for instance one drawn in a viewer)."""
+    import pydicom
+
+    if _head(path)[128:132] != b"DICM":
+        return False
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            data = pydicom.dcmread(path, stop_before_pixels=True, specific_tags=["SOPClassUID"])
+            return data.get("SOPClassUID", "") in SEG_CLASSES
+    except Exception:  # a damaged file is no mask; whoever reads it as an image names it
+        return False
+
+
+def _head(file: Path) -> bytes:
+    try:
+        with file.open("rb") as stream:
+            return stream.read(132)
+    except OSError as error:
+        raise InputError(
+            f"{file}: cannot be read ({error.strerror}); check the path and its rights"
+        ) from error
+
+
+def _check_length(file: Path, data: Dataset) -> None:
+    """A file cut short is refused now, not when its last frame is wanted."""
+    syntax = data.file_meta.get("TransferSyntaxUID") if hasattr(data, "file_meta") else None
+    if syntax is None or syntax.is_compressed or syntax == DEFLATED:
+        return
+    frames = int(data.get("NumberOfFrames") or 1)
+    bits = frames * data.Rows * data.Columns * data.get("SamplesPerPixel", 1) * data.get("BitsAllocated", 16)
+    if file.stat().st_size < bits // 8:
+        raise InputError(f"{file}: truncated: it ends before its last pixel; copy or export it again")
+
+
+def _frames(file: Path, data: Dataset) -> list[FrameHeader]:
+    top = {element.keyword: element.value for element in data}
+    shared = _flat(data.get("SharedFunctionalGroupsSequence"), 0)
+    groups = data.get("PerFrameFunctionalGroupsSequence")
+    count = int(top.get("NumberOfFrames") or 1)
+    if groups is None and count > 1:  # a film without places: one header, with its flaw, stands for all
+        return [_frame_header(file, 0, {**top, "ImagePositionPatient": None})]
+    if groups is not None and len(groups) != count:
+        raise InputError(f"{file}: {len(groups)} frame headers for {count} frames; export it again")
+    return [_frame_header(file, index, ChainMap(_flat(groups, index), shared, top)) for index in range(count)]
+
+
+def _flat(sequence: Any, index: int) -> dict[str, Any]:
+    """The attributes of all functional groups of one item, by keyword."""
+    if not sequence:
+        return {}
+    item = sequence[index]
+    groups = (item.get(name) for name in GROUPS)
+    return {element.keyword: element.value for group in groups if group for element in group[0]}
+
+
+def _frame_header(file: Path, index: int, tags: Mapping[str, Any]) -> FrameHeader:
+    kind = tags.get("FrameType") or tags.get("ImageType") or []
+    technique = "ScanningSequence", "SequenceVariant", "ConvolutionKernel"
+    claims = [(tag, _number(tags, tag)) for tag in ("SpacingBetweenSlices", "SliceThickness")]
+    flaws: list[str] = []
+    color = _text(tags, "PhotometricInterpretation")
+    if tags.get("SamplesPerPixel", 1) != 1 or not color.startswith("MONOCHROME"):
+        flaws.append("a color image, not a scan; remove it from the folder")
+    return FrameHeader(
+        file=file,
+        index=index,
+        is_multi_frame="PerFrameFunctionalGroupsSequence" in tags,
+        sop_class=_text(tags, "SOPClassUID"),
+        sop_uid=_text(tags, "SOPInstanceUID"),
+        study_uid=_text(tags, "StudyInstanceUID"),
+        series_uid=_text(tags, "SeriesInstanceUID"),
+        series_number=int(_number(tags, "SeriesNumber") or 0),
+        description=_text(tags, "SeriesDescription"),
+        frame_of_reference=_text(tags, "FrameOfReferenceUID"),
+        modality=_text(tags, "Modality"),
+        technique=(str(kind[2]) if len(kind) > 2 else "", *(_text(tags, tag) for tag in technique)),
+        shape=(int(tags["Rows"]), int(tags["Columns"])),
+        spacing_mm=_vector(tags, "PixelSpacing", (1.0, 1.0), flaws),  # type: ignore[arg-type]
+        thickness_mm=_number(tags, "SliceThickness"),
+        distance_tag=next(((tag, value) for tag, value in claims if value), None),
+        orientation=_vector(tags, "ImageOrientationPatient", (1.0, 0.0, 0.0, 0.0, 1.0, 0.0), flaws),
+        position=_vector(tags, "ImagePositionPatient", (0.0, 0.0, 0.0), flaws),
+        tilt_degrees=_number(tags, "GantryDetectorTilt") or 0.0,
+        dtype=_dtype(tags),
+        slope=_rescale(tags, "RescaleSlope", 1.0, flaws),
+        intercept=_rescale(tags, "RescaleIntercept", 0.0, flaws),
+        order=_order(index, tags),
+        cycle_ms=_cycle_ms(tags),
+        resolution_ms=_number(tags, "TemporalResolution"),
+        flaw=flaws[0] if flaws else "",
+    )
+
+
+def _order(index: int, tags: Mapping[str, Any]) -> dict[str, float]:
+    instance = _number(tags, "InstanceNumber") or 0
+    values = {
+        "TriggerTime": _first(tags, "NominalCardiacTriggerDelayTime", "TriggerTime"),
+        "NominalPercentageOfCardiacPhase": _number(tags, "NominalPercentageOfCardiacPhase"),
+        "TemporalPositionIdentifier": _first(tags, "TemporalPositionIndex", "TemporalPositionIdentifier"),
+        "AcquisitionTime": _clock_ms(tags, "FrameAcquisitionDateTime", "AcquisitionDate", "AcquisitionTime"),
+        "ContentTime": _clock_ms(tags, "FrameReferenceDateTime", "ContentDate", "ContentTime"),
+        "InstanceNumber": instance * 1e6 + index if "InstanceNumber" in tags or index else None,
+    }
+    return {tag: value for tag, value in values.items() if value is not None}
+
+
+def _clock_ms(tags: Mapping[str, Any], date_time: str, day: str, time: str) -> float | None:
+    """Milliseconds since year 1 of a DT, or of a DA and a TM; None where missing or malformed."""
+    text = _text(tags, date_time) or (_text(tags, day) or "00010101") + _text(tags, time).replace(":", "")
+    try:
+        days = date(int(text[:4]), int(text[4:6]), int(text[6:8])).toordinal()
+        clock = text[8:].split("+")[0].split("-")[0]
+        hours, minutes, seconds = int(clock[:2]), int(clock[2:4] or 0), float(clock[4:] or 0)
+    except ValueError:
+        return None
+    return (((days * 24 + hours) * 60 + minutes) * 60 + seconds) * 1000.0
+
+
+def _cycle_ms(tags: Mapping[str, Any]) -> float | None:
+    interval = _first(tags, "RRIntervalTimeNominal", "NominalInterval")
+    if interval is not None and interval > 0:
+        return interval
+    rate = _number(tags, "HeartRate")
+    return 60_000.0 / rate if rate is not None and rate > 0 else None
+
+
+def _dtype(tags: Mapping[str, Any]) -> np.dtype:
+    if "PixelRepresentation" not in tags:
+        return np.dtype(f"f{int(tags['BitsAllocated']) // 8}")
+    return np.dtype(f"{'i' if tags['PixelRepresentation'] else 'u'}{int(tags['BitsAllocated']) // 8}")
+
+
+def _rescale(tags: Mapping[str, Any], tag: str, default: float, flaws: list[str]) -> float:
+    value = tags.get(tag)
+    if value in (None, ""):
+        return default
+    number = float(value)
+    if not math.isfinite(number) or (tag == "RescaleSlope" and number == 0):
+        flaws.append(f"{tag} is {number}, so its values are unknown; export it again")
+    return number
+
+
+def _vector(
+    tags: Mapping[str, Any], tag: str, default: tuple[float, ...], flaws: list[str]
+) -> tuple[float, ...]:
+    """The values of a tag that gives a frame its place; `default` and a flaw where they are unusable."""
+    values = tuple(float(v) for v in tags.get(tag) or ())
+    usable = len(values) == len(default) and bool(np.isfinite(values).all())
+    if usable and tag == "PixelSpacing":
+        usable = min(values) > 0
+    if usable and tag == "ImageOrientationPatient":
+        axes = np.reshape(values, (2, 3))
+        usable = np.allclose(axes @ axes.T, np.eye(2), atol=1e-2)
+    if usable:
+        return values
+    flaws.append(f"{tag} is missing or unusable, so it has no place in space; remove or export it again")
+    return default
+
+
+def _number(tags: Mapping[str, Any], tag: str) -> float | None:
+    """A finite number, None where missing or unusable; only for tags that may be missing."""
+    try:
+        number = float(tags.get(tag))  # type: ignore[arg-type]
+    except (TypeError, ValueError):
+        return None
+    return number if math.isfinite(number) else None
+
+
+def _first(tags: Mapping[str, Any], *names: str) -> float | None:
+    return next((value for name in names if (value := _number(tags, name)) is not None), None)
+
+
+def _text(tags: Mapping[str, Any], tag: str) -> str:
+    value = tags.get(tag)
+    return "" if value is None else str(value)

@@ -1,0 +1,106 @@
+"""Which DICOM tag orders the frames of a scan in time, and when each frame was taken."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from fewbeats.errors import InputError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from fewbeats.io.dicom_headers import FrameHeader
+    from fewbeats.io.dicom_series import Stack
+
+TIME_TAGS = (
+    "TriggerTime", "NominalPercentageOfCardiacPhase", "TemporalPositionIdentifier", "AcquisitionTime",
+    "ContentTime", "InstanceNumber",
+)  # fmt: skip
+"""Tags that may order the frames of a slice; the first whose values are unique in every slice does."""
+IN_MS = {"TriggerTime", "AcquisitionTime", "ms in SeriesDescription"}
+IN_PERCENT = {"NominalPercentageOfCardiacPhase", "% in SeriesDescription"}
+# A difference between slices that is worth a sentence.
+NOTABLE_MS = 1.0
+
+
+def order_frames(slices: list[list[FrameHeader]], stack: Stack) -> tuple[str, np.ndarray, list[str]]:
+    """Sort the frames of every slice in time, in place.
+
+    Args:
+        slices: [z][t] headers; every slice has equally many.
+        stack: the series they are from.
+
+    Returns:
+        the tag that ordered them ("" for one frame), its values (Z, T), and a note that names it.
+
+    Raises:
+        InputError: no tag tells the frames of a slice apart.
+    """
+    if len(slices[0]) == 1:
+        return "", np.zeros((len(slices), 1)), []
+    if stack.phase_rule:
+        phases = {s.first.series_uid: s.phase[1] for s in stack.series if s.phase}
+        values = _sort(slices, lambda header: phases[header.series_uid])
+        return stack.phase_rule, values, [f"frames ordered by {stack.phase_rule}, one series each"]
+    passed_over: list[str] = []
+    for tag in TIME_TAGS:
+        if not all(tag in header.order for one in slices for header in one):
+            continue
+        if all(len({header.order[tag] for header in one}) == len(one) for one in slices):
+            why = f" ({', '.join(passed_over)} not unique within a position)" if passed_over else ""
+            values = _sort(slices, lambda header: header.order[tag])  # noqa: B023 (used at once)
+            return tag, values, [f"frames ordered by {tag}{why}"]
+        passed_over.append(tag)
+    a, b = slices[0][:2]
+    raise InputError(
+        f"{a.file}: duplicate frames: no time and no InstanceNumber tells it from {b.file} at the same "
+        f"position; remove the copies"
+    )
+
+
+def _sort(slices: list[list[FrameHeader]], key: Callable[[FrameHeader], float]) -> np.ndarray:
+    for one in slices:
+        one.sort(key=key)
+    return np.array([[key(header) for header in one] for one in slices])
+
+
+def frame_times(
+    slices: list[list[FrameHeader]], rule: str, values: np.ndarray
+) -> tuple[np.ndarray | None, float | None, list[str]]:
+    """When each frame was taken.
+
+    Args:
+        slices: [z][t] headers, in order.
+        rule: what ordered them, "" for one frame.
+        values: (Z, T) of `rule`.
+
+    Returns:
+        (T,) ms after the first frame or None, length of the heartbeat in ms or None, and notes.
+    """
+    headers = [header for one in slices for header in one]
+    cycles = [header.cycle_ms for header in headers if header.cycle_ms]
+    cycle_ms = float(np.median(cycles)) if cycles else None
+    if not rule:
+        return None, cycle_ms, []
+    notes = [f"heartbeat of {cycle_ms:.4g} ms (median of what the frames say)"] if cycle_ms else []
+    since_first = values - values[:, :1]
+    resolution_ms = headers[0].resolution_ms
+    if rule in IN_MS:
+        times = since_first.mean(0)
+        spread = float(np.ptp(since_first, axis=0).max())
+        if spread > NOTABLE_MS:
+            notes.append(f"frame times are the average over positions (they differ by up to {spread:.4g} ms)")
+    elif rule in IN_PERCENT and cycle_ms:
+        times = since_first.mean(0) / 100 * cycle_ms
+        notes.append("frame times from the cardiac phase and the heartbeat")
+    elif resolution_ms:
+        times = np.arange(values.shape[1]) * resolution_ms
+        notes.append(f"frames are {resolution_ms:.4g} ms apart (TemporalResolution)")
+    else:
+        return None, cycle_ms, [*notes, f"frame times are unknown ({rule} gives only their order)"]
+    if cycle_ms and times[-1] > cycle_ms:
+        notes.append("the frames last longer than the heartbeat, so they are not one cycle")
+        cycle_ms = None
+    return times, cycle_ms, notes
