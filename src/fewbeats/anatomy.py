@@ -184,24 +184,29 @@ def read_convention(path: Path) -> Convention:
         InputError: missing or unreadable file, a value that is no whole number, an unknown structure.
     """
     try:
-        text = path.read_text(encoding="utf-8-sig")
-        pairs, silent = CONVENTION_READERS[path.suffix](text)
-        values = {int(value): str(name) for value, name in pairs if not _is_background(name)}
-        silent = [str(s) for s in silent]
-    except KeyError as error:
-        raise InputError(f"{path}: {_missing(error)}; see the examples of a convention file") from error
+        pairs, silent = CONVENTION_READERS[path.suffix](path.read_text(encoding="utf-8-sig"))
+        named = [(int(value), str(name)) for value, name in pairs]
+        silent = [str(name) for name in silent]
     except OSError as error:
         raise InputError(f"{path}: cannot be read ({error.strerror}); check the path") from error
+    except KeyError as error:
+        raise InputError(f"{path}: has no entry {error.args[0]!r}; write value,structure") from error
     except Exception as error:  # the three parsers raise whatever they meet in a foreign file
         raise InputError(
             f"{path}: not a list of label values and structures; write value,structure"
         ) from error
-    if not values or 0 in values:
-        what = "0 is always background" if 0 in values else "names no structure"
-        raise InputError(f"{path}: {what}; give each structure a value other than 0")
-    structures = {value: name_structure(name, file=path) for value, name in values.items()}
+    values: dict[int, str] = {}
+    for value, name in named:
+        if value == 0 and name.strip().lower() == "background":
+            continue
+        if value == 0 or value in values:
+            what = "0 is always background" if value == 0 else f"{value} stands twice"
+            raise InputError(f"{path}: {what}; give each value other than 0 one structure")
+        values[value] = name_structure(name, file=path)
+    if not values:
+        raise InputError(f"{path}: names no structure; write value,structure")
     unlabeled = frozenset(name_structure(name, file=path) for name in silent)
-    return Convention(name=str(path), values=structures, silent_about=unlabeled)
+    return Convention(name=str(path), values=values, silent_about=unlabeled)
 
 
 def name_structure(name: str, *, file: Path | str) -> str:
@@ -218,14 +223,6 @@ def name_structure(name: str, *, file: Path | str) -> str:
     raise InputError(
         f"{file}: '{name}' is no structure known here; write one of {', '.join(FEWBEATS_VALUES)} or {OTHER}"
     )
-
-
-def _is_background(name: Any) -> bool:
-    return str(name).strip().lower() == "background"
-
-
-def _missing(error: KeyError) -> str:
-    return f"has no entry {error.args[0]!r}"
 
 
 Pairs = tuple["list[tuple[Any, Any]]", "list[Any]"]

@@ -7,6 +7,7 @@ read in seconds; for the same reason files are not touched before they are neede
 
 from __future__ import annotations
 
+import csv
 import difflib
 import re
 from pathlib import Path
@@ -35,7 +36,7 @@ COLUMNS: dict[str, tuple[Any, str]] = {
     "modality": (pl.String, "MR or CT"),
     "sequence": (pl.String, "cine, lge, ..."),
     "image": (pl.String, "NIfTI file, DICOM file or folder; FOLDER#2 is the second scan in a DICOM folder"),
-    "label": (pl.String, "NIfTI mask on the image's grid, or DICOM SEG"),
+    "label": (pl.String, "NIfTI mask on the image's grid; DICOM SEG file, or folder of them"),
     "label_source": (pl.String, "manual, teacher or pseudo"),
     "label_frames": (pl.String, "frames of a 4D image that are labeled, as 0;12; empty: all"),
     "convention": (pl.String, "meaning of the label values: a name, or an own file"),
@@ -51,7 +52,7 @@ COLUMNS: dict[str, tuple[Any, str]] = {
     "spacing_y_mm": (pl.Float64, "in plane"),
     "spacing_x_mm": (pl.Float64, "in plane"),
     "spacing_trusted": (pl.Boolean, "false where the true spacing is lost: no mm, no mL"),
-    "slice_order": (pl.String, "base_first or apex_first"),
+    "slice_order": (pl.String, "base_first or apex_first, as read"),
     "frame_time_ms": (pl.Float64, "between frames"),
     "ed_frame": (pl.Int64, "end-diastole in a 4D image, counted from 0"),
     "es_frame": (pl.Int64, "end-systole in a 4D image, counted from 0"),
@@ -192,14 +193,14 @@ def open_labels(row: Mapping[str, Any], scan: Scan) -> dict[int, np.ndarray]:
     if row["label"] is None:
         return {}
     path = Path(row["label"])
-    if is_nifti(path):
-        mask, labels = read_labels(path)
-        check_grid(mask, scan, path=path)
-    else:
-        from fewbeats.io.dicom import read_seg
-
-        labels = read_seg(path, scan)
     named = [int(t) for t in (row["label_frames"] or "").split(";") if t]
+    if not is_nifti(path):
+        from fewbeats.io.dicom_seg import read_seg, seg_frames
+
+        drawn = dict(zip(seg_frames(path, scan), read_seg(path, scan), strict=True))
+        return {t: labels.astype(np.int32) for t, labels in drawn.items() if t in (named or drawn)}
+    mask, labels = read_labels(path)
+    check_grid(mask, scan, path=path)
     if len(labels) == scan.shape[0]:
         return {t: labels[t] for t in named or range(len(labels))}
     if len(labels) != max(1, len(named)):
@@ -251,8 +252,25 @@ def _read_text_columns(path: Path) -> pl.DataFrame:
         if path.suffix == ".csv":
             return pl.read_csv(path.read_bytes(), infer_schema=False)
     except (pl.exceptions.PolarsError, OSError, pl.exceptions.PanicException) as error:
-        raise InputError(f"{path}: not a readable table; write it anew with `fewbeats index`") from error
+        raise InputError(f"{path}: {_why_unreadable(path)}") from error
     raise InputError(f"{path}: a cohort is a .csv or .parquet file; rename or convert it")
+
+
+def _why_unreadable(path: Path) -> str:
+    """What is wrong with a table that polars refuses, and the mend; it does not tell the row itself."""
+    if path.suffix == ".csv":
+        try:
+            lines = list(csv.reader(path.read_text(encoding="utf-8-sig").splitlines()))
+        except UnicodeDecodeError:
+            return "not UTF-8 text; save it as CSV UTF-8"
+        except (OSError, csv.Error):
+            lines = []
+        for number, cells in enumerate(lines, start=1):
+            if len(cells) > len(lines[0]):
+                return (
+                    f"row {number} has {len(cells)} cells for {len(lines[0])} columns; quote text with commas"
+                )
+    return "not a readable table; write it anew with `fewbeats index`"
 
 
 def _check_header(names: list[str], path: Path) -> None:
@@ -275,7 +293,8 @@ def _cast(rows: pl.DataFrame, path: Path) -> pl.DataFrame:
             truth = {"true": True, "1": True, "false": False, "0": False}
             cast = rows[name].str.to_lowercase().replace_strict(truth, default=None, return_dtype=pl.Boolean)
         else:
-            cast = rows[name].cast(kind, strict=False)
+            text = rows[name].str.replace(r"\.0+$", "") if kind == pl.Int64 else rows[name]  # pandas: 12.0
+            cast = text.cast(kind, strict=False)
         _refuse(rows, cast.is_null() & rows[name].is_not_null(), name, path, f"is not {KIND_NAMES.get(kind)}")
         rows = rows.with_columns(cast.alias(name))
     extra = [name for name in rows.columns if name not in SCHEMA and name != "_row"]

@@ -113,15 +113,13 @@ def measure(row: Row, *, check_pixels: bool) -> list[Row]:
         InputError: naming the file that cannot be used.
     """
     path = Path(row["image"])
-    if is_nifti(path):
-        found = [(row, read_nifti(path))]
-    else:
-        found = list(_scans_in_dicom(row, path))
+    found = [(row, read_nifti(path))] if is_nifti(path) else scans_in_dicom(row, path)
     done = []
     for one, scan in found:
         if check_pixels:
             refuse_empty(scan)
-        one = {**one, **_geometry(scan)} | {"modality": scan.modality or one.get("modality")}
+        one = {**one, **_geometry(scan), "modality": scan.modality or one.get("modality")}
+        one["slice_order"] = _slice_order(one.get("slice_order"), scan)
         done.append(measure_label(one, scan) if one.get("label") else one)
     return done
 
@@ -178,15 +176,58 @@ def refuse_empty(scan: Scan) -> None:
             )
 
 
-def _scans_in_dicom(row: Row, path: Path) -> Iterable[tuple[Row, Scan]]:
+def scans_in_dicom(row: Row, path: Path) -> list[tuple[Row, Scan]]:
+    """One row for each scan in a DICOM folder, with the segmentations (SEG) that lie in it.
+
+    Raises:
+        InputError: no scan; a segmentation of other images; those of one scan scattered over folders.
+    """
     from fewbeats.io.dicom import read_dicom
+    from fewbeats.io.dicom_headers import is_seg
 
     scans = read_dicom(path)
-    if len(scans) == 1:
-        yield row, scans[0]
-        return
+    segs = sorted(f for f in path.rglob("*") if f.is_file() and is_seg(f)) if path.is_dir() else []
+    found = []
     for number, scan in enumerate(scans, start=1):
-        yield {**row, "image": f"{path}#{number}", "scan": f"{row['scan']}_{number}"}, scan
+        one = (
+            row
+            if len(scans) == 1
+            else {**row, "image": f"{path}#{number}", "scan": f"{row['scan']}_{number}"}
+        )
+        mine = [f for f in segs if _refers_to(f, scan, only=len(scans) == 1)]
+        if mine:
+            one = {**one, "label": str(_one_place(mine, segs)), "convention": "fewbeats"}
+        found.append((one, scan))
+    return found
+
+
+def _refers_to(seg: Path, scan: Scan, *, only: bool) -> bool:
+    from fewbeats.io.dicom_seg import seg_frames
+
+    try:
+        return bool(seg_frames(seg, scan))
+    except InputError:
+        if only:
+            raise
+        return False
+
+
+def _one_place(mine: list[Path], all_of_them: list[Path]) -> Path:
+    """The file, or the folder that holds these segmentations and no other."""
+    if len(mine) == 1:
+        return mine[0]
+    folder = mine[0].parent
+    if mine != [f for f in all_of_them if f.parent == folder]:
+        raise InputError(f"{folder}: put the segmentations of each scan, and no others, in one folder")
+    return folder
+
+
+def _slice_order(stored: str | None, scan: Scan) -> str | None:
+    """Order of the slices as read, from their order in the file; a volume has none."""
+    if stored is None or not scan.is_stack:
+        return None
+    ends = ("base_first", "apex_first")
+    return ends[1 - ends.index(stored)] if scan.source.reorientation.flipped[0] else stored
 
 
 def _geometry(scan: Scan) -> Row:

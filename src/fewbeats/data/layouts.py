@@ -15,6 +15,7 @@ import polars as pl
 
 from fewbeats.data.split import name_some, read_columns
 from fewbeats.errors import InputError
+from fewbeats.io.nifti import read_nifti
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
@@ -32,7 +33,8 @@ KNOWN_SETS: dict[str, Row] = {
     "emidec": {"modality": "MR", "sequence": "lge", "view": "SAX", "slice_order": "apex_first"},
     "la2018": {"modality": "MR", "sequence": "lge"},
 }
-"""What the files of a public data set do not say of themselves; by layout, or by convention in `folder`."""
+"""What the files of a public data set do not say of themselves; by layout, or by convention in `folder`.
+The order of slices is that of the file."""
 
 
 def acdc(source: Path) -> list[Row]:
@@ -178,7 +180,8 @@ def phantom(source: Path) -> list[Row]:
             raise InputError(f"{file}: has no row for {row['subject']}; write the phantom again")
         heart = {name: _whole(person, name, file) for name in ("ed_frame", "es_frame")}
         body = {name: _number(person, name, file) for name in ("height_cm", "weight_kg")}
-        rows.append({**row, **heart, **body, "group": person["group"], "convention": "fewbeats"})
+        scanner = KNOWN_SETS["acdc"] if read_nifti(row["image"]).is_stack else {"modality": "CT"}
+        rows.append({**row, **heart, **body, "group": person["group"], "convention": "fewbeats", **scanner})
     return rows
 
 
@@ -188,7 +191,7 @@ def dicom(source: Path) -> list[Row]:
     Gives one row a folder; `index` makes one of each scan in it.
     """
     folders = sorted(f for f in source.iterdir() if f.is_dir() and not f.name.startswith("."))
-    loose = any(f.is_file() and not f.name.startswith(".") for f in source.iterdir())
+    loose = any(f.is_file() and _looks_like_dicom(f) for f in source.iterdir())
     chosen = [source] if loose or not folders else folders
     return [{"subject": f.absolute().name, "scan": f.absolute().name, "image": str(f)} for f in chosen]
 
@@ -220,6 +223,12 @@ def frame_of(stem: str) -> int | None:
     """Frame number in a file's stem, as written there."""
     found = FRAME_NUMBER.search(stem)
     return int(found[1]) if found else None
+
+
+def _looks_like_dicom(file: Path) -> bool:
+    with file.open("rb") as opened:
+        marked = opened.read(132)[128:] == b"DICM"
+    return file.name != "DICOMDIR" and (marked or file.suffix.lower() in (".dcm", ".ima"))
 
 
 def bare_label(stem: str) -> str:

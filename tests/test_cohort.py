@@ -1,0 +1,545 @@
+"""The cohort table, the layouts and what indexing finds out about files."""
+
+from __future__ import annotations
+
+import gzip
+import json
+import shutil
+import time
+
+import nibabel as nib
+import numpy as np
+import polars as pl
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from fewbeats.data.cohort import (
+    COLUMNS,
+    check_files,
+    new_cohort,
+    open_labels,
+    open_scan,
+    read_cohort,
+    write_cohort,
+)
+from fewbeats.data.index import attach_labels, index
+from fewbeats.data.split import labeled_subjects, read_subject_list
+from fewbeats.errors import InputError
+
+SHAPE = (4, 10, 12)  # (Z, Y, X)
+AFFINE = np.array([[1.4, 0, 0, 5], [0, 1.4, 0, 6], [0, 0, 8.0, 7], [0, 0, 0, 1]])
+
+
+def image(path, frames=None, *, affine=AFFINE, seed=0, shape=SHAPE):
+    """A NIfTI of noise, 4D when `frames` is given."""
+    size = shape if frames is None else (frames, *shape)
+    return save(path, np.random.default_rng(seed).integers(1, 900, size).astype(np.int16), affine=affine)
+
+
+def label(path, frames=None, *, values=(1, 2, 3), drawn=None, affine=AFFINE, shape=SHAPE):
+    """A mask with a block of each value, on frames `drawn` or all."""
+    mask = np.zeros((frames or 1, *shape), np.uint8)
+    for t in range(frames or 1) if drawn is None else drawn:
+        for i, value in enumerate(values):
+            mask[t, 1:3, 2 + i, 2:8] = value
+    return save(path, mask if frames else mask[0], affine=affine)
+
+
+def save(path, array, *, affine=AFFINE):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    nib.save(nib.Nifti1Image(array.T, affine), path)
+    return path
+
+
+def rows_of(cohort):
+    return {row["scan"]: row for row in cohort.iter_rows(named=True)}
+
+
+# ---- the table
+
+
+names = st.from_regex(r"[A-Za-z0-9_.,;\"' -]{1,8}", fullmatch=True).filter(lambda s: s.strip() == s)
+tables = st.lists(
+    st.fixed_dictionaries(
+        {"subject": names, "image": names.map(lambda s: f"/d/{s}.nii")},
+        optional={
+            "label": names.map(lambda s: f"/d/l {s}.nii"),
+            "frame": st.integers(0, 99),
+            "frames": st.integers(1, 99),
+            "weight_kg": st.floats(0.1, 1e3),
+            "spacing_trusted": st.booleans(),
+            "view": st.sampled_from(["SAX", "2CH"]),
+            "group": names,
+            "scanner": names,
+        },
+    ),
+    min_size=1,
+    max_size=5,
+)
+
+
+@pytest.mark.parametrize("suffix", [".csv", ".parquet"])
+@given(rows=tables)
+@settings(deadline=None)
+def test_written_and_read_is_the_same(tmp_path_factory, suffix, rows):
+    for i, row in enumerate(rows):
+        row |= {"scan": f"s{i}", "convention": "acdc" if "label" in row else None}
+    cohort = new_cohort(rows)
+    file = tmp_path_factory.mktemp("t") / f"cohort{suffix}"
+    write_cohort(cohort, file)
+    assert read_cohort(file).equals(cohort)
+
+
+def test_paths_follow_the_table(tmp_path):
+    for name in ("a/x.nii.gz", "a/x_gt.nii.gz"):
+        label(tmp_path / name)
+    own = tmp_path / "a/own.csv"
+    own.write_text("value,structure\n1,LV\n2,MYO\n3,RV\n")
+    outside = tmp_path / "b/y.nii.gz"
+    cohort = new_cohort([
+        {"subject": "x", "image": str(tmp_path / "a/x.nii.gz"), "label": str(tmp_path / "a/x_gt.nii.gz"),
+         "convention": str(own)},
+        {"subject": "y", "image": str(outside)},
+    ])  # fmt: skip
+    write_cohort(cohort, tmp_path / "a/cohort.csv")
+    text = pl.read_csv(tmp_path / "a/cohort.csv")
+    assert text["image"].to_list() == ["x.nii.gz", str(outside)]
+    assert text["convention"][0] == "own.csv"
+    shutil.move(tmp_path / "a", tmp_path / "moved")
+    moved = read_cohort(tmp_path / "moved/cohort.csv")
+    assert moved["image"].to_list() == [str(tmp_path / "moved/x.nii.gz"), str(outside)]
+    assert open_labels(rows_of(moved)["x"], open_scan(rows_of(moved)["x"])).keys() == {0}
+    with pytest.raises(InputError, match=r"y\.nii\.gz: no such file \(1 missing\)"):
+        check_files(moved)
+
+
+def test_two_columns_are_enough_and_the_rest_is_derived(tmp_path):
+    file = tmp_path / "c.csv"
+    file.write_text('subject,image,note\np1,p1/sax.nii.gz,"a, b"\np2,p2/sax.nii.gz,\n\np2,z.nii,\n')
+    cohort = read_cohort(file)
+    assert cohort["scan"].to_list() == ["p1_sax", "p2_sax", "z"]
+    assert cohort["study"].to_list() == ["p1", "p2", "p2"]
+    assert cohort["image"][0] == str(tmp_path / "p1/sax.nii.gz")
+    assert cohort["spacing_trusted"].to_list() == [True] * 3
+    assert cohort["note"].to_list() == ["a, b", None, None]
+    assert cohort.columns == [*COLUMNS, "note"]
+
+
+def test_spreadsheet_habits_are_read(tmp_path):
+    file = tmp_path / "c.csv"
+    file.write_bytes(
+        b"\xef\xbb\xbfsubject,image,spacing_trusted,weight_kg,frame\r\np1, a.nii ,FALSE,70,3.0\r\n"
+    )
+    row = read_cohort(file).row(0, named=True)
+    assert (row["subject"], row["spacing_trusted"], row["weight_kg"], row["frame"]) == ("p1", False, 70.0, 3)
+    assert row["image"].endswith("/a.nii")
+
+
+@pytest.mark.parametrize(
+    ("header", "line", "complaint"),
+    [
+        ("subject,image,frame", "a,a.nii,x", r"row 3, column 'frame': 'x' is not a whole number"),
+        ("subject,image,weight_kg", "a,a.nii,heavy", r"column 'weight_kg': 'heavy' is not a number"),
+        ("subject,image,weight_kg", "a,a.nii,-3", r"column 'weight_kg': -3.0 is not a positive"),
+        ("subject,image,spacing_z_mm", "a,a.nii,nan", r"column 'spacing_z_mm': nan is not a positive"),
+        ("subject,image,frame", "a,a.nii,-1", "counted from 0"),
+        ("subject,image,phase", "a,a.nii,end", "'end' is none of ED, ES"),
+        ("subject,image,split", "a,a.nii,validation", "is none of train, tune, dev, test"),
+        ("subject,image,spacing_trusted", "a,a.nii,maybe", "'maybe' is not true or false"),
+        ("subject,image,scan", "a,a.nii,../a", r"'\.\./a' cannot be part of a file's name"),
+        ("subject,image,scan", "a,a.nii,first", "row 3, column 'scan': 'first' stands twice"),
+        ("subject,image,label", "a,a.nii,l.nii", "column 'convention': is needed for a label"),
+        ("subject,image,label,convention", "a,a.nii,l.nii,adcd", r"row 3.*'convention'.*unknown"),
+        ("subject,image,label,convention", "a,a.nii,l.nii,no.csv", r"no\.csv.*cannot be read"),
+        ("subject,image,label_frames", "a,a.nii,0;1", "is given without a label"),
+        ("subject,image,label,convention,frames,label_frames", "a,a.nii,l.nii,acdc,9,0;9", "goes beyond"),
+        ("subject,image,label,convention,label_frames", "a,a.nii,l.nii,acdc,0-9", "is not like 0;12"),
+        ("subject,image", ",a.nii", "row 3, column 'subject': is empty"),
+        ("subject,image", "a,", "row 3, column 'image': is empty"),
+        ("subject,image,split", "first,a.nii,dev", "in two splits: first"),
+        ("subject,image,lable", "a,a.nii,l.nii", "unknown column 'lable'; rename it to label"),
+        ("subject,picture", "a,a.nii", "has no column 'image'"),
+        ("subject;image", "a;a.nii", "separate columns by commas"),
+        ("subject,image", "a,a.nii,b", "row 3 has 3 cells for 2 columns"),
+        ("subject,image", "M\udcfcller,a.nii", "save it as CSV UTF-8"),
+    ],
+)
+def test_broken_table(tmp_path, header, line, complaint):
+    file = tmp_path / "c.csv"
+    good = {"subject": "first", "image": "first.nii", "picture": "x"}
+    first = (";" if ";" in header else ",").join(good.get(name, "") for name in header.split(","))
+    file.write_text(f"{header}\n{first}\n{line}\n", errors="surrogateescape")
+    with pytest.raises(InputError, match=complaint) as caught:
+        read_cohort(file)
+    assert str(caught.value).startswith(str(file))
+    assert "\n" not in str(caught.value)
+
+
+cells = st.one_of(
+    st.text(max_size=6),
+    st.sampled_from(["", "0", "-1", "1e400", "ED", "train", "a.nii", "acdc", "0;1", "true", '"', "\n", "#"]),
+)
+
+
+@given(
+    st.one_of(
+        st.binary(),
+        st.text(),
+        st.tuples(
+            st.lists(st.sampled_from([*COLUMNS, "", "own"]), max_size=6),
+            st.lists(st.lists(cells, max_size=8), max_size=4),
+        ).map(lambda t: "\n".join(",".join(line) for line in [["subject", "image", *t[0]], *t[1]])),
+    ),
+    st.sampled_from([".csv", ".parquet"]),
+)
+@settings(max_examples=300, deadline=None)
+def test_garbage_is_a_table_or_an_input_error(tmp_path_factory, content, suffix):
+    file = tmp_path_factory.getbasetemp() / f"garbage{suffix}"
+    file.write_bytes(content if isinstance(content, bytes) else content.encode("utf-8", "surrogatepass"))
+    try:
+        cohort = read_cohort(file)
+    except InputError as error:
+        assert str(error).startswith(str(file))  # noqa: PT017
+        return
+    write_cohort(cohort, file.with_name("again.csv"))
+    assert read_cohort(file.with_name("again.csv")).equals(cohort)
+
+
+def test_biobank_is_read_in_seconds(tmp_path):
+    rows = 300_000
+    table = pl.DataFrame({"subject": [f"s{i // 3}" for i in range(rows)]}).with_columns(
+        pl.lit("train").alias("split"), pl.lit(50).alias("frames"),
+        pl.Series("image", [f"s{i // 3}/{i}.nii.gz" for i in range(rows)]),
+    )  # fmt: skip
+    table.write_csv(tmp_path / "c.csv")
+    start = time.perf_counter()
+    assert read_cohort(tmp_path / "c.csv").height == rows
+    assert time.perf_counter() - start < 10
+
+
+def test_parquet_of_other_types(tmp_path):
+    file = tmp_path / "c.parquet"
+    pl.DataFrame({"subject": [1, 2], "image": ["a.nii", "b.nii"], "frame": [0.0, 1.5]}).write_parquet(file)
+    with pytest.raises(InputError, match=r"row 3, column 'frame': '1\.5' is not a whole number"):
+        read_cohort(file)
+    pl.DataFrame({"subject": [[1]], "image": [{"a": 1}]}).write_parquet(file)
+    with pytest.raises(InputError, match="not a readable table"):
+        read_cohort(file)
+
+
+def test_other_suffixes_and_missing_tables(tmp_path):
+    with pytest.raises(InputError, match="no such table"):
+        read_cohort(tmp_path / "c.csv")
+    (tmp_path / "c.xlsx").write_text("x")
+    with pytest.raises(InputError, match=r"\.csv or \.parquet"):
+        read_cohort(tmp_path / "c.xlsx")
+    with pytest.raises(InputError, match=r"\.csv or \.parquet"):
+        write_cohort(new_cohort([{"subject": "a", "image": "/a.nii"}]), tmp_path / "d.xlsx")
+    assert [f.name for f in tmp_path.iterdir()] == ["c.xlsx"]  # nothing half-written
+
+
+# ---- layouts
+
+
+def test_acdc(tmp_path):
+    for patient, ed, es in (("patient001", 1, 12), ("patient007", 4, 9)):
+        folder = tmp_path / "training" / patient
+        for frame in (ed, es):
+            image(folder / f"{patient}_frame{frame:02d}.nii.gz", seed=frame)
+            label(folder / f"{patient}_frame{frame:02d}_gt.nii.gz")
+        text = f"ED: {ed}\nES: {es}\nGroup: DCM\nHeight: 184.0\nNbFrame: 30\nWeight: 95.0\n"
+        (folder / "Info.cfg").write_text(text)
+    image(tmp_path / "training/patient007/patient007_4d.nii.gz", 12)
+    cohort = index(tmp_path, layout="acdc")
+    assert cohort.height == 5
+    row = rows_of(cohort)["patient007_frame09"]
+    assert (row["frame"], row["phase"], row["group"], row["height_cm"]) == (8, "ES", "DCM", 184.0)
+    assert (row["convention"], row["slice_order"], row["slices"], row["columns"]) == (
+        "acdc", "base_first", 4, 12)  # fmt: skip
+    cine = rows_of(cohort)["patient007_4d"]
+    assert (cine["frame"], cine["label"], cine["frames"], cine["ed_frame"], cine["es_frame"]) == (
+        None, None, 12, 3, 8)  # fmt: skip
+    assert labeled_subjects(cohort.with_columns(split=pl.lit("train")), 2, 0)
+
+
+def test_mnms(tmp_path):
+    for subject, place in (("A0S9V9", "Training/Labeled"), ("B1", "Training/Unlabeled")):
+        image(tmp_path / place / subject / f"{subject}_sa.nii.gz", 6)
+        label(tmp_path / place / subject / f"{subject}_sa_gt.nii.gz", 6, drawn=[0, 4])
+    (tmp_path / "info.csv").write_text(
+        "External code,VendorName,Vendor,Centre,ED,ES,Age,Pathology,Sex,Height,Weight\n"
+        "A0S9V9,Siemens,A,1,0,4,28,HCM,M,176,82\nB1,Siemens,B,1,0,4.0,28,NOR,M,,nan\n"
+    )
+    rows = rows_of(index(tmp_path, layout="mnms"))
+    row = rows["A0S9V9_sa"]
+    assert (row["label_frames"], row["group"], row["vendor"], row["ed_frame"]) == ("0;4", "HCM", "A", 0)
+    assert open_labels(row, open_scan(row)).keys() == {0, 4}
+    assert (rows["B1_sa"]["label"], rows["B1_sa"]["weight_kg"]) == (None, None)
+    label(tmp_path / "Training/Labeled/A0S9V9/A0S9V9_sa_gt.nii.gz", 6, drawn=[0])
+    with pytest.raises(InputError, match=r"A0S9V9_sa_gt.*empty on one of the frames 0;4"):
+        index(tmp_path, layout="mnms")
+
+
+def nnunet_source(folder, labels, **more):
+    for case in ("patient001_frame01", "patient002_frame07"):
+        image(folder / "imagesTr" / f"{case}_0000.nii.gz", seed=1)
+        label(folder / "labelsTr" / f"{case}.nii.gz", values=(1, 2))
+    image(folder / "imagesTs" / "patient009_frame01_0000.nii.gz", seed=2)
+    content = {"channel_names": {"0": "cineMRI"}, "labels": labels, "file_ending": ".nii.gz", **more}
+    (folder / "dataset.json").write_text(json.dumps(content))
+    return folder
+
+
+def test_nnunet(tmp_path):
+    source = nnunet_source(tmp_path, {"background": 0, "RV": 1, "left ventricle": 2})
+    rows = rows_of(index(source, layout="nnunet"))
+    assert set(rows) == {"patient001_frame01", "patient002_frame07", "patient009_frame01"}
+    row = rows["patient001_frame01"]
+    assert (row["subject"], row["modality"], row["split"]) == ("patient001", "MR", None)
+    assert rows["patient009_frame01"]["split"] == "test"
+    write_cohort(index(source, layout="nnunet"), tmp_path / "c.csv")
+    assert read_cohort(tmp_path / "c.csv").height == 3
+    image(source / "imagesTr/patient001_frame01_0001.nii.gz")
+    with pytest.raises(InputError, match=r"_0001.*second channel"):
+        index(source, layout="nnunet")
+
+
+def test_nnunet_labels_of_another_kind(tmp_path):
+    source = nnunet_source(tmp_path, {"background": 0, "liver": 1, "spleen": 2})
+    with pytest.raises(InputError, match=r"dataset\.json: 'liver' is no structure"):
+        index(source, layout="nnunet")
+    own = tmp_path / "own.csv"
+    own.write_text("value,structure\n1,LV\n2,OTHER\n")
+    assert index(source, layout="nnunet", convention=str(own))["convention"].unique().to_list() == [str(own)]
+    nnunet_source(tmp_path, {"LV": 1}, file_ending=".png")
+    with pytest.raises(InputError, match=r"\.png"):
+        index(source, layout="nnunet")
+
+
+def test_msd(tmp_path):
+    image(tmp_path / "imagesTr/la_003.nii.gz")
+    label(tmp_path / "labelsTr/la_003.nii.gz", values=(1,))
+    image(tmp_path / "imagesTs/la_009.nii.gz")
+    dataset = {
+        "modality": {"0": "MRI"}, "labels": {"0": "background", "1": "left atrium"},
+        "training": [{"image": "./imagesTr/la_003.nii.gz", "label": "./labelsTr/la_003.nii.gz"}],
+        "test": ["./imagesTs/la_009.nii.gz"],
+    }  # fmt: skip
+    (tmp_path / "dataset.json").write_text(json.dumps(dataset))
+    rows = rows_of(index(tmp_path, layout="msd"))
+    assert (rows["la_003"]["modality"], rows["la_009"]["split"]) == ("MR", "test")
+    dataset["modality"] = {"0": "T2", "1": "ADC"}
+    (tmp_path / "dataset.json").write_text(json.dumps(dataset))
+    with pytest.raises(InputError, match=r"several channels \(T2, ADC\)"):
+        index(tmp_path, layout="msd")
+
+
+def test_folder_with_labels_apart_beside_and_in_subfolders(tmp_path):
+    apart, beside, nested = (tmp_path / n for n in ("apart", "beside", "nested"))
+    image(apart / "images/a_ED.nii.gz")
+    label(apart / "labels/a_ED.nii.gz")
+    image(apart / "images/b_4d.nii.gz", 3)
+    label(apart / "labels/b_4d.nii.gz", 3, drawn=[1, 2])
+    rows = rows_of(index(apart, layout="folder", convention="mnms"))
+    assert (rows["a_ED"]["subject"], rows["a_ED"]["phase"]) == ("a", "ED")
+    assert (rows["b_4d"]["subject"], rows["b_4d"]["label_frames"]) == ("b", "1;2")
+    image(beside / "c_4d.nii.gz", 3)
+    label(beside / "c_label.nii")
+    (beside / "._c_label.nii").write_text("a Mac was here")
+    image(beside / "d_frame05.nii.gz")
+    rows = rows_of(index(beside, layout="folder", convention="mnms"))
+    assert rows["c_4d"]["label_frames"] == "0"
+    assert (rows["d_frame05"]["subject"], rows["d_frame05"]["frame"], rows["d_frame05"]["label"]) == (
+        "d", 5, None)  # fmt: skip
+    for subject in ("p", "q"):
+        image(nested / f"images/{subject}/sax.nii.gz")
+        label(nested / f"labels/{subject}/sax_seg.nii.gz")
+    cohort = index(nested, layout="folder", convention="mnms")
+    assert cohort.select("subject", "scan").rows() == [("p", "p_sax"), ("q", "q_sax")]
+    assert cohort["label"].null_count() == 0
+
+
+def test_nominal_spacing_is_not_trusted(tmp_path):
+    image(tmp_path / "a.nii.gz", affine=np.diag([1.0, 1.0, 10.0, 1.0]))
+    image(tmp_path / "b.nii.gz", affine=np.diag([1.2, 1.2, 10.0, 1.0]), seed=1)
+    label(tmp_path / "a_gt.nii.gz", affine=np.diag([1.0, 1.0, 10.0, 1.0]))
+    rows = rows_of(index(tmp_path, layout="folder", convention="emidec"))
+    assert (rows["a"]["spacing_trusted"], rows["b"]["spacing_trusted"]) == (False, True)
+    assert (rows["a"]["slice_order"], rows["a"]["sequence"]) == ("apex_first", "lge")
+
+
+def test_slice_order_is_that_of_the_slices_as_read(tmp_path):
+    upward = np.array(
+        [[0, 1.4, 0, 5], [-1.4, 0, 0, 2], [0, 0, 8.0, 1], [0, 0, 0, 1]]
+    )  # read foot-down: turned
+    image(tmp_path / "a.nii.gz", affine=upward)
+    cohort = index(tmp_path, layout="folder", convention="emidec")
+    scan = open_scan(cohort.row(0, named=True))
+    assert scan.source.reorientation.flipped[0]
+    assert cohort["slice_order"].to_list() == ["base_first"]
+
+
+def test_phantom(tmp_path):
+    from fewbeats.data.phantom import PhantomSettings
+    from fewbeats.data.phantom import write_cohort as write_phantom
+
+    write_phantom(tmp_path, PhantomSettings(subjects=2, frames=2, matrix=32, pixel_mm=(6.0, 7.0)))
+    cohort = index(tmp_path, layout="phantom")
+    assert cohort["convention"].unique().to_list() == ["fewbeats:LV+MYO+RV"]
+    assert cohort["frames"].to_list() == [2, 2]
+    truth = pl.read_csv(tmp_path / "subjects.csv")
+    for name in ("subject", "group", "height_cm", "weight_kg", "ed_frame", "es_frame"):
+        assert cohort[name].to_list() == truth[name].to_list()
+
+
+# ---- labels
+
+
+def test_corrected_predictions_come_back_as_manual_labels(tmp_path):
+    for name in ("a", "b", "c"):
+        image(tmp_path / f"src/{name}.nii.gz")
+    label(tmp_path / "src/a_gt.nii.gz")
+    label(tmp_path / "fixed/a.nii.gz", values=(1, 2))
+    label(tmp_path / "fixed/b_label.nii.gz", values=(1,))
+    rows = rows_of(index(tmp_path / "src", layout="folder", convention="acdc", labels=tmp_path / "fixed"))
+    assert rows["a"]["label"] == str(tmp_path / "fixed/a.nii.gz")
+    assert rows["a"]["label_source"] == rows["b"]["label_source"] == "manual"
+    assert rows["a"]["convention"] == rows["b"]["convention"] == "fewbeats:LV+MYO"  # silent about RV
+    assert rows["c"]["label"] is None
+    label(tmp_path / "fixed/stranger.nii.gz")
+    with pytest.raises(InputError, match=r"called like stranger\.nii\.gz"):
+        index(tmp_path / "src", layout="folder", convention="acdc", labels=tmp_path / "fixed")
+    with pytest.raises(InputError, match="no mask"):
+        attach_labels(new_cohort(rows.values()), tmp_path / "nothing")
+
+
+@pytest.mark.parametrize(
+    ("broken", "complaint"),
+    [
+        ({"shape": (4, 10, 11)}, r"shape \(4, 10, 11\) is not the image's \(4, 10, 12\)"),
+        ({"affine": AFFINE + np.outer([3, 0, 0, 0], [0, 0, 0, 1])}, "lies up to 3.0 mm off"),
+        ({"affine": AFFINE * [1, 1, 1.05, 1]}, "mm off the image's grid"),
+        ({"values": (1, 7)}, r"\[7\] are unknown to the convention 'acdc'"),
+        ({"values": ()}, "the label is empty"),
+        ({"frames": 3}, "3 frames for 1 of the image"),
+    ],
+)
+def test_broken_label_is_found_by_indexing(tmp_path, broken, complaint):
+    image(tmp_path / "a.nii.gz")
+    label(tmp_path / "a_gt.nii.gz", **broken)
+    with pytest.raises(InputError, match=complaint) as caught:
+        index(tmp_path, layout="folder", convention="acdc")
+    assert str(tmp_path / "a_gt.nii.gz") in str(caught.value)
+
+
+def test_rounded_affine_of_a_viewer_is_accepted(tmp_path):
+    turned = AFFINE.copy()
+    turned[:3, :3] = np.linalg.qr(np.random.default_rng(1).normal(size=(3, 3)))[0] * [1.4, 1.4, 8.0]
+    image(tmp_path / "a.nii.gz", affine=turned)
+    label(tmp_path / "a_gt.nii.gz", affine=turned + 1e-4 * np.sign(turned))
+    assert index(tmp_path, layout="folder", convention="acdc")["label"].null_count() == 0
+
+
+def test_label_without_convention_or_image(tmp_path):
+    image(tmp_path / "a.nii.gz")
+    label(tmp_path / "a_gt.nii.gz")
+    with pytest.raises(InputError, match="what do its values mean"):
+        index(tmp_path, layout="folder")
+    (tmp_path / "a.nii.gz").unlink()
+    with pytest.raises(InputError, match="a label without an image"):
+        index(tmp_path, layout="folder", convention="acdc")
+
+
+def test_broken_images_are_found_by_indexing(tmp_path):
+    file = image(tmp_path / "a.nii.gz", 3)
+    whole = gzip.decompress(file.read_bytes())
+    file.write_bytes(gzip.compress(whole)[:-600])
+    with pytest.raises(InputError, match=r"a\.nii\.gz: truncated"):
+        index(tmp_path, layout="folder")
+    save(file, np.full(SHAPE, 7, np.int16))
+    with pytest.raises(InputError, match=r"a\.nii\.gz: frame 0 is empty"):
+        index(tmp_path, layout="folder")
+    save(file, np.full(SHAPE, np.nan, np.float32))
+    with pytest.raises(InputError, match="NaN"):
+        index(tmp_path, layout="folder")
+    assert index(tmp_path, layout="folder", check_pixels=False).height == 1
+    file.write_bytes(b"")
+    with pytest.raises(InputError, match="0 bytes"):
+        index(tmp_path, layout="folder")
+
+
+def test_unusable_sources(tmp_path):
+    with pytest.raises(InputError, match="unknown; choose one of acdc"):
+        index(tmp_path, layout="ACDC")
+    with pytest.raises(InputError, match="no such folder"):
+        index(tmp_path / "none", layout="acdc")
+    for layout in ("acdc", "folder"):
+        with pytest.raises(InputError, match=f"no image of the layout '{layout}'"):
+            index(tmp_path, layout=layout)
+    for layout in ("nnunet", "msd"):
+        with pytest.raises(InputError, match=r"dataset\.json: missing"):
+            index(tmp_path, layout=layout)
+
+
+def test_an_image_that_changed_since_is_refused(tmp_path):
+    file = image(tmp_path / "a.nii.gz")
+    row = index(tmp_path, layout="folder").row(0, named=True)
+    assert open_scan(row).shape == (1, *SHAPE)
+    image(file, 2)
+    with pytest.raises(InputError, match="index it again"):
+        open_scan(row)
+
+
+# ---- real scans
+
+
+@pytest.mark.realdata
+def test_acdc_study(realdata, tmp_path):
+    cohort = index(realdata / "acdc", layout="acdc", split_file=realdata / "splits/acdc_study.csv")
+    assert cohort.height == 160
+    people = dict(cohort.unique("subject").group_by("split").len().iter_rows())
+    assert people == {"train": 45, "tune": 10, "dev": 25}
+    assert cohort["label"].null_count() == 0
+    assert cohort["phase"].value_counts().sort("phase").rows() == [("ED", 80), ("ES", 80)]
+    write_cohort(cohort, tmp_path / "acdc.csv")
+    assert read_cohort(tmp_path / "acdc.csv").equals(cohort)
+    printed = index(realdata / "acdc", layout="acdc", split_file=realdata / "splits/acdc.csv")
+    three = read_subject_list(f"{realdata / 'splits/acdc_print.csv'}:labeled_3", printed)
+    assert three == ["patient038", "patient050", "patient099"]
+
+
+@pytest.mark.realdata
+def test_other_real_folders(realdata, tmp_path):
+    emidec = index(
+        realdata / "emidec", layout="folder", convention="emidec", split_file=realdata / "splits/emidec.csv"
+    )
+    assert emidec.height == 80
+    assert not emidec["spacing_trusted"].any()
+    assert emidec["slice_order"].unique().to_list() == ["apex_first"]
+    atria = index(
+        realdata / "la2018", layout="folder", convention="la2018", split_file=realdata / "splits/la2018.csv"
+    )
+    assert (atria.height, atria["spacing_trusted"].all()) == (50, True)
+    own = tmp_path / "own.csv"
+    own.write_text("value,structure\n1,MYO\n2,LV\n3,RV\n4,MYO\n5,MYO\n")
+    cines = index(realdata / "cine4d", layout="folder", convention=str(own))
+    assert cines.select("frames", "label_frames").rows() == [(17, "0"), (17, "0")]
+
+
+@pytest.mark.realdata
+def test_real_dicom_folder_with_segmentations(realdata, tmp_path):
+    from fewbeats.io.dicom import read_dicom
+    from fewbeats.io.dicom_seg import write_seg
+
+    folder = tmp_path / "volunteer"
+    shutil.copytree(realdata / "cine_dicom", folder)
+    plain = index(tmp_path, layout="dicom", check_pixels=False).row(0, named=True)
+    assert (plain["subject"], plain["frames"], plain["slices"], plain["label"]) == ("volunteer", 32, 14, None)
+    scan = read_dicom(folder)[0]
+    mask = np.zeros(scan.shape, np.uint8)
+    mask[3, 5:7, 100:120, 90:130] = 1
+    write_seg(mask, scan, folder / "seg", structures=["LV"])
+    row = index(tmp_path, layout="dicom", check_pixels=False).row(0, named=True)
+    assert (row["label_frames"], row["convention"], row["label_source"]) == ("3", "fewbeats:LV", "manual")
+    assert np.array_equal(open_labels(row, open_scan(row))[3], mask[3])
