@@ -1,0 +1,1 @@
+"""Network + Scan -> masks on the scan's own grid."""

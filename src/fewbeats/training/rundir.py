@@ -18,9 +18,11 @@ import subprocess
 from dataclasses import asdict, is_dataclass
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar, get_type_hints
 
 from fewbeats.errors import InputError
+
+Settings = TypeVar("Settings")
 
 FORMAT = 1
 VERSIONED = ("fewbeats", "torch", "timm", "segmentation-models-pytorch", "numpy")
@@ -86,6 +88,20 @@ class RunDir:
             )
         return config
 
+    def claim(self, request: dict[str, Any]) -> bool:
+        """Make the folder this request's own; returns True where the request is already fulfilled.
+
+        Raises:
+            InputError: the folder holds a run of other settings.
+        """
+        request = json.loads(json.dumps(_plain(request)))
+        if (self.path / "request.json").is_file() and self.read_json("request.json") != request:
+            raise InputError(f"{self.path}: holds a run of other settings; choose another --out or delete it")
+        if self.path.exists() and not self.path.is_dir():
+            raise InputError(f"{self.path}: is a file; choose a folder for --out")
+        self.write_json("request.json", request)
+        return (self.path / "run.json").is_file()
+
     def append_metrics(self, row: dict[str, Any]) -> None:
         """Add one line to the metrics."""
         with self.metrics.open("a") as file:
@@ -101,6 +117,23 @@ class RunDir:
     def drop_checkpoint(self) -> None:
         """Remove what only resuming needs."""
         shutil.rmtree(self.checkpoint, ignore_errors=True)
+
+
+def restore_settings(cls: type[Settings], content: dict[str, Any]) -> Settings:
+    """A settings dataclass from what `write_json` made of it.
+
+    Raises:
+        InputError: a field is unknown, so the run is of another version.
+    """
+    hints = get_type_hints(cls)
+    values: dict[str, Any] = {}
+    for name, value in content.items():
+        if name not in hints:
+            raise InputError(f"setting '{name}' is unknown to this version; use the one named in run.json")
+        if is_dataclass(hints[name]) and isinstance(hints[name], type):
+            value = restore_settings(hints[name], value)
+        values[name] = tuple(value) if isinstance(value, list) else value
+    return cls(**values)
 
 
 def identity() -> dict[str, Any]:

@@ -5,9 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-import torch
-import torch.nn.functional as F
-
 if TYPE_CHECKING:
     from torch import Generator, Tensor
 
@@ -39,6 +36,8 @@ def augment_intensity(image: Tensor, settings: IntensitySettings, generator: Gen
 
     Points that are exactly 0, outside the scan, stay 0.
     """
+    import torch
+
     p, batch = settings.probability, image.shape[0]
     if p <= 0:
         return image
@@ -64,6 +63,8 @@ def augment_intensity(image: Tensor, settings: IntensitySettings, generator: Gen
 
 def _gamma(image: Tensor, exponent: Tensor, inverted: Tensor) -> Tensor:
     """Gamma on each sample scaled to [0, 1]; mean and deviation are kept."""
+    import torch
+
     low = image.amin((1, 2, 3), keepdim=True)
     span = (image.amax((1, 2, 3), keepdim=True) - low).clamp_min(1e-6)
     unit = (image - low) / span
@@ -76,12 +77,18 @@ def _gamma(image: Tensor, exponent: Tensor, inverted: Tensor) -> Tensor:
 
 def _bias(image: Tensor, strength: float, generator: Generator) -> Tensor:
     """(B, 1, Y, X) smooth positive field around 1."""
+    import torch
+    from torch.nn import functional as F
+
     knots = torch.randn(image.shape[0], 1, 4, 4, generator=generator) * strength * 0.5
     return F.interpolate(knots, size=image.shape[-2:], mode="bicubic", align_corners=True).exp()
 
 
 def _blur(image: Tensor, sigma: Tensor) -> Tensor:
     """Separable Gaussian blur with a standard deviation per sample."""
+    import torch
+    from torch.nn import functional as F
+
     batch, channels, height, width = image.shape
     taps = torch.arange(-4, 5, dtype=image.dtype)
     kernel = torch.exp(-0.5 * (taps / sigma.view(-1, 1)) ** 2)
@@ -93,6 +100,9 @@ def _blur(image: Tensor, sigma: Tensor) -> Tensor:
 
 def _lower_resolution(image: Tensor, chosen: Tensor, smallest: float, generator: Generator) -> Tensor:
     """Down- and up-sample the chosen samples by one factor for the batch."""
+    import torch
+    from torch.nn import functional as F
+
     factor = smallest + (1 - smallest) * float(torch.rand((), generator=generator))
     if not bool(chosen.any()):
         return image

@@ -199,3 +199,26 @@ def normalize(
     out = (np.clip(values, low, high) - np.float32(seen.mean())) * np.float32(scale)
     out[~inside] = 0.0
     return out.astype(np.float32, copy=False)
+
+
+def prepare_frame(
+    values: np.ndarray,
+    spacing_mm: tuple[float, float, float],
+    settings: PreprocessSettings,
+    *,
+    center: tuple[float, float] | None = None,
+    size: int | None = None,
+    modality: str = "MR",
+) -> tuple[np.ndarray, Grid]:
+    """One frame on the network's grid, normalized, and the grid that leads back.
+
+    Args:
+        values: (Z, Y, X) gray values.
+        spacing_mm: (z, y, x).
+        settings: grid and clip limits.
+        center: (y, x) voxel coordinate of the field of view; the image's center by default.
+        size: in-plane points, `settings.size` by default.
+        modality: "CT" for Hounsfield units.
+    """
+    grid = lay_grid(values.shape, spacing_mm, settings, center=center, size=size)
+    return normalize(grid.sample(values), grid.inside(), settings, modality=modality), grid

@@ -5,9 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-import torch
-import torch.nn.functional as F
-
 if TYPE_CHECKING:
     from torch import Generator, Tensor
 
@@ -48,6 +45,7 @@ def draw_spatial(
     settings: SpatialSettings, *, batch: int, source_px: int, out_px: int, generator: Generator
 ) -> SpatialDraw:
     """Draw a transform per sample that cuts `out_px` squares out of `source_px` squares."""
+    import torch
 
     def uniform(low: float, high: float) -> Tensor:
         return low + (high - low) * torch.rand(batch, generator=generator)
@@ -75,6 +73,9 @@ def draw_spatial(
 
 def _smooth_field(batch: int, px: int, generator: Generator) -> Tensor:
     """(B, Y, X, 2) displacement of unit standard deviation at its knots, cubic between 6 x 6 of them."""
+    import torch
+    from torch.nn import functional as F
+
     knots = torch.randn(batch, 2, 6, 6, generator=generator)
     field = F.interpolate(knots, size=(px, px), mode="bicubic", align_corners=True)
     return field.permute(0, 2, 3, 1)
@@ -82,6 +83,8 @@ def _smooth_field(batch: int, px: int, generator: Generator) -> Tensor:
 
 def _field_of_view(settings: SpatialSettings, at: Tensor, source_px: int, uniform) -> Tensor:
     """Blank all but a random box, aligned with the source's axes as a real crop would be."""
+    import torch
+
     half = source_px / 2
     inside = torch.ones(at.shape[:3], dtype=torch.bool)
     if settings.crop_probability > 0:
@@ -97,6 +100,8 @@ def _field_of_view(settings: SpatialSettings, at: Tensor, source_px: int, unifor
 
 def apply_spatial(tensor: Tensor, draw: SpatialDraw, *, labels: bool = False) -> Tensor:
     """Resample (B, C, Y, X) by what was drawn; class indices with `labels`, else linear. 0 outside."""
+    from torch.nn import functional as F
+
     mode = "nearest" if labels else "bilinear"
     moved = F.grid_sample(tensor, draw.grid, mode=mode, padding_mode="zeros", align_corners=False)
     return moved * draw.keep

@@ -1,0 +1,151 @@
+"""Cohort rows -> Samples: read, laid on the network's grid, normalized, kept on disk.
+
+A sample is wider than the network's field of view, so that rotation and shift find real pixels beyond it.
+It is stored once under a key of its content and the settings, as two memory-mapped arrays.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from fewbeats.anatomy import annotated, find_convention, relabel
+from fewbeats.data.cohort import open_labels, open_scan
+from fewbeats.errors import InputError
+from fewbeats.sample import Sample
+from fewbeats.scan import Scan
+from fewbeats.transforms.preprocess import PreprocessSettings, prepare_frame
+
+MARGIN = 1.5  # width of a stored sample in fields of view
+REVISION = 1  # of what a stored sample is; part of its key
+
+Center = Callable[[np.ndarray], tuple[float, float] | None]
+"""Class indices (Z, Y, X) -> (y, x) center of the field of view, None for the image's own center."""
+
+
+def labels_center(mask: np.ndarray) -> tuple[float, float] | None:
+    """Middle of the in-plane bounding box of everything labeled."""
+    rows, columns = (np.flatnonzero((mask > 0).any((0, axis))) for axis in (2, 1))
+    if len(rows) == 0:
+        return None
+    return (float(rows[0] + rows[-1]) / 2, float(columns[0] + columns[-1]) / 2)
+
+
+def image_center(mask: np.ndarray) -> None:
+    """The image's own center, for what must not know the labels or learns to find them."""
+    return
+
+
+def prepare_labeled(
+    rows: Iterable[Mapping[str, Any]],
+    settings: PreprocessSettings,
+    *,
+    structures: Sequence[str],
+    cache: Path,
+    center: Center = labels_center,
+) -> list[Sample]:
+    """The labeled frames of cohort rows as samples.
+
+    Args:
+        rows: cohort rows; those without labels are passed over.
+        settings: the network's grid.
+        structures: in class order.
+        cache: folder of stored samples, created when needed.
+        center: where the field of view goes.
+
+    Raises:
+        InputError: an image or label cannot be used, or is empty.
+    """
+    samples = []
+    for row in rows:
+        if row["label"] is None:
+            continue
+        scan = open_scan(row)
+        for t, values in open_labels(row, scan).items():
+            samples.append(_prepare(row, scan, t, values, settings, tuple(structures), cache, center))
+    return samples
+
+
+def _prepare(
+    row: Mapping[str, Any],
+    scan: Scan,
+    t: int,
+    values: np.ndarray,
+    settings: PreprocessSettings,
+    structures: tuple[str, ...],
+    cache: Path,
+    center: Center,
+) -> Sample:
+    convention = find_convention(row["convention"])
+    mask = relabel(values, convention, structures, file=row["label"])
+    frame = scan.frame(t)
+    if frame.min() == frame.max():
+        raise InputError(f"{row['image']}: frame {t} is empty (one gray value); leave the scan out")
+    key = _key(frame, mask, scan, settings, structures, center)
+    folder = cache / key[:2]
+    if not (folder / f"{key}.mask.npy").is_file():
+        middle, modality = center(mask), row["modality"] or "MR"
+        size = int(settings.size * MARGIN)
+        image, grid = prepare_frame(
+            frame, scan.spacing_mm, settings, center=middle, size=size, modality=modality
+        )
+        folder.mkdir(parents=True, exist_ok=True)
+        _store(folder / f"{key}.image.npy", image.astype(np.float16))
+        _store(folder / f"{key}.mask.npy", grid.sample_labels(mask))
+    stored = np.load(folder / f"{key}.image.npy", mmap_mode="r")
+    return Sample(
+        image=stored,
+        mask=np.load(folder / f"{key}.mask.npy", mmap_mode="r"),
+        annotated=annotated(convention, structures),
+        subject=row["subject"],
+        scan=row["scan"],
+        frame=t,
+        source=row["label_source"] or "manual",
+        position=_position(row["slice_order"], stored.shape[0]),
+    )
+
+
+def _key(
+    frame: np.ndarray,
+    mask: np.ndarray,
+    scan: Scan,
+    settings: PreprocessSettings,
+    structures: tuple[str, ...],
+    center: Center,
+) -> str:
+    about = [REVISION, asdict(settings), structures, center.__name__, np.round(scan.spacing_mm, 5).tolist()]
+    digest = hashlib.sha256(json.dumps(about, sort_keys=True).encode())
+    for array in (frame, mask):
+        digest.update(str(array.shape).encode() + np.ascontiguousarray(array).tobytes())
+    return digest.hexdigest()[:32]
+
+
+def _store(path: Path, array: np.ndarray) -> None:
+    """Save an array so that it is there whole or not at all."""
+    partial = path.with_suffix(".partial")
+    with partial.open("wb") as file:
+        np.save(file, array)
+    partial.replace(path)
+
+
+def _position(slice_order: str | None, slices: int) -> np.ndarray | None:
+    if slice_order not in ("base_first", "apex_first") or slices < 2:
+        return None
+    along = np.linspace(0.0, 1.0, slices)
+    return along if slice_order == "base_first" else along[::-1]
+
+
+def as_heart(samples: Iterable[Sample]) -> list[Sample]:
+    """The same samples with one class, the heart: everything labeled."""
+    return [
+        replace(
+            s, mask=None if s.mask is None else (np.asarray(s.mask) > 0).astype(np.uint8), annotated=(True,)
+        )
+        for s in samples
+    ]

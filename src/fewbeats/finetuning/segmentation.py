@@ -1,0 +1,191 @@
+"""Train a segmentation network on labeled samples."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING
+
+from fewbeats.models.network import NetworkSettings
+from fewbeats.training.loop import FitSettings, Validation, fit
+from fewbeats.training.optim import OptimSettings
+from fewbeats.transforms.intensity import IntensitySettings
+from fewbeats.transforms.preprocess import PreprocessSettings
+from fewbeats.transforms.spatial import SpatialSettings
+
+if TYPE_CHECKING:
+    import numpy as np
+    from torch import nn
+
+    from fewbeats.sample import Batch, Sample
+    from fewbeats.training.loop import Batches
+    from fewbeats.training.method import Method
+    from fewbeats.training.rundir import RunDir
+
+
+@dataclass(frozen=True, kw_only=True)
+class SegmentationSettings:
+    """Everything that decides what a segmentation network becomes, but for its data and its start."""
+
+    network: NetworkSettings = field(default_factory=NetworkSettings)
+    preprocess: PreprocessSettings = field(default_factory=PreprocessSettings)
+    spatial: SpatialSettings = field(default_factory=SpatialSettings)
+    intensity: IntensitySettings = field(default_factory=IntensitySettings)
+    optim: OptimSettings = field(default_factory=OptimSettings)
+    batch_size: int = 16
+    """Slices (2D) or slabs (3D) a step and process."""
+    slab_slices: int = 12
+    """Slices of a 3D network's input, a multiple of 4."""
+    ema_decay: float = 0.99
+    """Decay of the weights' moving average per step; the average is what the run exports."""
+
+    @property
+    def depth(self) -> int:
+        """Slices that are cut out together."""
+        return self.slab_slices if self.network.dims == 3 else self.network.in_channels
+
+
+def localizer_settings(network: NetworkSettings) -> SegmentationSettings:
+    """Finds the heart in the whole slice at 4 mm, with the same kind of network as the segmentation's."""
+    kind = network if network.dims == 2 else replace(network, kind="unet2d", context=1)
+    return SegmentationSettings(
+        network=kind,
+        preprocess=PreprocessSettings(spacing_mm=4.0, size=96),
+        spatial=SpatialSettings(
+            shift_px=16.0, scale=(0.6, 1.4), elastic_probability=0.0, crop_probability=0.3
+        ),
+    )
+
+
+def train_segmentation(
+    network: nn.Module,
+    batches: Batches,
+    *,
+    settings: SegmentationSettings,
+    fit_settings: FitSettings,
+    run: RunDir,
+    label: str = "training",
+    validation: Validation | None = None,
+) -> tuple[nn.Module, int]:
+    """Train a network on batches of wide, raw slices; they are augmented and cut to size here.
+
+    Args:
+        network: from `build_network`, started as wanted; changed in place.
+        batches: yields batches whose "image" is (B, depth, Y, X) and target (B, 1 or depth, Y, X).
+        settings: all but data and start.
+        fit_settings: length and seed.
+        run: folder for metrics and checkpoints.
+        label: name on the progress bar.
+        validation: choose the best state instead of the last.
+
+    Returns:
+        the network to export (moving average, evaluation mode) and the number of steps.
+    """
+    import torch
+
+    from fewbeats.finetuning.supervised import Supervised
+
+    layout = torch.channels_last if settings.network.dims == 2 else torch.channels_last_3d
+    network.to(memory_format=layout)
+    method = Supervised(network, optim=settings.optim, ema_decay=settings.ema_decay)
+    augmented = augment(batches, settings, seed=fit_settings.seed)
+    steps = fit(method, augmented, settings=fit_settings, run=run, label=label, validation=validation)
+    return exported(method), steps
+
+
+def exported(method: Method) -> nn.Module:
+    """The network a method exports, ready to predict."""
+    from fewbeats.models.network import set_deep_supervision
+
+    network = method.networks()["network"].eval()
+    set_deep_supervision(network, False)
+    return network
+
+
+def augment(batches: Batches, settings: SegmentationSettings, *, seed: int) -> Batches:
+    """Random transform of each batch; what is drawn depends on (seed, step, rank) alone."""
+
+    def stream(start: int, rank: int, world: int) -> Iterator[Batch]:
+        import torch
+
+        for step, batch in enumerate(batches(start, rank, world), start):
+            generator = torch.Generator().manual_seed(hash((seed, step, rank)) % 2**31)
+            yield transform(batch, settings, generator)
+
+    return stream
+
+
+def transform(batch: Batch, settings: SegmentationSettings, generator) -> Batch:
+    """Cut a batch of wide slices to the network's field of view with a random transform."""
+    import torch
+
+    from fewbeats.transforms.intensity import augment_intensity
+    from fewbeats.transforms.spatial import apply_spatial, draw_spatial
+
+    image, target = batch.views["image"], batch.target
+    assert target is not None
+    draw = draw_spatial(
+        settings.spatial,
+        batch=len(image),
+        source_px=image.shape[-1],
+        out_px=settings.preprocess.size,
+        generator=generator,
+    )
+    image = augment_intensity(apply_spatial(image, draw), settings.intensity, generator)
+    target = apply_spatial(target.float(), draw, labels=True).long()
+    if settings.network.dims == 3:
+        return replace(batch, views={"image": image[:, None]}, target=target)
+    image = image.contiguous(memory_format=torch.channels_last)
+    return replace(batch, views={"image": image}, target=target[:, 0])
+
+
+ScoreNetwork = Callable[["nn.Module"], float]
+
+
+def validate_with(score: ScoreNetwork, *, every: int) -> Validation:
+    """Judge a method by the network it would export."""
+    return Validation(score=lambda method: score(exported(method)), every=every)
+
+
+def score_samples(network: nn.Module, samples: Sequence[Sample], settings: SegmentationSettings) -> float:
+    """Mean Dice over subjects and structures, on the network's grid; 1 for an absent structure not found."""
+    import numpy as np
+    import torch
+
+    scores: dict[str, list[float]] = {}
+    device = next(network.parameters()).device
+    margin = (samples[0].image.shape[-1] - settings.preprocess.size) // 2
+    for sample in samples:
+        assert sample.mask is not None
+        plane = (slice(None), *[slice(margin, margin + settings.preprocess.size)] * 2)
+        batch = cut_inputs(np.asarray(sample.image[plane], np.float32), settings)
+        with torch.inference_mode():
+            found = network(torch.from_numpy(batch).to(device)).argmax(1).cpu().numpy()
+        truth = np.asarray(sample.mask[plane])
+        found = found.reshape(-1, *found.shape[-2:])[: len(truth)]
+        for index, speaks in enumerate(sample.annotated, 1):
+            if speaks:
+                both, total = (
+                    ((found == index) & (truth == index)).sum(),
+                    (found == index).sum() + (truth == index).sum(),
+                )
+                scores.setdefault(sample.subject, []).append(2 * both / total if total else 1.0)
+    return float(np.mean([np.mean(values) for values in scores.values()]))
+
+
+def cut_inputs(image: np.ndarray, settings: SegmentationSettings) -> np.ndarray:
+    """One frame on the network's grid (Z, Y, X) -> the network's input.
+
+    Returns:
+        (Z, depth, Y, X) for a 2D network, each slice with its neighbors (the last slice repeated beyond the
+        stack); (1, 1, Z', Y, X) for a 3D one, empty slices added up to the multiple it needs.
+    """
+    import numpy as np
+
+    slices = len(image)
+    if settings.network.dims == 3:
+        stride = settings.network.slice_stride
+        return np.pad(image, ((0, -slices % stride), (0, 0), (0, 0)))[None, None]
+    context = settings.network.context
+    around = np.clip(np.arange(slices)[:, None] + np.arange(-context, context + 1), 0, slices - 1)
+    return image[around]

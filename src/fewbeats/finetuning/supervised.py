@@ -1,0 +1,76 @@
+"""Supervised segmentation as a training method: Dice + cross-entropy, and a moving average of the weights."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch.nn.functional as F
+from torch import nn
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+
+from fewbeats.losses import dice_ce_loss
+from fewbeats.training.method import Method, ParameterGroup, Step
+from fewbeats.training.optim import OptimSettings, warmup_cosine
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from fewbeats.sample import Batch
+
+
+class Supervised(Method):
+    """Minimizes `dice_ce_loss` on the view "image"; exports the exponential moving average of the weights.
+
+    Args:
+        network: (B, C, [Z,] Y, X) -> logits, or a list of them, finest first (deep supervision).
+        optim: rates.
+        ema_decay: of the moving average, per step.
+    """
+
+    def __init__(self, network: nn.Module, *, optim: OptimSettings, ema_decay: float):
+        super().__init__()
+        self.network = network
+        self.optim = optim
+        self.average = AveragedModel(network, multi_avg_fn=get_ema_multi_avg_fn(ema_decay), use_buffers=True)
+        self.average.requires_grad_(False)
+
+    def forward(self, batch: Batch, progress: float) -> Step:
+        assert batch.target is not None
+        logits = self.network(batch.views["image"])
+        scales = logits if isinstance(logits, (list, tuple)) else [logits]
+        weights = [0.5**i for i in range(len(scales))]
+        loss = sum(
+            weight * dice_ce_loss(scale, _shrink(batch.target, scale), batch.annotated)
+            for weight, scale in zip(weights, scales)
+        )
+        return Step(loss / sum(weights))  # type: ignore[arg-type]
+
+    def parameter_groups(self) -> list[ParameterGroup]:
+        encoder = tuple(p for n, p in self.network.named_parameters() if n.startswith("encoder."))
+        decoder = tuple(p for n, p in self.network.named_parameters() if not n.startswith("encoder."))
+        peak = self.optim.learning_rate
+        schedule = {"warmup": self.optim.warmup, "final": self.optim.final_rate}
+
+        def decay(_: float) -> float:
+            return self.optim.weight_decay
+
+        return [
+            ParameterGroup(
+                "encoder", encoder, warmup_cosine(peak * self.optim.encoder_rate_factor, **schedule), decay
+            ),
+            ParameterGroup("decoder", decoder, warmup_cosine(peak, **schedule), decay),
+        ]
+
+    def after_update(self, progress: float) -> None:
+        self.average.update_parameters(self.network)
+
+    def networks(self) -> dict[str, nn.Module]:
+        return {"network": self.average.module}
+
+
+def _shrink(target: Tensor, logits: Tensor) -> Tensor:
+    """Class indices at the resolution of coarser logits, nearest neighbor."""
+    if target.shape[1:] == logits.shape[2:]:
+        return target
+    small = F.interpolate(target[:, None].float(), size=logits.shape[2:], mode="nearest")
+    return small[:, 0].long()

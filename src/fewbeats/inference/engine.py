@@ -1,0 +1,116 @@
+"""A run's network, ready to be called with arrays, in the runtime that was measured fastest."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from importlib.util import find_spec
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from fewbeats.errors import InputError
+from fewbeats.finetuning.segmentation import SegmentationSettings
+from fewbeats.models.export import (
+    can_export,
+    export_onnx,
+    open_onnxruntime,
+    open_openvino,
+    open_torch,
+    time_engine,
+)
+from fewbeats.training.rundir import RunDir, restore_settings
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    import numpy as np
+    from torch import nn
+
+ONNX = "network.onnx"
+
+
+@dataclass(frozen=True)
+class Engine:
+    """A network with what it needs to be used."""
+
+    run: Path
+    settings: SegmentationSettings
+    structures: tuple[str, ...]
+    runtime: str
+    """torch, onnxruntime or openvino."""
+    call: Callable[[np.ndarray], np.ndarray]
+    """(B, C, [Z,] Y, X) float32 -> logits (B, 1 + structures, [Z,] Y, X) float32."""
+    config: dict
+    """The run's `run.json`."""
+
+
+def load_engine(run: Path | str, *, runtime: str | None = None) -> Engine:
+    """Open a run's network.
+
+    Args:
+        run: run folder.
+        runtime: torch, onnxruntime or openvino; by default the fastest of the installed ones as measured
+            when the run finished, and torch where there is a GPU.
+
+    Raises:
+        InputError: not a finished run, or one of another version.
+    """
+    folder = RunDir(run)
+    config = folder.read_config()
+    settings = restore_settings(SegmentationSettings, config["settings"])
+    structures = tuple(config["structures"])
+    runtime = runtime or _fastest(config.get("engines_seconds", {}), folder.path)
+    if runtime == "openvino":
+        call = open_openvino(folder.path / ONNX)
+    elif runtime == "onnxruntime":
+        call = open_onnxruntime(folder.path / ONNX)
+    else:
+        runtime, call = "torch", open_torch(_network(folder, settings, len(structures) + 1))
+    return Engine(folder.path, settings, structures, runtime, call, config)
+
+
+def _fastest(seconds: dict[str, float], run: Path) -> str:
+    """The installed runtime with the least measured time."""
+    if not (run / ONNX).is_file() or _has_gpu():
+        return "torch"
+    installed = [name for name in seconds if name == "torch" or find_spec(name) is not None]
+    return min(installed, key=lambda name: seconds[name], default="torch")
+
+
+def _has_gpu() -> bool:
+    """Without importing torch, whose import takes longer than a whole cine."""
+    return Path("/dev/nvidiactl").exists() or Path("/dev/kfd").exists()
+
+
+def _network(folder: RunDir, settings: SegmentationSettings, classes: int) -> nn.Module:
+    from fewbeats.models.network import build_network, set_deep_supervision
+    from fewbeats.models.weights import read_weights
+
+    network = build_network(settings.network, classes=classes)
+    try:
+        network.load_state_dict(read_weights(folder.weights()))
+    except RuntimeError as error:
+        raise InputError(
+            f"{folder.path}: its weights do not fit its settings; restore the run folder"
+        ) from error
+    set_deep_supervision(network, False)
+    return network.eval()
+
+
+def export_network(run: Path, network: nn.Module, settings: SegmentationSettings) -> dict[str, float]:
+    """Write the network as ONNX beside its weights, where the packages for it are installed.
+
+    Returns:
+        runtime -> median seconds of one batch of 8 on this machine's CPU.
+    """
+    side, batch = settings.preprocess.size, 8
+    shape: tuple[int, ...] = (batch, settings.network.in_channels, side, side)
+    if settings.network.dims == 3:
+        batch = 2
+        shape = (batch, 1, settings.slab_slices, side, side)
+    seconds = {"torch": time_engine(open_torch(network), shape)}
+    if can_export() and settings.network.dims == 2:
+        export_onnx(network, run / ONNX, example_shape=shape)
+        for name, opened in (("onnxruntime", open_onnxruntime), ("openvino", open_openvino)):
+            if find_spec(name) is not None:
+                seconds[name] = time_engine(opened(run / ONNX), shape)
+    return seconds
