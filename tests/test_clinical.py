@@ -22,7 +22,7 @@ VOLUMES = {
 
 def test_a_heartbeat_by_hand():
     found = heartbeat(VOLUMES, 0, 2)
-    assert found["lv_edv_ml"] == 140 and found["lv_esv_ml"] == 56 and found["lv_sv_ml"] == 84
+    assert (found["lv_edv_ml"], found["lv_esv_ml"], found["lv_sv_ml"]) == (140, 56, 84)
     assert found["lv_ef_percent"] == pytest.approx(60.0)
     assert found["rv_ef_percent"] == pytest.approx(50.0)
     assert found["lv_mass_g"] == pytest.approx(105.0)

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-import reference
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
+import reference
 from fewbeats.evaluation.metrics import compare, dice, field_of_view_mm, surface_distances
 
 SPACINGS = [(1.0, 1.0, 1.0), (10.0, 1.37, 1.37), (2.5, 0.7, 1.9)]

@@ -94,20 +94,20 @@ def surface_distances(
 
     axes = tuple(axis for axis, size in enumerate(predicted.shape) if size > 1)
     flat = tuple(axis for axis in range(3) if axis not in axes)
-    box = _bounding_box(predicted | manual)
+    box = bounding_box(predicted | manual)  # both surfaces lie in it: distances need nothing beyond
     surfaces = [_surface(mask[box].squeeze(flat)) for mask in (predicted, manual)]
     sampling = [spacing_mm[axis] for axis in axes]
     to_predicted, to_manual = (np.asarray(distance_transform_edt(~s, sampling)) for s in surfaces)
     return to_manual[surfaces[0]], to_predicted[surfaces[1]]
 
 
-def _bounding_box(mask: np.ndarray) -> tuple[slice, ...]:
-    """Smallest box that holds the mask; both surfaces lie in it, so distances need nothing beyond."""
+def bounding_box(mask: np.ndarray) -> tuple[slice, ...]:
+    """Smallest box that holds a boolean mask of any shape; an empty box where nothing is set."""
     box = []
     for axis in range(mask.ndim):
         others = tuple(a for a in range(mask.ndim) if a != axis)
         inside = np.flatnonzero(mask.any(axis=others))
-        box.append(slice(int(inside[0]), int(inside[-1]) + 1))
+        box.append(slice(int(inside[0]), int(inside[-1]) + 1) if len(inside) else slice(0, 0))
     return tuple(box)
 
 

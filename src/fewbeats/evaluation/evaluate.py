@@ -1,0 +1,109 @@
+"""Predictions + cohort -> `subjects.csv`, `clinical.csv`, `summary.json` and `report.html`."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+
+from fewbeats.errors import InputError
+from fewbeats.evaluation.measure import Heartbeat, MeasuredScan, find_heartbeats, measure_scan
+from fewbeats.evaluation.predictions import PredictedScan, join_cohort, read_predictions
+from fewbeats.evaluation.report import render_report
+from fewbeats.evaluation.summary import summarize, tabulate_heartbeats
+from fewbeats.io.nifti import atomic_path
+
+
+def evaluate(predictions: Path, cohort: pl.DataFrame, out: Path) -> dict[str, Any]:
+    """Judge predictions against the manual labels of a cohort and write the report.
+
+    Args:
+        predictions: folder written by `fewbeats predict`.
+        cohort: one row a scan, with absolute paths.
+        out: folder for the four files; nothing is written before all is measured.
+
+    Returns:
+        What `summary.json` holds.
+
+    Raises:
+        InputError: no predicted scan has a manual label, or files that do not fit each other.
+    """
+    predicted, run = read_predictions(predictions)
+    scans = join_cohort(predicted, cohort)
+    if not any(scan.label for scan in scans):
+        raise InputError(
+            f"{predictions}: none of its {len(predicted)} scans has a manual label in the cohort; "
+            "predict scans of that cohort, or add their labels to its column label"
+        )
+    measured = [measure_scan(scan) for scan in scans]
+    beats = find_heartbeats(measured)
+    rows = pl.DataFrame([row for m in measured for row in m.rows], infer_schema_length=None)
+    if rows.is_empty():
+        raise InputError(
+            f"{predictions}: the labels speak of none of the predicted structures "
+            f"({', '.join(run['structures'])}); check the cohort's column convention"
+        )
+    clinical = tabulate_heartbeats(beats)
+    summary = summarize(rows, clinical, run["structures"])
+    summary |= _count_caveats(scans, len(predicted), beats, cohort, run)
+    summary |= {"seconds": run.get("seconds"), "peak_memory_mb": run.get("peak_memory_mb")}
+    page = render_report(measured, beats, run=run, rows=rows, summary=summary)
+    _write(out / "subjects.csv", rows.write_csv(float_precision=5))
+    _write(out / "clinical.csv", clinical.write_csv(float_precision=3))
+    _write(out / "summary.json", json.dumps(summary, indent=2) + "\n")
+    _write(out / "report.html", page)
+    return summary
+
+
+def write_prediction_report(predictions: Path, out: Path) -> Path:
+    """The report of predictions without manual labels: cine, volumes and curves, no Dice.
+
+    Args:
+        predictions: folder written by `fewbeats predict`.
+        out: folder for `report.html`.
+
+    Returns:
+        Path of the report.
+
+    Raises:
+        InputError: the folder cannot be read.
+    """
+    scans, run = read_predictions(predictions)
+    measured: Sequence[MeasuredScan] = [measure_scan(scan) for scan in scans]
+    beats: Sequence[Heartbeat] = find_heartbeats(measured)
+    _write(out / "report.html", render_report(measured, beats, run=run))
+    return out / "report.html"
+
+
+def _count_caveats(
+    scans: list[PredictedScan],
+    predicted: int,
+    beats: list[Heartbeat],
+    cohort: pl.DataFrame,
+    run: dict[str, Any],
+) -> dict[str, int]:
+    """What a reader must know beside the means: who is not in them, and who should not be."""
+    splits, names = {s.split for s in scans}, {s.scan for s in scans}
+    labeled = cohort.filter(pl.col("label").is_not_null())
+    missing = [
+        row
+        for row in labeled.iter_rows(named=True)
+        if (row.get("split") or "") in splits and row["scan"] not in names
+    ]
+    trained_on = set(map(str, run.get("labeled_subjects") or ()))
+    return {
+        "warned_scans": sum(bool(s.warnings) for s in scans),
+        "withheld_heartbeats": sum(bool(b.withheld) for b in beats),
+        "unlabeled_scans": sum(s.label is None for s in scans),
+        "scans_outside_cohort": predicted - len(scans),
+        "labeled_scans_not_predicted": len(missing),
+        "subjects_trained_on": len({s.subject for s in scans if s.label} & trained_on),
+    }
+
+
+def _write(path: Path, text: str) -> None:
+    with atomic_path(path) as partial:
+        partial.write_text(text, encoding="utf-8")

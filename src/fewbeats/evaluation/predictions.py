@@ -1,0 +1,133 @@
+"""A folder of predictions, joined to the cohort's manual labels."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+
+from fewbeats.anatomy import CONVENTIONS, Convention
+from fewbeats.errors import InputError
+from fewbeats.evaluation.clinical import body_surface_m2
+
+COLUMNS = ("scan", "subject", "image", "mask", "ed_frame", "es_frame", "warnings", "seconds")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ManualLabel:
+    """Where the manual label of a scan is, and how to read it."""
+
+    path: Path
+    convention: Convention
+    frames: tuple[int, ...] | None
+    """Frames of the scan that it was drawn on; None for all."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class PredictedScan:
+    """One scan of a predictions folder, with what the cohort knows about it."""
+
+    scan: str
+    subject: str
+    mask: Path
+    """NIfTI label map in the `fewbeats` convention."""
+    image: Path | None
+    structures: tuple[str, ...]
+    """Structures the network looks for."""
+    ed_frame: int | None = None
+    es_frame: int | None = None
+    warnings: tuple[str, ...] = ()
+    label: ManualLabel | None = None
+    study: str = ""
+    frame: int | None = None
+    """Place in the heartbeat of a single-frame file."""
+    phase: str | None = None
+    """"ED" or "ES" for a single-frame file."""
+    view: str = ""
+    group: str = ""
+    split: str = ""
+    body_surface: float | None = None
+    """m², where height and weight are known."""
+    spacing_trusted: bool = True
+    """False where the true voxel size is lost: then there are no mm and no mL."""
+
+
+def read_predictions(folder: Path) -> tuple[list[PredictedScan], dict[str, Any]]:
+    """The scans of a predictions folder, and the run they came from (`run.json`).
+
+    Raises:
+        InputError: no such folder, or its tables cannot be read.
+    """
+    table, run_file = folder / "predictions.csv", folder / "run.json"
+    for file in (table, run_file):
+        if not file.is_file():
+            raise InputError(f"{file}: missing; give the folder that `fewbeats predict` wrote")
+    try:
+        run = json.loads(run_file.read_text())
+        found = pl.read_csv(table, infer_schema=False)
+    except (ValueError, pl.exceptions.PolarsError) as error:
+        raise InputError(
+            f"{folder}: damaged predictions.csv or run.json; run `fewbeats predict` again"
+        ) from error
+    lacking = [c for c in COLUMNS if c not in found.columns]
+    if lacking or not run.get("structures"):
+        what = f"lacks the columns {lacking}" if lacking else "run.json names no structures"
+        raise InputError(f"{table}: {what}; run `fewbeats predict` again")
+    if found.is_empty():
+        raise InputError(f"{table}: holds no scan; run `fewbeats predict` again")
+    structures = tuple(run["structures"])
+    return [_predicted(folder, row, structures) for row in found.iter_rows(named=True)], run
+
+
+def _predicted(folder: Path, row: dict[str, str | None], structures: tuple[str, ...]) -> PredictedScan:
+    return PredictedScan(
+        scan=row["scan"] or "",
+        subject=row["subject"] or row["scan"] or "",
+        mask=folder / (row["mask"] or ""),
+        image=Path(row["image"]) if row["image"] else None,
+        structures=structures,
+        ed_frame=int(row["ed_frame"]) if row["ed_frame"] else None,
+        es_frame=int(row["es_frame"]) if row["es_frame"] else None,
+        warnings=tuple(w.strip() for w in (row["warnings"] or "").split(";") if w.strip()),
+    )
+
+
+def join_cohort(predicted: list[PredictedScan], cohort: pl.DataFrame) -> list[PredictedScan]:
+    """Add what the cohort knows, the manual label above all; scans it does not hold are left out."""
+    known = {row["scan"]: row for row in cohort.iter_rows(named=True)}
+    return [_joined(scan, known[scan.scan]) for scan in predicted if scan.scan in known]
+
+
+def _joined(scan: PredictedScan, row: dict[str, Any]) -> PredictedScan:
+    height, weight = row.get("height_cm"), row.get("weight_kg")
+    trusted = row.get("spacing_trusted")
+    return replace(
+        scan,
+        subject=str(row["subject"]),
+        image=Path(row["image"]) if row.get("image") else scan.image,
+        label=_label(row),
+        study=str(row.get("study") or ""),
+        frame=row.get("frame"),
+        phase=row.get("phase") or None,
+        view=row.get("view") or "",
+        group=row.get("group") or "",
+        split=row.get("split") or "",
+        body_surface=body_surface_m2(height, weight) if height and weight else None,
+        spacing_trusted=True if trusted is None else bool(trusted),
+    )
+
+
+def _label(row: dict[str, Any]) -> ManualLabel | None:
+    if not row.get("label"):
+        return None
+    name, frames = row.get("convention") or "fewbeats", row.get("label_frames")
+    if name not in CONVENTIONS:
+        raise InputError(
+            f"{row['label']}: unknown label convention '{name}'; name one of {', '.join(CONVENTIONS)} "
+            "in the cohort's column"
+        )
+    numbers = tuple(int(f) for f in str(frames).split(";")) if frames not in (None, "") else None
+    return ManualLabel(path=Path(row["label"]), convention=CONVENTIONS[name], frames=numbers)

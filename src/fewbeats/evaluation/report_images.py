@@ -1,0 +1,258 @@
+"""Pictures of a report: slices round the heart as WebP data, outlines of the masks as SVG paths.
+
+Outlines are vectors over the picture, not painted into it: sharp at any size, and they can be switched off.
+"""
+
+from __future__ import annotations
+
+import base64
+import io
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from math import ceil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from fewbeats.anatomy import CONVENTIONS
+from fewbeats.errors import InputError
+from fewbeats.evaluation.measure import MaskFile, MeasuredScan, drawn_frames
+from fewbeats.io.dicom import read_dicom
+from fewbeats.io.nifti import read_nifti
+from fewbeats.scan import Scan
+
+MARGIN_MM = 14.0
+"""Shown round the heart."""
+TILE_PIXELS = 220
+"""Side of a slice in the overlays."""
+CINE_TILE_PIXELS = 140
+"""Side of a slice in a cine."""
+CINE_SLICES = 10
+CINE_FRAMES = 40
+"""A longer cine is thinned to this many frames, so that the page stays light."""
+
+Masks = dict[str, np.ndarray]
+Box = tuple[float, float, float]  # center y, center x, half side, in mm
+
+
+@dataclass(frozen=True, kw_only=True)
+class Picture:
+    """A picture with the outlines that lie over it, in its own pixels."""
+
+    src: str
+    """Data URI."""
+    width: int
+    height: int
+    alt: str
+    predicted: dict[str, str] = field(default_factory=dict)
+    """Structure -> SVG path."""
+    manual: dict[str, str] = field(default_factory=dict)
+    """Structure -> SVG path."""
+
+
+class ScanView:
+    """Image and masks of one measured scan, turned the way a radiologist looks at them."""
+
+    def __init__(self, measured: MeasuredScan):
+        source = measured.source
+        self.structures = source.structures
+        self.predicted = MaskFile(source.mask, CONVENTIONS["fewbeats"])
+        self.image = _read_image(source.image, self.predicted.scan)
+        _, self.row_mm, self.column_mm = self.image.spacing_mm
+        self.manual: MaskFile | None = None
+        self.drawn: dict[int, int] = {}
+        if source.label is not None:
+            self.manual = MaskFile(source.label.path, source.label.convention)
+            self.drawn = drawn_frames(source.label, self.manual.frames, self.predicted)
+
+    def image_frame(self, t: int) -> np.ndarray:
+        """(Z, Y, X) gray values of frame t."""
+        return self._turn(self.image.frame(t))
+
+    def predicted_masks(self, t: int) -> Masks:
+        """Structure -> (Z, Y, X) mask of frame t."""
+        return self._masks(self.predicted, t)
+
+    def manual_masks(self, t: int) -> Masks:
+        """The same by hand; empty where frame t was not drawn."""
+        return self._masks(self.manual, self.drawn[t]) if self.manual and t in self.drawn else {}
+
+    def _masks(self, file: MaskFile, t: int) -> Masks:
+        wanted = [s for s in self.structures if s in file.convention.speaks_of]
+        turn = file.scan.source.reorientation
+        return {s: self._turn(turn.apply(mask)) for s, mask in file.masks(t, wanted).items()}
+
+    def _turn(self, volume: np.ndarray) -> np.ndarray:
+        # A stack already runs to the patient's left and back; a volume is RAS+, so both axes are turned.
+        return volume if self.image.is_stack else volume[:, ::-1, ::-1]
+
+
+def _read_image(path: Path | None, mask: Scan) -> Scan:
+    """The image under a mask.
+
+    Raises:
+        InputError: it is not there any more, or not on the mask's grid.
+    """
+    if path is None:
+        raise InputError("scan: its image is not known; name it in the cohort")
+    is_nifti = path.name.endswith((".nii", ".nii.gz"))
+    images = [read_nifti(path)] if is_nifti else read_dicom(path)
+    for image in images:
+        if image.shape == mask.shape and np.allclose(image.affine, mask.affine, atol=0.1):
+            return image
+    raise InputError(f"{path}: no image on the grid of its prediction; predict it again")
+
+
+def overlay_frame(view: ScanView, t: int, *, slices: int = 5) -> list[Picture]:
+    """Slices of one frame, evenly through the heart, with predicted and manual outlines."""
+    predicted, manual = view.predicted_masks(t), view.manual_masks(t)
+    union = _union([predicted, manual])
+    box, chosen = _heart_box(view, union), _spread(union, slices)
+    image = view.image_frame(t)
+    window = _window(image, union)
+    pictures = []
+    for z in chosen:
+        gray = _tile(image[z], view, box, window, TILE_PIXELS)
+        pictures.append(
+            Picture(
+                src=_webp(gray), width=TILE_PIXELS, height=TILE_PIXELS, alt=f"slice {z + 1}",
+                predicted=_outlines(predicted, z, view, box, TILE_PIXELS),
+                manual=_outlines(manual, z, view, box, TILE_PIXELS),
+            )
+        )  # fmt: skip
+    return pictures
+
+
+def cine_frames(view: ScanView) -> dict[str, Any]:
+    """All frames of a cine as montages of slices.
+
+    Returns:
+        `frames`, their numbers in the scan; `pictures`, a `Picture` for each.
+    """
+    total = view.predicted.frames
+    frames = list(range(0, total, ceil(total / CINE_FRAMES)))
+    masks = [view.predicted_masks(t) for t in frames]
+    union = _union(masks)
+    box, chosen = _heart_box(view, union), _spread(union, CINE_SLICES)
+    window = _window(view.image_frame(frames[0]), union)
+    return {
+        "frames": frames,
+        "pictures": [_montage(view, t, m, chosen, box, window) for t, m in zip(frames, masks)],
+    }
+
+
+def _montage(
+    view: ScanView, t: int, masks: Masks, chosen: Sequence[int], box: Box, window: tuple[float, float]
+) -> Picture:
+    side = CINE_TILE_PIXELS
+    columns = min(len(chosen), 5)
+    canvas = np.zeros((ceil(len(chosen) / columns) * side, columns * side), np.uint8)
+    paths: dict[str, str] = dict.fromkeys(masks, "")
+    image = view.image_frame(t)
+    for i, z in enumerate(chosen):
+        top, left = i // columns * side, i % columns * side
+        canvas[top : top + side, left : left + side] = _tile(image[z], view, box, window, side)
+        for s, path in _outlines(masks, z, view, box, side, offset=(left, top)).items():
+            paths[s] += path
+    height, width = canvas.shape
+    return Picture(
+        src=_webp(canvas), width=width, height=height, alt=f"frame {t + 1}",
+        predicted={s: path for s, path in paths.items() if path},
+    )  # fmt: skip
+
+
+def _union(masks: Sequence[Mapping[str, np.ndarray]]) -> np.ndarray | None:
+    """(Z, Y, X) mask of everything found anywhere, None where nothing is."""
+    found = [mask for by_structure in masks for mask in by_structure.values()]
+    union = np.logical_or.reduce(found) if found else np.zeros(1, bool)
+    return union if union.any() else None
+
+
+def _heart_box(view: ScanView, union: np.ndarray | None) -> Box:
+    """A square round the heart, moved into the image as far as it fits; all of it where nothing was found."""
+    image_mm = np.array(view.image.shape[2:]) * (view.row_mm, view.column_mm)
+    if union is None:
+        return image_mm[0] / 2, image_mm[1] / 2, image_mm.max() / 2
+    inside = [np.flatnonzero(union.any(axis=axes)) for axes in ((0, 2), (0, 1))]
+    low, high = np.array([[i[0], i[-1] + 1] for i in inside]).T * (view.row_mm, view.column_mm)
+    half = min((high - low).max() / 2 + MARGIN_MM, image_mm.max() / 2)
+    room = np.maximum(image_mm - 2 * half, 0)
+    corner = np.clip((low + high) / 2 - half, 0, room) - np.maximum(half - image_mm / 2, 0)
+    return corner[0] + half, corner[1] + half, half
+
+
+def _spread(union: np.ndarray | None, count: int) -> list[int]:
+    """At most `count` slices, evenly from the first to the last that shows something."""
+    if union is None or union.ndim < 3:
+        return [0]
+    inside = np.flatnonzero(union.any(axis=(1, 2)))
+    places = np.linspace(inside[0], inside[-1], min(count, inside[-1] - inside[0] + 1))
+    return [int(z) for z in np.unique(np.rint(places).astype(int))]
+
+
+def _window(image: np.ndarray, union: np.ndarray | None) -> tuple[float, float]:
+    """Gray values shown as black and as white."""
+    if union is not None:
+        rows, columns = (np.flatnonzero(union.any(axis=axes)) for axes in ((0, 2), (0, 1)))
+        image = image[:, rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]
+    low, high = np.percentile(image, [1, 99.5])
+    return float(low), float(max(high, low + 1e-6))
+
+
+def _tile(gray: np.ndarray, view: ScanView, box: Box, window: tuple[float, float], side: int) -> np.ndarray:
+    """(side, side) uint8 picture of the box, square pixels, black beyond the image."""
+    from PIL import Image
+
+    low, high = window
+    shown = (np.clip((gray - low) / (high - low), 0, 1) * 255).astype(np.uint8)
+    y, x, half = box
+    left, top = (x - half) / view.column_mm, (y - half) / view.row_mm
+    width, height = 2 * half / view.column_mm, 2 * half / view.row_mm
+    pad = ceil(max(0.0, -left, -top, left + width - gray.shape[1], top + height - gray.shape[0]))
+    padded = Image.fromarray(np.pad(shown, pad))
+    corners = (left + pad, top + pad, left + pad + width, top + pad + height)
+    return np.asarray(padded.resize((side, side), Image.Resampling.BICUBIC, box=corners))
+
+
+def _webp(gray: np.ndarray) -> str:
+    from PIL import Image
+
+    file = io.BytesIO()
+    Image.fromarray(gray).save(file, "WEBP", quality=80, method=4)
+    return "data:image/webp;base64," + base64.b64encode(file.getvalue()).decode()
+
+
+def _outlines(
+    masks: Masks, z: int, view: ScanView, box: Box, side: int, *, offset: tuple[int, int] = (0, 0)
+) -> dict[str, str]:
+    """Structure -> SVG path of its outline in slice z, in pixels of the tile."""
+    y, x, half = box
+    per_mm = side / (2 * half)
+
+    def to_tile(points: np.ndarray) -> np.ndarray:
+        mm = (points + 0.5) * (view.column_mm, view.row_mm)  # voxel i covers i to i + 1
+        return (mm - (x - half, y - half)) * per_mm + offset
+
+    paths = {s: "".join(_path(to_tile(line)) for line in outline(mask[z])) for s, mask in masks.items()}
+    return {s: path for s, path in paths.items() if path}
+
+
+def outline(mask: np.ndarray) -> list[np.ndarray]:
+    """Closed outlines of a (Y, X) mask: arrays (N, 2) of x, y in voxels, halfway between in and out."""
+    from contourpy import contour_generator
+
+    lines = contour_generator(z=np.pad(mask, 1).astype(np.float32)).lines(0.5)
+    return [_without_straight_points(np.asarray(line)) - 1 for line in lines]
+
+
+def _without_straight_points(line: np.ndarray) -> np.ndarray:
+    """The same closed line without the points that lie on a straight piece of it."""
+    points = line[:-1]
+    before, after = points - np.roll(points, 1, axis=0), np.roll(points, -1, axis=0) - points
+    turns = np.abs(before[:, 0] * after[:, 1] - before[:, 1] * after[:, 0]) > 1e-9
+    return points[turns]
+
+
+def _path(points: np.ndarray) -> str:
+    return "M" + "L".join(f"{x:.1f} {y:.1f}" for x, y in points) + "Z"

@@ -1,0 +1,105 @@
+"""Rows -> the figures of `summary.json`: means over subjects with their intervals."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict
+from typing import Any
+
+import polars as pl
+
+from fewbeats.evaluation.clinical import QUANTITIES
+from fewbeats.evaluation.measure import Heartbeat
+from fewbeats.evaluation.statistics import average_subjects, bland_altman, bootstrap_interval
+
+SCORES = ("dice", "hd95_mm", "assd_mm")
+
+
+def tabulate_heartbeats(beats: Sequence[Heartbeat]) -> pl.DataFrame:
+    """One row a heartbeat and quantity: predicted and manual value, null where there is none."""
+    rows = [
+        (b.subject, b.study, b.group, b.scans[0], q, QUANTITIES[q][1], b.predicted.get(q), b.manual.get(q))
+        for b in beats
+        for q in QUANTITIES
+        if q in b.predicted or q in b.manual
+    ]
+    text = ("subject", "study", "group", "scan", "quantity", "unit")
+    schema = dict.fromkeys(text, pl.String) | {"predicted": pl.Float64, "manual": pl.Float64}
+    return pl.DataFrame(rows, schema=schema, orient="row")
+
+
+def summarize(rows: pl.DataFrame, clinical: pl.DataFrame, structures: Sequence[str]) -> dict[str, Any]:
+    """Every figure of an evaluation.
+
+    A score is the mean over subjects of the mean over structures of the mean over frames, a fraction for
+    Dice; its `ci95` is a bootstrap over subjects; a score that is nowhere known is null.
+
+    Args:
+        rows: one row a scan, frame and structure (`subjects.csv`).
+        clinical: one row a heartbeat and quantity (`clinical.csv`).
+        structures: in the order wanted.
+    """
+    judged = [s for s in structures if s in set(rows["structure"])]
+    agreement = _clinical_agreement(clinical)
+    sides = {"LV": "lv_ef_percent", "RV": "rv_ef_percent"}
+    return {
+        "subjects": rows["subject"].n_unique(),
+        "scans": rows["scan"].n_unique(),
+        "frames": rows.select("scan", "frame").n_unique(),
+        "structures": judged,
+        **_scores(rows, judged),
+        "misses": int(rows["miss"].sum()),
+        "judged_masks": len(rows),
+        "ef_percent": {side: agreement[q] for side, q in sides.items() if q in agreement},
+        "clinical": agreement,
+        "groups": _scores_by(rows, "group", judged),
+        "phases": _scores_by(rows, "phase", judged),
+    }
+
+
+def _scores_by(rows: pl.DataFrame, column: str, structures: Sequence[str]) -> dict[str, Any]:
+    found = {}
+    for key in rows[column].drop_nulls().unique().sort():
+        if key != "":
+            part = rows.filter(pl.col(column) == key)
+            subjects, misses = part["subject"].n_unique(), int(part["miss"].sum())
+            found[key] = {"subjects": subjects, **_scores(part, structures), "misses": misses}
+    return found
+
+
+def _scores(rows: pl.DataFrame, structures: Sequence[str]) -> dict[str, Any]:
+    return {score: _score(rows, score, structures) for score in SCORES}
+
+
+def _score(rows: pl.DataFrame, score: str, structures: Sequence[str]) -> dict[str, Any]:
+    averaged = average_subjects(rows, score)
+    overall = average_over_structures(averaged, score)[score].to_numpy()
+    found: dict[str, Any] = {
+        "mean": float(overall.mean()) if len(overall) else None,
+        "ci95": bootstrap_interval(overall),
+    }
+    intervals = {}
+    for s in structures:
+        values = averaged.filter(pl.col("structure") == s)[score].to_numpy()
+        found[s] = float(values.mean()) if len(values) else None
+        intervals[s] = bootstrap_interval(values)
+    return {**found, "ci95_by_structure": intervals}
+
+
+def average_over_structures(averaged: pl.DataFrame, score: str) -> pl.DataFrame:
+    """One row a subject: the mean of its structures' values."""
+    return averaged.group_by("subject").agg(pl.col(score).mean()).sort("subject")
+
+
+def _clinical_agreement(clinical: pl.DataFrame) -> dict[str, Any]:
+    """Bland-Altman by quantity, the subject as the unit."""
+    both = clinical.drop_nulls(["predicted", "manual"])
+    by_subject = (
+        both.group_by("quantity", "subject").agg(pl.col("predicted", "manual").mean()).sort("subject")
+    )
+    found = {}
+    for q in QUANTITIES:
+        pairs = by_subject.filter(pl.col("quantity") == q)
+        if len(pairs):
+            found[q] = asdict(bland_altman(pairs["predicted"].to_list(), pairs["manual"].to_list()))
+    return found
