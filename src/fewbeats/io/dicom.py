@@ -198,10 +198,16 @@ def _slices(frames: list[FrameHeader], normal: np.ndarray) -> list[list[FrameHea
     counts = Counter(len(one) for one in slices)
     usual = max(counts, key=lambda n: (counts[n], n))
     for one in slices:
-        if len(one) != usual:
-            what = "frames are missing; add them" if len(one) < usual else "duplicate frames; remove them"
+        if len(one) < usual:
             raise InputError(
-                f"{one[0].file}: its slice position has {len(one)} frames where others have {usual}: {what}"
+                f"{one[0].file}: its slice position has {len(one)} frames where others have {usual}: frames "
+                f"are missing; add their files"
+            )
+        if len(one) > usual:
+            same = [a for a in one if any(a is not b and a.order == b.order for b in one)] or one
+            raise InputError(
+                f"{same[0].file}: duplicate frames: its slice position has {len(one)} frames where others "
+                f"have {usual} (compare {same[1].file}); remove the copies"
             )
     return slices
 

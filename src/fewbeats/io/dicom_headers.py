@@ -28,6 +28,10 @@ DICOM_SUFFIXES = {".dcm", ".dicom", ".ima"}
 SEG_CLASSES = {"1.2.840.10008.5.1.4.1.1.66.4", "1.2.840.10008.5.1.4.1.1.66.7"}
 """SOP classes Segmentation Storage and Label Map Segmentation Storage (PS3.4, B.5)."""
 NO_IMAGE_CLASSES = SEG_CLASSES | {"1.2.840.10008.5.1.4.1.1.481.2"}  # RT Dose has pixels, but no image
+SLICE_CLASSES = {
+    f"1.2.840.10008.5.1.4.1.1.{number}" for number in ("2", "2.1", "2.2", "4", "4.1", "4.3", "4.4")
+}
+"""SOP classes of CT and MR images: classic, Enhanced, Enhanced color, legacy converted."""
 DEFLATED = "1.2.840.10008.1.2.1.99"
 
 TAGS = [
@@ -124,21 +128,24 @@ def read_headers(file: Path) -> list[FrameHeader]:
     if file.name == "DICOMDIR" or not (marked or named or head[:2] in (b"\x08\x00", b"\x02\x00")):
         return []
     try:
-        with warnings.catch_warnings():
+        with warnings.catch_warnings(), file.open("rb") as stream:
             warnings.simplefilter("ignore")  # they quote values
-            data = pydicom.dcmread(file, stop_before_pixels=True, specific_tags=TAGS, force=not marked)
-            if named and not marked and "SOPClassUID" not in data:
-                raise InputError(f"{file}: not a DICOM file; remove it or export it again")
-            if "Rows" not in data or data.get("SOPClassUID", "") in NO_IMAGE_CLASSES:
+            data = pydicom.dcmread(stream, stop_before_pixels=True, specific_tags=TAGS, force=not marked)
+            if not marked and "SOPClassUID" not in data:
+                raise ValueError("not DICOM")
+            if not _is_image(data):
                 return []
-            _check_length(file, data)
+            if "Rows" not in data or file.stat().st_size - stream.tell() < pixel_bytes(data):
+                raise InputError(f"{file}: truncated: it ends before its last pixel; copy or export it again")
             return _frames(file, data)
     except InputError:
         raise
     except Exception as error:  # pydicom raises nearly anything on a damaged file; its text quotes values
-        if not (marked or named):
-            return []
-        raise InputError(f"{file}: corrupt or truncated DICOM header; copy or export it again") from error
+        if marked:
+            raise InputError(f"{file}: corrupt or truncated DICOM header; copy or export it again") from error
+        if named:
+            raise InputError(f"{file}: not a DICOM file; remove it or export it again") from error
+        return []
 
 
 def is_seg(path: Path) -> bool:
@@ -166,15 +173,24 @@ def _head(file: Path) -> bytes:
         ) from error
 
 
-def _check_length(file: Path, data: Dataset) -> None:
-    """A file cut short is refused now, not when its last frame is wanted."""
-    syntax = data.file_meta.get("TransferSyntaxUID") if hasattr(data, "file_meta") else None
-    if syntax is None or syntax.is_compressed or syntax == DEFLATED:
-        return
+def _is_image(data: Dataset) -> bool:
+    """By its SOP class: a file cut short may be an image and not have its size any more."""
+    sop_class = data.get("SOPClassUID") or data.file_meta.get("MediaStorageSOPClassUID")
+    if sop_class in NO_IMAGE_CLASSES:
+        return False
+    return "Rows" in data or not sop_class or sop_class in SLICE_CLASSES
+
+
+def pixel_bytes(data: Dataset) -> int:
+    """At least how many bytes must follow the header."""
+    syntax = data.file_meta.get("TransferSyntaxUID")
+    if syntax == DEFLATED:
+        return 0
+    if syntax is not None and syntax.is_compressed:
+        return 1
     frames = int(data.get("NumberOfFrames") or 1)
     bits = frames * data.Rows * data.Columns * data.get("SamplesPerPixel", 1) * data.get("BitsAllocated", 16)
-    if file.stat().st_size < bits // 8:
-        raise InputError(f"{file}: truncated: it ends before its last pixel; copy or export it again")
+    return int(bits) // 8
 
 
 def _frames(file: Path, data: Dataset) -> list[FrameHeader]:

@@ -18,7 +18,7 @@ import numpy as np
 from fewbeats import __version__
 from fewbeats.anatomy import FEWBEATS_VALUES, FULL_NAMES
 from fewbeats.errors import InputError
-from fewbeats.io.dicom_headers import FrameHeader, is_seg, read_headers
+from fewbeats.io.dicom_headers import FrameHeader, is_seg, pixel_bytes, read_headers
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
@@ -297,7 +297,10 @@ def _planes_of(
     import pydicom
     from pydicom.pixels import iter_pixels
 
-    data = pydicom.dcmread(file, stop_before_pixels=True)
+    with file.open("rb") as stream:
+        data = pydicom.dcmread(stream, stop_before_pixels=True)
+        if file.stat().st_size - stream.tell() < pixel_bytes(data):  # pydicom would fill up with background
+            raise InputError(f"{file}: truncated segmentation; export it again")
     values = {int(s.SegmentNumber): _value(file, s) for s in data.SegmentSequence if s.get("SegmentNumber")}
     shared = data.SharedFunctionalGroupsSequence[0]
     labelmap = data.get("SegmentationType") == "LABELMAP"

@@ -1,0 +1,524 @@
+"""Reading DICOM: every voxel against an analytic truth, every order and layout, and what is refused."""
+
+from __future__ import annotations
+
+import shutil
+import time
+import warnings
+
+import numpy as np
+import pydicom
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from pydicom.uid import JPEG2000Lossless, JPEGLSLossless, RLELossless
+
+from fewbeats.errors import InputError
+from fewbeats.io.dicom import read_dicom
+from fewbeats.scan import Scan
+from synthetic_dicom import (
+    AXIAL,
+    CORONAL,
+    PATIENT_NAME,
+    SAGITTAL,
+    Grid,
+    brightness,
+    oblique,
+    write_cine,
+    write_color,
+    write_ct,
+    write_enhanced,
+)
+
+QUICK = settings(max_examples=15, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+
+
+def assert_truth(scan: Scan, frames: int, *, tolerance: float = 0.5) -> None:
+    """Every voxel has the brightness of its own place, which the affine alone gives."""
+    z, y, x = np.meshgrid(*(np.arange(n) for n in scan.shape[1:]), indexing="ij")
+    world_ras = np.stack([x, y, z], -1) @ scan.affine[:3, :3].T + scan.affine[:3, 3]
+    assert scan.shape[0] == frames
+    for t in range(frames):
+        error = np.abs(scan.frame(t) - brightness(world_ras * [-1, -1, 1], t)).max()
+        assert error <= tolerance + 1e-3, f"frame {t} is off by {error}"
+
+
+def only(scans: list[Scan]) -> Scan:
+    assert len(scans) == 1, [scan.shape for scan in scans]
+    return scans[0]
+
+
+@pytest.mark.parametrize("position", ["HFS", "HFP", "FFS", "FFP"])
+@pytest.mark.parametrize("orientation", [AXIAL, CORONAL, SAGITTAL, oblique(31, -24, 57)])
+def test_voxels_lie_where_the_headers_say(tmp_path, orientation, position):
+    """Patient position changes nothing: ImagePositionPatient already speaks of the patient."""
+    write_cine(tmp_path, grid=Grid(orientation=orientation), PatientPosition=position)
+    scan = only(read_dicom(tmp_path))
+    assert_truth(scan, 3)
+    assert sorted(scan.spacing_mm) == pytest.approx([1.25, 1.5, 8.0])
+
+
+@QUICK
+@given(st.tuples(*[st.floats(-180, 180)] * 3), st.floats(0.8, 9), st.booleans())
+def test_any_oblique_stack_or_volume(tmp_path_factory, angles, distance, upward):
+    folder = tmp_path_factory.mktemp("oblique")
+    grid = Grid(orientation=oblique(*angles), distance=distance if upward else -distance, slices=3)
+    write_cine(folder, grid=grid, frames=2, series_per_slice=False)
+    scan = only(read_dicom(folder))
+    assert_truth(scan, 2)
+    shutil.rmtree(folder)
+
+
+@pytest.mark.parametrize("orientation", [AXIAL, SAGITTAL, oblique(100, 20, -130)])
+def test_source_grid_and_instances(tmp_path, orientation):
+    """`source` leads back to the stored stack, and `instances` to the file of every canonical slice."""
+    grid = Grid(orientation=orientation)
+    write_cine(tmp_path, grid=grid)
+    scan = only(read_dicom(tmp_path))
+    stored = scan.source.reorientation.invert(scan.frame(1))
+    assert stored.shape == scan.source.shape == (4, 12, 16)
+    for z in range(4):
+        np.testing.assert_array_equal(stored[z], grid.image(z, 1))
+    assert scan.source.reorientation.order == (0, 1, 2)
+    for z, (file, index) in enumerate(scan.source.instances[1]):
+        pixels = pydicom.dcmread(file).pixel_array.astype(np.float32)
+        flips = tuple(slice(None, None, -1 if f else 1) for f in scan.source.reorientation.flipped[1:])
+        np.testing.assert_array_equal(scan.frame(1)[z], pixels[flips])
+        assert index == 0
+    origin = scan.source.affine[:3, 3] * [-1, -1, 1]
+    np.testing.assert_allclose(origin, grid.corner(0), atol=1e-6)
+
+
+TIMED = {"TriggerTime", "AcquisitionTime"}
+
+
+@pytest.mark.parametrize("series_per_slice", [True, False])
+@pytest.mark.parametrize(
+    "tag", ["TriggerTime", "TemporalPositionIdentifier", "AcquisitionTime", "ContentTime", "InstanceNumber"]
+)
+def test_frames_are_ordered_by_the_first_tag_that_tells_them_apart(tmp_path, tag, series_per_slice):
+    write_cine(tmp_path, frames=4, time_tag=tag, series_per_slice=series_per_slice)
+    scan = only(read_dicom(tmp_path))
+    assert_truth(scan, 4)
+    assert any(note.startswith(f"frames ordered by {tag}") for note in scan.source.notes)
+    if tag in TIMED:
+        np.testing.assert_allclose(scan.frame_times_ms, [0, 40, 80, 120], atol=1e-3)
+    else:
+        assert scan.frame_times_ms is None
+        assert any("TriggerTime not unique" in note for note in scan.source.notes)
+    assert scan.cycle_ms == 160
+
+
+def test_trigger_time_goes_before_the_other_tags(tmp_path):
+    """Instance numbers run backward; the trigger time is believed."""
+    for file in write_cine(tmp_path, frames=3):
+        data = pydicom.dcmread(file)
+        data.InstanceNumber = 1000 - int(data.TriggerTime)
+        data.save_as(file)
+    assert_truth(only(read_dicom(tmp_path)), 3)
+
+
+def test_an_acquisition_over_midnight(tmp_path):
+    for file in write_cine(tmp_path, frames=3, time_tag="InstanceNumber"):
+        data = pydicom.dcmread(file)
+        t = data.InstanceNumber - 1
+        data.AcquisitionTime, data.AcquisitionDate = [("235959.97", "20240229"), ("000000.01", "20240301"),
+                                                      ("000000.05", "20240301")][t]  # fmt: skip
+        data.save_as(file)
+    scan = only(read_dicom(tmp_path))
+    assert_truth(scan, 3)
+    np.testing.assert_allclose(scan.frame_times_ms, [0, 40, 80], atol=0.1)
+
+
+def test_times_that_differ_between_slices_are_averaged_and_said(tmp_path):
+    for file in write_cine(tmp_path, frames=2, grid=Grid(slices=2)):
+        data = pydicom.dcmread(file)
+        if data.SeriesNumber == 8 and data.TriggerTime > 5:
+            data.TriggerTime = 55.0  # 50 ms after the first, in the other slice 40
+            data.save_as(file)
+    scan = only(read_dicom(tmp_path))
+    np.testing.assert_allclose(scan.frame_times_ms, [0, 45])
+    assert any("average over positions" in note for note in scan.source.notes)
+
+
+def test_frames_beyond_one_heartbeat_are_not_circular(tmp_path):
+    write_cine(tmp_path, frames=4, NominalInterval=100)
+    scan = only(read_dicom(tmp_path))
+    assert scan.cycle_ms is None
+    assert any("not one cycle" in note for note in scan.source.notes)
+
+
+@pytest.mark.parametrize(
+    ("phase_in", "times"),
+    [("tag", [0, 350, 700]), ("CTA 0.6 {:g} %", [0, 350, 700]), ("CTA {:g}ms", [0, 35, 70]), ("order", None)],
+)
+def test_ct_with_one_series_per_phase(tmp_path, phase_in, times):
+    write_ct(tmp_path, phase_in=phase_in)
+    scan = only(read_dicom(tmp_path))
+    assert_truth(scan, 3, tolerance=1.0)  # values are stored with a slope of 2
+    assert scan.modality == "CT"
+    assert not scan.is_stack
+    if times is None:
+        assert scan.frame_times_ms is None
+    else:
+        np.testing.assert_allclose(scan.frame_times_ms, times)
+
+
+def test_ct_phases_are_sorted_by_phase_not_by_series(tmp_path):
+    write_ct(tmp_path, phases=(70.0, 0.0, 35.0))
+    scan = only(read_dicom(tmp_path))
+    first = {file.parent.name for file, _ in scan.source.instances[0]}
+    assert first == {"phase1"}
+
+
+def test_ct_of_320_slices(tmp_path):
+    grid = Grid(rows=4, columns=5, slices=320, distance=0.5, spacing=(0.5, 0.5))
+    write_ct(tmp_path, grid=grid, phases=(80.0,))
+    scan = only(read_dicom(tmp_path))
+    assert scan.shape == (1, 320, 4, 5)
+    assert_truth(scan, 1, tolerance=1.0)
+
+
+def test_two_kernels_of_one_phase_are_two_scans(tmp_path):
+    write_ct(tmp_path / "soft", phases=(70.0,))
+    for file in write_ct(tmp_path / "sharp", phases=(70.0,)):
+        data = pydicom.dcmread(file)
+        data.SeriesInstanceUID, data.ConvolutionKernel = "1.2.3.99", "B46f"
+        data.SOPInstanceUID = f"1.2.3.98.{data.InstanceNumber}"
+        data.save_as(file)
+    assert [scan.shape[0] for scan in read_dicom(tmp_path)] == [1, 1]
+
+
+@pytest.mark.parametrize("modality", ["MR", "CT"])
+@pytest.mark.parametrize("orientation", [AXIAL, oblique(20, 40, 60)])
+def test_enhanced_multi_frame(tmp_path, modality, orientation):
+    file = write_enhanced(tmp_path / "e.dcm", grid=Grid(orientation=orientation), modality=modality)
+    scan = only(read_dicom(file))
+    assert_truth(scan, 3)
+    assert scan.cycle_ms == 800
+    assert scan.source.path == file
+    np.testing.assert_allclose(scan.frame_times_ms, [0, 40, 80] if modality == "MR" else [0, 200, 400])
+
+
+@pytest.mark.parametrize("syntax", [JPEG2000Lossless, RLELossless, JPEGLSLossless])
+def test_compressed_pixels(tmp_path, syntax):
+    grid = Grid(rows=48, columns=64, slices=2)
+    write_cine(tmp_path / "cine", grid=grid, frames=2, syntax=syntax)
+    assert_truth(only(read_dicom(tmp_path / "cine")), 2)
+    file = write_enhanced(tmp_path / "enhanced.dcm", grid=grid, frames=2, syntax=syntax)
+    assert_truth(only(read_dicom(file)), 2)
+
+
+def test_one_frame_is_decoded_without_the_others(tmp_path, monkeypatch):
+    write_cine(tmp_path / "cine")
+    scan = only(read_dicom(tmp_path / "cine"))
+    wanted = {file for file, _ in scan.source.instances[1]}
+    for file in (tmp_path / "cine").iterdir():
+        if file not in wanted:
+            file.unlink()
+    assert scan.frame(1).shape == (4, 12, 16)
+
+    decoded, original = [], pydicom.pixels.iter_pixels
+
+    def watched(file, *, indices, raw):
+        decoded.extend(indices)
+        return original(file, indices=indices, raw=raw)
+
+    monkeypatch.setattr(pydicom.pixels, "iter_pixels", watched)
+    scan = only(read_dicom(write_enhanced(tmp_path / "e.dcm")))
+    assert not decoded
+    scan.frame(2)
+    assert len(decoded) == 4
+
+
+def test_slope_and_intercept_are_those_of_each_file(tmp_path):
+    for i, file in enumerate(write_cine(tmp_path)):
+        data = pydicom.dcmread(file)
+        data.RescaleSlope, data.RescaleIntercept = 1 + i % 3, -i
+        data.PixelData = ((data.pixel_array.astype(int) + i) // (1 + i % 3)).astype("<u2").tobytes()
+        data.save_as(file)
+    assert_truth(only(read_dicom(tmp_path)), 3, tolerance=2.5)  # whole-number division loses up to 2
+
+
+@QUICK
+@given(seed=st.integers(0, 2**32 - 1), per_slice=st.booleans())
+def test_shuffled_files_give_the_same_scan(tmp_path_factory, seed, per_slice):
+    folder = tmp_path_factory.mktemp("shuffled")
+    files = write_cine(folder / "a", grid=Grid(slices=3), frames=2, series_per_slice=per_slice)
+    before = only(read_dicom(folder / "a"))
+    expected = [before.frame(t) for t in range(2)]
+    rng = np.random.default_rng(seed)
+    for name, file in zip(rng.permutation(len(files)), files):
+        target = folder / "b" / f"d{rng.integers(3)}" / f"IM{name:04d}"
+        target.parent.mkdir(parents=True, exist_ok=True)
+        shutil.move(file, target)
+    after = only(read_dicom(folder / "b"))
+    np.testing.assert_array_equal(after.affine, before.affine)
+    np.testing.assert_array_equal(after.frame_times_ms, before.frame_times_ms)
+    for t in range(2):
+        np.testing.assert_array_equal(after.frame(t), expected[t])
+    assert after.source.notes == before.source.notes
+    shutil.rmtree(folder)
+
+
+def test_files_that_are_no_images_are_passed_over(tmp_path):
+    write_cine(tmp_path / "series")
+    (tmp_path / "README.txt").write_text("not DICOM")
+    (tmp_path / "notes").write_bytes(b"\x08\x00 hardly DICOM either")
+    (tmp_path / ".DS_Store").write_bytes(b"")
+    (tmp_path / "DICOMDIR").write_bytes(bytes(200))
+    report = pydicom.dcmread(next((tmp_path / "series").iterdir()))
+    for tag in ("Rows", "Columns", "PixelData"):
+        delattr(report, tag)
+    report.SOPInstanceUID, report.Modality = "1.2.3.77", "SR"
+    report.SOPClassUID = "1.2.840.10008.5.1.4.1.1.88.11"
+    report.save_as(tmp_path / "report.dcm")
+    scan = only(read_dicom(tmp_path))
+    assert_truth(scan, 3)
+    assert scan.source.path == tmp_path / "series"
+
+
+def test_other_orientations_and_kinds_are_other_scans_largest_first(tmp_path):
+    write_cine(tmp_path / "a_localizer", grid=Grid(orientation=CORONAL), frames=1, SeriesNumber=1,
+               SeriesInstanceUID="1.2.3.1")  # fmt: skip
+    write_cine(tmp_path / "b_phase", frames=3, SeriesNumber=40, SeriesInstanceUID="1.2.3.40",
+               ImageType=["ORIGINAL", "PRIMARY", "P"], grid=Grid(slices=3))  # fmt: skip
+    write_cine(tmp_path / "c_cine")
+    scans = read_dicom(tmp_path)
+    assert [scan.shape[:2] for scan in scans] == [(3, 4), (3, 3), (1, 4)]
+    assert [scan.source.path.name for scan in scans] == ["c_cine", "b_phase", "a_localizer"]
+    for scan in scans:
+        assert_truth(scan, scan.shape[0])
+
+
+def test_a_stack_acquired_twice_is_two_scans(tmp_path):
+    write_cine(tmp_path / "first")
+    for file in write_cine(tmp_path / "again"):
+        data = pydicom.dcmread(file)
+        data.SeriesNumber += 20
+        data.SeriesInstanceUID = data.SeriesInstanceUID + ".20"
+        data.save_as(file)
+    scans = read_dicom(tmp_path)
+    assert [scan.shape for scan in scans] == [(3, 4, 12, 16)] * 2
+    assert {scan.source.path.name for scan in scans} == {"first", "again"}
+
+
+def test_a_color_snapshot_beside_a_scan_is_left_out_and_said(tmp_path):
+    write_cine(tmp_path)
+    write_color(tmp_path / "snapshot.dcm")
+    scan = only(read_dicom(tmp_path))
+    assert any("snapshot.dcm" in note and "color" in note for note in scan.source.notes)
+
+
+def test_one_file_is_a_scan_of_one_slice(tmp_path):
+    file = write_cine(tmp_path)[5]
+    scan = only(read_dicom(file))
+    assert scan.shape == (1, 1, 12, 16)
+    assert scan.spacing_mm == pytest.approx((5.0, 1.5, 1.25))
+    assert any("SliceThickness" in note for note in scan.source.notes)
+
+
+def test_slice_distance_comes_from_positions(tmp_path):
+    write_cine(tmp_path, SpacingBetweenSlices=6.0)
+    scan = only(read_dicom(tmp_path))
+    assert scan.spacing_mm[0] == pytest.approx(8.0)
+    assert any("SpacingBetweenSlices says 6 mm" in note for note in scan.source.notes)
+
+
+def change(file, **tags):
+    data = pydicom.dcmread(file)
+    for tag, value in tags.items():
+        setattr(data, tag, value)
+    data.save_as(file)
+
+
+def refuse_tilt_by_tag(folder):
+    write_ct(folder, GantryDetectorTilt=12.0)
+
+
+def refuse_tilt_by_shear(folder):
+    write_ct(folder, grid=Grid(slices=6, distance=1.5, spacing=(1.0, 1.0), shear=0.2))
+
+
+def refuse_mixed_spacing(folder):
+    files = write_cine(folder, series_per_slice=False)
+    change(files[4], PixelSpacing=[2.0, 2.0])
+
+
+def refuse_missing_slice(folder):
+    for file in write_cine(folder, grid=Grid(slices=6)):
+        if "_002_" in file.name:
+            file.unlink()
+
+
+def refuse_missing_slice_in_one_series(folder):
+    for file in write_cine(folder, grid=Grid(slices=6), series_per_slice=False):
+        if "_004_" in file.name:
+            file.unlink()
+
+
+def refuse_missing_frame(folder):
+    write_cine(folder)[5].unlink()
+
+
+def refuse_missing_slice_of_one_phase(folder):
+    write_ct(folder)[3].unlink()
+
+
+def refuse_copied_file(folder):
+    shutil.copy(write_cine(folder)[2], folder / "copy.dcm")
+
+
+def refuse_duplicate_with_another_uid(folder):
+    file = shutil.copy(write_cine(folder)[2], folder / "copy.dcm")
+    change(file, SOPInstanceUID="1.2.3.66")
+
+
+def refuse_duplicates_everywhere(folder):
+    for file in write_cine(folder, frames=1):
+        change(shutil.copy(file, folder / f"copy_{file.name}"), SOPInstanceUID=f"1.2.3.66.1{file.name[4:6]}")
+
+
+def refuse_color_alone(folder):
+    write_color(folder / "color.dcm")
+
+
+def refuse_color_in_a_series(folder):
+    write_cine(folder, series_per_slice=False)
+    write_color(folder / "color.dcm", SeriesNumber=7, SeriesInstanceUID="1.2.3.6.7")
+
+
+def refuse_nan_slope(folder):
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        change(write_cine(folder)[-1], RescaleSlope="nan", RescaleIntercept="0")
+
+
+def refuse_no_position(folder):
+    data = pydicom.dcmread(write_cine(folder)[0])
+    del data.ImagePositionPatient
+    data.save_as(folder / "im_000_000.dcm")
+
+
+def refuse_zero_bytes(folder):
+    write_cine(folder)
+    (folder / "empty.dcm").write_bytes(b"")
+
+
+def refuse_foreign(folder):
+    write_cine(folder)
+    (folder / "foreign.dcm").write_bytes(b"GIF89a" + bytes(range(256)) * 4)
+
+
+def refuse_no_image(folder):
+    (folder / "README.txt").write_text("nothing here")
+
+
+def refuse_truncated_pixels(folder):
+    file = write_cine(folder)[4]
+    file.write_bytes(file.read_bytes()[:-100])
+
+
+def refuse_truncated_header(folder):
+    file = write_cine(folder)[4]
+    file.write_bytes(file.read_bytes()[:700])
+
+
+@pytest.mark.parametrize(
+    ("write", "named", "said"),
+    [
+        (refuse_tilt_by_tag, ".dcm", "gantry tilt of 12.0 degrees"),
+        (refuse_tilt_by_shear, ".dcm", "gantry tilt"),
+        (refuse_mixed_spacing, "im_", "mixed spacings"),
+        (refuse_missing_slice, "im_001", "slice positions are missing"),
+        (refuse_missing_slice_in_one_series, "im_003", "slice positions are missing"),
+        (refuse_missing_frame, "im_001", "frames are missing"),
+        (refuse_missing_slice_of_one_phase, "0003.dcm", "frames are missing"),
+        (refuse_copied_file, "copy.dcm", "duplicate frames"),
+        (refuse_duplicate_with_another_uid, "im_000_002.dcm", "duplicate frames"),
+        (refuse_duplicates_everywhere, "im_000", "duplicate frames"),
+        (refuse_color_alone, "color.dcm", "color"),
+        (refuse_color_in_a_series, "color.dcm", "color"),
+        (refuse_nan_slope, "im_003_002.dcm", "RescaleSlope is nan"),
+        (refuse_no_position, "im_000_000.dcm", "ImagePositionPatient"),
+        (refuse_zero_bytes, "empty.dcm", "zero bytes"),
+        (refuse_foreign, "foreign.dcm", "not a DICOM file"),
+        (refuse_no_image, "", "no DICOM image"),
+        (refuse_truncated_pixels, "im_001_001.dcm", "truncated"),
+        (refuse_truncated_header, "im_001_001.dcm", "truncated"),
+    ],
+)
+def test_refused_with_the_file_and_the_mend(tmp_path, write, named, said):
+    write(tmp_path)
+    with pytest.raises(InputError) as caught:
+        read_dicom(tmp_path)
+    message = str(caught.value)
+    assert said in message
+    assert named in message
+    assert str(tmp_path) in message
+    assert "\n" not in message
+    assert "; " in message, "the mend is missing"
+    assert not any(part in message for part in PATIENT_NAME.split("^"))
+
+
+def test_notes_hold_nothing_about_the_patient(tmp_path, capfd):
+    write_cine(tmp_path, SeriesDescription=f"cine of {PATIENT_NAME}")
+    scan = only(read_dicom(tmp_path))
+    scan.frame(0)
+    captured = capfd.readouterr()
+    said = " ".join(scan.source.notes) + captured.out + captured.err
+    assert not any(part in said for part in PATIENT_NAME.split("^"))
+
+
+def test_missing_path(tmp_path):
+    with pytest.raises(InputError, match="no such file"):
+        read_dicom(tmp_path / "nowhere")
+
+
+@pytest.mark.parametrize("kind", ["cine", "enhanced", "jpeg2000"])
+def test_damaged_files_are_refused_or_read(tmp_path, kind):
+    """Bits flipped and ends cut at random: an InputError or a Scan, never another exception."""
+    grid = Grid(rows=32, columns=32, slices=2)
+    if kind == "enhanced":
+        file = write_enhanced(tmp_path / "e.dcm", grid=grid, frames=2)
+    else:
+        file = write_cine(
+            tmp_path, grid=grid, frames=2, syntax=JPEG2000Lossless if kind == "jpeg2000" else None
+        )[1]
+    whole = file.read_bytes()
+    rng = np.random.default_rng(0)
+    outcomes = {"refused": 0, "read": 0}
+    for _ in range(120):
+        damaged = bytearray(whole)
+        if rng.random() < 0.3:
+            del damaged[rng.integers(len(whole)) :]
+        else:
+            reach = len(whole) if rng.random() < 0.3 else min(len(whole), 3000)
+            for at in rng.integers(reach, size=rng.integers(1, 6)):
+                damaged[at] ^= 1 << rng.integers(8)
+        file.write_bytes(damaged)
+        try:
+            for scan in read_dicom(tmp_path):
+                scan.frame(0)
+            outcomes["read"] += 1
+        except InputError:
+            outcomes["refused"] += 1
+    assert min(outcomes.values()) > 5, outcomes
+
+
+@pytest.mark.realdata
+def test_the_volunteer_is_one_scan(realdata):
+    start = time.perf_counter()
+    scan = only(read_dicom(realdata / "cine_dicom"))
+    assert time.perf_counter() - start < 10  # about one second on an idle machine
+    assert scan.shape == (32, 14, 256, 256)
+    assert scan.spacing_mm == pytest.approx((12.0, 1.484375, 1.484375), abs=1e-3)
+    assert scan.modality == "MR"
+    assert any("AcquisitionTime (TriggerTime not unique" in note for note in scan.source.notes)
+    assert any("SpacingBetweenSlices says 6 mm" in note for note in scan.source.notes)
+    assert 34.6 < np.diff(scan.frame_times_ms).mean() < 37.3
+    frame = scan.frame(7)
+    file, index = scan.source.instances[7][3]
+    np.testing.assert_array_equal(frame[3], pydicom.dcmread(file).pixel_array)
+    assert index == 0
+    assert frame.shape == (14, 256, 256)
