@@ -367,6 +367,7 @@ def test_nominal_spacing_is_not_trusted(tmp_path):
     rows = rows_of(index(tmp_path, layout="folder", convention="emidec"))
     assert (rows["a"]["spacing_trusted"], rows["b"]["spacing_trusted"]) == (False, True)
     assert (rows["a"]["slice_order"], rows["a"]["sequence"]) == ("apex_first", "lge")
+    assert index(tmp_path, layout="folder", convention="acdc")["slice_order"].null_count() == 2
 
 
 def test_slice_order_is_that_of_the_slices_as_read(tmp_path):
@@ -391,6 +392,71 @@ def test_phantom(tmp_path):
     truth = pl.read_csv(tmp_path / "subjects.csv")
     for name in ("subject", "group", "height_cm", "weight_kg", "ed_frame", "es_frame"):
         assert cohort[name].to_list() == truth[name].to_list()
+
+
+def dicom_series(folder, *, orientation, slices, seed):
+    """A series of single-frame MR files, by pydicom."""
+    from pydicom.dataset import FileDataset, FileMetaDataset
+    from pydicom.uid import ExplicitVRLittleEndian, generate_uid
+
+    folder.mkdir(parents=True, exist_ok=True)
+    series, rng = generate_uid(), np.random.default_rng(seed)
+    normal = np.cross(orientation[:3], orientation[3:])
+    for z in range(slices):
+        meta = FileMetaDataset()
+        meta.TransferSyntaxUID = ExplicitVRLittleEndian
+        meta.MediaStorageSOPClassUID = "1.2.840.10008.5.1.4.1.1.4"
+        meta.MediaStorageSOPInstanceUID = generate_uid()
+        data = FileDataset(None, {}, file_meta=meta, preamble=b"\0" * 128)
+        data.SOPClassUID, data.SOPInstanceUID = meta.MediaStorageSOPClassUID, meta.MediaStorageSOPInstanceUID
+        data.PatientName, data.PatientID, data.Modality = "Doe^Jane", "4711", "MR"
+        data.StudyInstanceUID, data.SeriesInstanceUID, data.InstanceNumber = "1.2.3", series, z + 1
+        data.FrameOfReferenceUID, data.PixelSpacing = "1.2.4", [1.5, 1.5]
+        data.ImageOrientationPatient = list(orientation)
+        data.ImagePositionPatient = [float(v) for v in normal * 8.0 * z]
+        data.Rows, data.Columns, data.SamplesPerPixel = 10, 12, 1
+        data.PhotometricInterpretation, data.PixelRepresentation = "MONOCHROME2", 0
+        data.BitsAllocated, data.BitsStored, data.HighBit = 16, 12, 11
+        data.PixelData = rng.integers(1, 900, (10, 12)).astype(np.uint16).tobytes()
+        data.save_as(folder / f"{seed}_{z}.dcm", enforce_file_format=True)
+
+
+def test_dicom_folders_are_subjects_and_may_hold_several_scans(tmp_path):
+    dicom_series(tmp_path / "src/v1", orientation=(1, 0, 0, 0, 1, 0), slices=3, seed=1)
+    dicom_series(tmp_path / "src/v1", orientation=(0, 1, 0, 0, 0, -1), slices=5, seed=2)
+    dicom_series(tmp_path / "src/v2", orientation=(1, 0, 0, 0, 1, 0), slices=4, seed=3)
+    cohort = index(tmp_path / "src", layout="dicom")
+    assert cohort.select("subject", "scan").rows() == [("v1", "v1_1"), ("v1", "v1_2"), ("v2", "v2")]
+    assert sorted(cohort["slices"]) == [3, 4, 5]
+    assert set(cohort["modality"]) == {"MR"}
+    write_cohort(cohort, tmp_path / "c.csv")
+    text = (tmp_path / "c.csv").read_text()
+    assert "src/v1#2" in text
+    assert "Doe" not in text
+    assert "4711" not in text
+    back = read_cohort(tmp_path / "c.csv")
+    check_files(back)
+    for row in back.iter_rows(named=True):
+        assert open_scan(row).shape[1] == row["slices"]
+    alone = index(tmp_path / "src/v2", layout="dicom")
+    assert alone["subject"].to_list() == ["v2"]
+    shutil.rmtree(tmp_path / "src/v1")
+    dicom_series(tmp_path / "src/v1", orientation=(1, 0, 0, 0, 1, 0), slices=3, seed=1)
+    with pytest.raises(InputError, match="asks for number 2; index it again"):
+        open_scan(rows_of(back)["v1_2"])
+
+
+def test_masks_of_dicom_scans_come_by_name(tmp_path):
+    from fewbeats.io.nifti import write_like
+
+    dicom_series(tmp_path / "src/v2", orientation=(0, 1, 0, 0, 0, -1), slices=4, seed=3)
+    scan = open_scan(index(tmp_path / "src", layout="dicom").row(0, named=True))
+    mask = np.zeros(scan.shape[1:], np.uint8)
+    mask[1, 2:5, 3:6] = 3
+    write_like(tmp_path / "fixed/v2.nii.gz", [mask], scan=scan)
+    row = index(tmp_path / "src", layout="dicom", labels=tmp_path / "fixed").row(0, named=True)
+    assert row["convention"] == "fewbeats:RV"
+    assert np.array_equal(open_labels(row, scan)[0], mask)
 
 
 # ---- labels

@@ -60,7 +60,8 @@ def index(
         raise InputError(f"{source}: no such folder; check the path")
     rows = LAYOUTS[layout](source)
     if convention is not None:
-        known = KNOWN_SETS.get(convention, {}) if layout == "folder" else {}
+        # the values of ACDC and M&Ms are used by others too, and say nothing of how slices were ordered
+        known = KNOWN_SETS.get(convention, {}) if layout == "folder" and convention not in LAYOUTS else {}
         rows = [{**known, **row, "convention": absolute_convention(convention)} for row in rows]
     with ThreadPoolExecutor(READERS) as pool:
         measured = list(pool.map(lambda row: measure(row, check_pixels=check_pixels), rows))
