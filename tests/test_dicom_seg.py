@@ -204,6 +204,18 @@ def test_refusals(tmp_path):
             read_seg(tmp_path / "cut.dcm", scan)
 
 
+def test_nothing_half_written(tmp_path):
+    scan = write_source(tmp_path / "scan", "cine")
+    masks = random_masks(scan.shape, [1])
+    masks[2, 0, 0, 0] = 3  # found out after two frames are done
+    with pytest.raises(ValueError, match="frame 2 holds other structures"):
+        write_seg(masks, scan, tmp_path / "seg", structures=["LV"])
+    assert list((tmp_path / "seg").iterdir()) == []
+    (tmp_path / "file").write_text("in the way")
+    with pytest.raises(InputError, match="cannot be written"):
+        write_seg(masks, scan, tmp_path / "file", structures=["LV", "RV"])
+
+
 @pytest.mark.realdata
 def test_round_trip_of_the_volunteer(realdata, tmp_path):
     (scan,) = read_dicom(realdata / "cine_dicom")

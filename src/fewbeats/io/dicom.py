@@ -26,11 +26,11 @@ LPS_TO_RAS = np.diag([-1.0, -1.0, 1.0])
 class DicomPixels:
     """Lazy pixels of DICOM frames, in canonical orientation; a frame is decoded when it is asked for.
 
-    `headers` is [t][z] in stack order; `turn` leads from the stack to the canonical grid.
+    `headers` is [t][z] in stack order, as stored; `turn` leads from the stack to the canonical grid.
     """
 
     def __init__(self, headers: list[list[FrameHeader]], turn: Reorientation):
-        self._headers, self._turn = headers, turn
+        self.headers, self._turn = headers, turn
         stored = (len(headers[0]), *headers[0][0].shape)
         z, y, x = (stored[axis] for axis in turn.order)
         self.shape = (len(headers), z, y, x)
@@ -40,12 +40,12 @@ class DicomPixels:
         values = np.empty(self.shape[1:], np.float32)
         stored = self._turn.invert(values)  # a view: filling it fills `values`
         wanted: dict[Path, list[int]] = defaultdict(list)
-        for z, header in enumerate(self._headers[t]):
+        for z, header in enumerate(self.headers[t]):
             wanted[header.file].append(z)
         for file, slices in wanted.items():
-            planes = _decode(file, [self._headers[t][z].index for z in slices], stored.shape[1:])
+            planes = _decode(file, [self.headers[t][z].index for z in slices], stored.shape[1:])
             for z, plane in zip(slices, planes, strict=True):
-                header = self._headers[t][z]
+                header = self.headers[t][z]
                 stored[z] = plane * np.float32(header.slope) + np.float32(header.intercept)
         return values
 

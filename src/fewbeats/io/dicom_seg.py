@@ -7,9 +7,7 @@ set to the true images.
 
 from __future__ import annotations
 
-import os
 import warnings
-from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,10 +16,11 @@ import numpy as np
 from fewbeats import __version__
 from fewbeats.anatomy import FEWBEATS_VALUES, FULL_NAMES
 from fewbeats.errors import InputError
-from fewbeats.io.dicom_headers import FrameHeader, is_seg, pixel_bytes, read_headers
+from fewbeats.io.dicom import DicomPixels
+from fewbeats.io.dicom_headers import FrameHeader, is_seg, pixel_bytes
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Sequence
+    from collections.abc import Iterable, Iterator, Mapping, Sequence
 
     from highdicom.seg import Segmentation, SegmentDescription
     from pydicom import Dataset
@@ -74,7 +73,7 @@ def write_seg(
         The files, in the order of the frames.
 
     Raises:
-        InputError: the scan was not read from DICOM.
+        InputError: the scan was not read from DICOM, or the folder cannot be written; no file is left then.
         ValueError: a mask does not fit the scan or holds other structures.
     """
     from pydicom.uid import generate_uid
@@ -85,17 +84,26 @@ def write_seg(
     segment_of = np.zeros(256, np.uint8)
     for number, name in enumerate(structures, 1):
         segment_of[FEWBEATS_VALUES[name]] = number
-    out_dir.mkdir(parents=True, exist_ok=True)
-    written = []
-    for t, (mask, slices) in enumerate(zip(mask_frames, headers, strict=True)):
-        if mask.shape != scan.shape[1:]:
-            raise ValueError(f"mask of shape {mask.shape} for a scan of {scan.shape[1:]}")
-        segments = segment_of[np.ascontiguousarray(scan.source.reorientation.invert(mask))]
-        if np.count_nonzero(segments) != np.count_nonzero(mask):
-            raise ValueError(f"mask of frame {t} holds other structures than {', '.join(structures)}")
-        seg = _segmentation(segments, slices, identity, names=structures, series_uid=series_uid, number=t + 1)
-        written.append(_save(seg, out_dir / f"seg_{t:03d}.dcm"))
-    return written
+    parts: list[Path] = []
+    try:
+        out_dir.mkdir(parents=True, exist_ok=True)
+        for t, (mask, slices) in enumerate(zip(mask_frames, headers, strict=True)):
+            if mask.shape != scan.shape[1:]:
+                raise ValueError(f"mask of shape {mask.shape} for a scan of {scan.shape[1:]}")
+            segments = segment_of[np.ascontiguousarray(scan.source.reorientation.invert(mask))]
+            if np.count_nonzero(segments) != np.count_nonzero(mask):
+                raise ValueError(f"mask of frame {t} holds other structures than {', '.join(structures)}")
+            seg = _segmentation(
+                segments, slices, identity, names=structures, series_uid=series_uid, number=t + 1
+            )
+            parts.append(out_dir / f"seg_{t:03d}.part")
+            seg.save_as(parts[-1])
+        return [part.replace(part.with_suffix(".dcm")) for part in parts]
+    except OSError as error:
+        raise InputError(f"{out_dir}: cannot be written ({error.strerror}); give another folder") from error
+    finally:
+        for part in parts:
+            part.unlink(missing_ok=True)
 
 
 def read_seg(path: Path, scan: Scan) -> np.ndarray:
@@ -129,21 +137,14 @@ def seg_frames(path: Path, scan: Scan) -> tuple[int, ...]:
     return tuple(sorted({t for t, *_ in _planes(path, scan, pixels=False)}))
 
 
-def _stack_headers(scan: Scan) -> tuple[tuple[FrameHeader, ...], ...]:
+def _stack_headers(scan: Scan) -> list[list[FrameHeader]]:
     """[t][z] headers in stack order, as stored."""
-    source = scan.source
-    if not source.instances:
-        raise InputError(f"{source.path or 'scan'}: not read from DICOM, so no DICOM SEG can refer to it")
-    headers = _headers(source.instances)
-    turn = source.reorientation
-    backward = turn.flipped[turn.order.index(0)]
-    return tuple(frame[::-1] for frame in headers) if backward else headers
-
-
-@lru_cache(maxsize=2)
-def _headers(instances: tuple[tuple[tuple[Path, int], ...], ...]) -> tuple[tuple[FrameHeader, ...], ...]:
-    of_file = {file: read_headers(file) for file in {file for frame in instances for file, _ in frame}}
-    return tuple(tuple(of_file[file][index] for file, index in frame) for frame in instances)
+    if not isinstance(scan.pixels, DicomPixels):
+        where = scan.source.path or "scan"
+        raise InputError(
+            f"{where}: not read from DICOM, so no DICOM SEG can refer to it; write NIfTI instead"
+        )
+    return scan.pixels.headers
 
 
 def _identity(file: Path) -> Dataset:
@@ -263,16 +264,6 @@ def _description(number: int, name: str) -> SegmentDescription:
     )
 
 
-def _save(seg: Dataset, file: Path) -> Path:
-    part = file.with_suffix(".part")
-    try:
-        seg.save_as(part)
-        os.replace(part, file)
-    finally:
-        part.unlink(missing_ok=True)
-    return file
-
-
 def _planes(path: Path, scan: Scan, *, pixels: bool) -> Iterator[tuple[int, int, int, Any]]:
     """(t, label value, z as stored, (rows, columns) bool or None) of every plane of every segment."""
     files = [path] if path.is_file() else sorted(file for file in path.glob("*") if file.is_file())
@@ -306,8 +297,13 @@ def _planes_of(
     labelmap = data.get("SegmentationType") == "LABELMAP"
     least = 0.5 * data.get("MaximumFractionalValue", 1)
     images = iter_pixels(file, raw=True) if pixels else None
+    places = {
+        (h.sop_uid, h.index + 1): (t, z) for t, frame in enumerate(headers) for z, h in enumerate(frame)
+    }
     for group in data.PerFrameFunctionalGroupsSequence:
-        t, z = _place(file, group, headers)
+        t, z = (
+            _place(file, group, places) if _source_images(group) else _place_by_position(file, group, headers)
+        )
         _check_plane(file, data, group, shared, headers[t][z])
         image = next(images) if images is not None else None
         if labelmap:
@@ -340,24 +336,24 @@ def _source_images(group: Dataset) -> list[Dataset]:
     return [image for item in derivation for image in item.get("SourceImageSequence") or []]
 
 
-def _place(file: Path, group: Dataset, headers: Sequence[Sequence[FrameHeader]]) -> tuple[int, int]:
-    """(t, z as stored) of a SEG frame: by the image it refers to, else by its position."""
-    references = _source_images(group)
-    uids = {(str(r.ReferencedSOPInstanceUID), int(r.get("ReferencedFrameNumber") or 1)) for r in references}
-    found = [
-        (t, z)
-        for t, frame in enumerate(headers)
-        for z, header in enumerate(frame)
-        if (header.sop_uid, header.index + 1) in uids
+def _place(file: Path, group: Dataset, places: Mapping[tuple[str, int], tuple[int, int]]) -> tuple[int, int]:
+    """(t, z as stored) of the one image that a SEG frame refers to."""
+    references = [
+        (str(r.ReferencedSOPInstanceUID), int(r.get("ReferencedFrameNumber") or 1))
+        for r in _source_images(group)
     ]
-    if not references:
-        position = np.array(group.PlanePositionSequence[0].ImagePositionPatient, float)
-        found = [
-            (t, z)
-            for t, frame in enumerate(headers)
-            for z, header in enumerate(frame)
-            if np.abs(position - header.position).max() < SAME_PLANE_MM
-        ]
+    return _only(file, [places[reference] for reference in references if reference in places])
+
+
+def _place_by_position(
+    file: Path, group: Dataset, headers: Sequence[Sequence[FrameHeader]]
+) -> tuple[int, int]:
+    position = np.array(group.PlanePositionSequence[0].ImagePositionPatient, float)
+    distances = np.array([[np.abs(position - h.position).max() for h in frame] for frame in headers])
+    return _only(file, [(int(t), int(z)) for t, z in np.argwhere(distances < SAME_PLANE_MM)])
+
+
+def _only(file: Path, found: Sequence[tuple[int, int]]) -> tuple[int, int]:
     if len(found) == 1:
         return found[0]
     if found:
