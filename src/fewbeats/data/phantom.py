@@ -129,8 +129,9 @@ class _Grid:
         """(K, Y, X, 3) RAS mm in the body of the sample points of slice z."""
         _, rows, columns = self.shape
         index = np.stack(np.meshgrid(np.arange(columns), np.arange(rows), [z]), -1)[:, :, 0]
-        index = index[None] + self.offsets[:, None, None]
-        return index @ self.affine[:3, :3].T + self.affine[:3, 3] + self.shifts_mm[z]
+        index = (index[None] + self.offsets[:, None, None]).astype(np.float32)
+        origin = self.affine[:3, 3] + self.shifts_mm[z]
+        return index @ self.affine[:3, :3].T.astype(np.float32) + origin.astype(np.float32)
 
 
 def _sample_offsets(count: int) -> np.ndarray:

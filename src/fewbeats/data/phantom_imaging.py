@@ -105,9 +105,12 @@ def texture_field(shape: tuple[int, int, int], rng: np.random.Generator) -> np.n
 
 def flow_field(shape: tuple[int, int, int, int], rng: np.random.Generator) -> np.ndarray:
     """(T, Z, Y, X) relative change of moving blood, smooth in time and circular; drawn at a quarter size."""
+    from scipy.ndimage import uniform_filter
+
     t, z, y, x = shape
     small = smooth_noise((t, z, -(-y // 4), -(-x // 4)), (min(1.0, t / 4), 0, 1.3, 1.3), rng)
-    return small.repeat(4, axis=2).repeat(4, axis=3)[:, :, :y, :x]
+    blocks = small.repeat(4, axis=2).repeat(4, axis=3)[:, :, :y, :x]
+    return uniform_filter(blocks, (1, 1, 4, 4))
 
 
 def coil_field(shape: tuple[int, int, int], rng: np.random.Generator) -> np.ndarray:

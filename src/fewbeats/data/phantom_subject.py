@@ -56,7 +56,7 @@ def make_subject(seed: int, *, group: str | None = None, proportions: Proportion
     weight = bmi * (height / 100.0) ** 2
     surface_m2 = np.sqrt(height * weight / 3600.0)  # Mosteller
     thick_septum = rng.uniform(0.1, 0.3) if group == "hypertrophic" else rng.uniform(-0.1, 0.12)
-    flat_septum = 0.16 if group == "rv_abnormal" else 0.06
+    flat_septum = 0.16 if group == "rv_abnormal" else 0.10
     edv_ml = float(np.clip(edv * surface_m2, 90.0, 250.0))
     return Anatomy(
         seed=seed, group=group, height_cm=round(height, 1), weight_kg=round(float(weight), 1),
@@ -64,8 +64,8 @@ def make_subject(seed: int, *, group: str | None = None, proportions: Proportion
         elongation=elongation, shortening=0.04 + 0.0018 * ef, twist_deg=float(rng.uniform(0.1, 0.2) * ef),
         eccentricity=float(thick_septum), bend_mm=float(rng.normal() * 4.0),
         outline=(float(rng.uniform(0.2, 1.0) * flat_septum), float(np.pi / 2 + rng.normal() * 0.3),
-                 float(rng.uniform(0, 0.05)), float(rng.uniform(0, 2 * np.pi))),
-        endo_outline=(float(rng.uniform(0, 0.05)), float(rng.uniform(0, np.pi)),
+                 float(rng.uniform(0, 0.07)), float(rng.uniform(0, 2 * np.pi))),
+        endo_outline=(float(rng.uniform(0, 0.07)), float(rng.uniform(0, np.pi)),
                       float(rng.uniform(0, 0.05)), float(rng.uniform(0, 2 * np.pi))),
         papillary_deg=(float(-25 + rng.normal() * 12), float(105 + rng.normal() * 12)),
         rv_edv_ml=float(np.clip(rv_edv * surface_m2, 80.0, 280.0)), rv_ef_percent=rv_ef,
