@@ -25,6 +25,8 @@ class Sample:
     frame: int
     source: str
     """Where the labels come from: "manual", "teacher", "pseudo", "" where there are none."""
+    spacing_mm: tuple[float, float, float]
+    """(z, y, x) of the scan's own grid."""
     position: np.ndarray | None = None
     """(Z,) 0 at the base to 1 at the apex, None where the direction is unknown."""
 

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     import polars as pl
     from torch import nn
 
+    from fewbeats.data.provenance import Provenance
     from fewbeats.sample import Sample
     from fewbeats.training.loop import Validation
 
@@ -94,6 +95,7 @@ class TrainingData:
     held_back_rows: list[dict[str, Any]]
     """Labeled subjects that only choose the checkpoint; part of the label budget."""
     cache: Path
+    provenance: Provenance
 
     @property
     def labeled_subjects(self) -> list[str]:
@@ -116,6 +118,8 @@ def choose_data(command: Finetune) -> TrainingData:
         subjects = labeled_subjects(cohort, command.labeled, command.seed, structures=structures)
     rows = cohort.filter(pl.col("subject").is_in(subjects), pl.col("label").is_not_null())
     check_files(rows)
+    cache = command.cache or command.out.parent / "sample-cache"
+    provenance = trace_data(command, cohort, rows, cache)
     held = []
     if command.select == "best":
         if len(subjects) < 2:
@@ -126,7 +130,37 @@ def choose_data(command: Finetune) -> TrainingData:
         structures=tuple(structures),
         train_rows=[row for row in rows.iter_rows(named=True) if row["subject"] not in held],
         held_back_rows=[row for row in rows.iter_rows(named=True) if row["subject"] in held],
-        cache=command.cache or command.out.parent / "sample-cache",
+        cache=cache,
+        provenance=provenance,
+    )
+
+
+def trace_data(command: Finetune, cohort: pl.DataFrame, rows: pl.DataFrame, cache: Path) -> Provenance:
+    """What this run will have seen, once nothing held out is among it, under whatever name.
+
+    Raises:
+        InputError: a held-out scan, or weights that saw one.
+    """
+    import polars as pl
+
+    from fewbeats.data.provenance import (
+        Provenance,
+        by_subject,
+        guard_ancestors,
+        guard_training,
+        hash_scans,
+        load_provenance,
+    )
+    from fewbeats.data.split import HELD_OUT
+
+    held_out = cohort.filter(pl.col("split").is_in(HELD_OUT))
+    hashes = hash_scans(pl.concat([rows, held_out]), cache=cache / "hashes.json")
+    guard_training(cohort, labeled=rows, hashes=hashes)
+    started_from = Path(command.init)
+    ancestors = [load_provenance(started_from)] if started_from.is_dir() else []
+    guard_ancestors(ancestors, by_subject(held_out, hashes))
+    return Provenance(
+        run=command.out.resolve().name, labeled=by_subject(rows, hashes), ancestors=tuple(ancestors)
     )
 
 
@@ -163,6 +197,7 @@ def _train_localizer(command: Finetune, data: TrainingData, run: RunDir) -> None
 
 def _train_segmenter(command: Finetune, data: TrainingData, run: RunDir, started: float) -> None:
     from fewbeats.data.samples import prepare_labeled
+    from fewbeats.inference.plausibility import take_fingerprint
 
     settings = command.model
     samples, held = (
@@ -186,8 +221,10 @@ def _train_segmenter(command: Finetune, data: TrainingData, run: RunDir, started
         "steps": steps,
         "seed": command.seed,
         "seconds": time.perf_counter() - started,
+        "fingerprint": take_fingerprint(samples, settings.preprocess, data.structures),
         "peak_memory_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
     }
+    data.provenance.save(run.path)
     _finish(run, network, settings, about)
 
 

@@ -107,6 +107,7 @@ def _prepare(
         scan=row["scan"],
         frame=t,
         source=row["label_source"] or "manual",
+        spacing_mm=scan.spacing_mm,
         position=_position(row["slice_order"], stored.shape[0]),
     )
 

@@ -86,10 +86,15 @@ class Grid:
             on.append((at >= -0.5) & (at <= voxels - 0.5))
         return on[0][:, None, None] & on[1][None, :, None] & on[2][None, None, :]
 
-    def restore(self, values: np.ndarray) -> np.ndarray:
-        """Grid values (..., Z', Y', X') -> values on the scan's voxels of `box` (..., z, y, x), linear."""
+    def restore(self, values: np.ndarray, *, slab: slice | None = None) -> np.ndarray:
+        """Grid values (..., Z', Y', X') -> values on the scan's voxels of `box` (..., z, y, x), linear.
+
+        Args:
+            values: one value or score per grid point.
+            slab: only these slices of the scan, to bound memory.
+        """
         out = values
-        for axis, extent in zip((0, 1, 2), self.box):
+        for axis, extent in zip((0, 1, 2), (slab or self.box[0], *self.box[1:])):
             start = (extent.start - self.start[axis]) / self.step[axis]
             weights, points = _reduced(
                 start, 1.0 / self.step[axis], extent.stop - extent.start, self.shape[axis], clamp=True

@@ -1,0 +1,73 @@
+"""Make cohorts: index what is there, or write a phantom."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated, Literal
+
+import tyro
+
+from fewbeats.data.phantom import PhantomSettings
+
+
+@dataclass(frozen=True, kw_only=True)
+class Index:
+    """List the scans of a folder in a cohort table, one row a scan."""
+
+    source: tyro.conf.Positional[Path]
+    """Folder of scans."""
+    layout: Literal["acdc", "mnms", "nnunet", "msd", "folder", "dicom", "phantom"]
+    """How the folder is organized."""
+    out: Path
+    """Table to write, .csv or .parquet."""
+    split: Path | None = None
+    """CSV subject,split with the split of each subject (train, tune, dev, test)."""
+    convention: str | None = None
+    """Meaning of the label values: acdc, mnms, mmwhs, totalsegmentator, emidec, la2018, fewbeats or a file."""
+    labels: Path | None = None
+    """Folder of masks named like the scans that add to or replace labels (corrected predictions)."""
+
+    def run(self) -> Path:
+        """Index and write; returns the table's path."""
+        from fewbeats.data.cohort import write_cohort
+        from fewbeats.data.index import index
+
+        cohort = index(
+            self.source,
+            layout=self.layout,
+            split_file=self.split,
+            convention=self.convention,
+            labels=self.labels,
+        )
+        write_cohort(cohort, self.out)
+        labeled = cohort.filter(cohort["label"].is_not_null())["subject"].n_unique()
+        print(
+            f"{self.out}: {len(cohort)} scans of {cohort['subject'].n_unique()} subjects, {labeled} labeled"
+        )
+        if self.split:
+            by_split = cohort.group_by("split", maintain_order=True).n_unique().select("split", "subject")
+            print(
+                ", ".join(
+                    f"{split or 'no split'}: {n} subjects" for split, n in by_split.sort("split").iter_rows()
+                )
+            )
+        return self.out
+
+
+@dataclass(frozen=True, kw_only=True)
+class Phantom:
+    """Write a cohort of beating hearts with known truth, as ordinary NIfTI files."""
+
+    out: tyro.conf.Positional[Path]
+    """Folder to write; index it with --layout phantom."""
+    settings: Annotated[PhantomSettings, tyro.conf.arg(name="")] = field(default_factory=PhantomSettings)
+    """Subjects, modality and size."""
+
+    def run(self) -> Path:
+        """Write the cohort; returns its folder."""
+        from fewbeats.data.phantom import write_cohort
+
+        rows = write_cohort(self.out, self.settings)
+        print(f"{self.out}: {len(rows)} subjects, {self.settings.modality}")
+        return self.out

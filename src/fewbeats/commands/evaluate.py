@@ -1,0 +1,63 @@
+"""Judge predictions against manual labels and write the report."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import tyro
+
+
+@dataclass(frozen=True, kw_only=True)
+class Evaluate:
+    """Compare predictions with a cohort's manual labels: subjects.csv, summary.json, report.html."""
+
+    predictions: tyro.conf.Positional[Path]
+    """Folder of `fewbeats predict`."""
+    cohort: tyro.conf.Positional[Path]
+    """Cohort table with the manual labels."""
+    out: Path
+    """Folder for the report."""
+
+    def run(self) -> dict:
+        """Evaluate; returns the summary.
+
+        Raises:
+            InputError: files do not fit each other, or the run has seen the scans it is judged on.
+        """
+        from fewbeats.data.cohort import read_cohort
+        from fewbeats.evaluation.evaluate import evaluate
+
+        cohort = read_cohort(self.cohort)
+        refuse_seen(self.predictions, cohort, cache=self.predictions / "hashes.json")
+        summary = evaluate(self.predictions, cohort, self.out)
+        dice = summary["dice"]
+        parts = ", ".join(
+            f"{s} {v:.3f}" for s, v in dice.items() if s not in ("mean", "ci95") and v is not None
+        )
+        low, high = dice["ci95"]
+        print(
+            f"Dice {dice['mean']:.3f} (95% interval {low:.3f} to {high:.3f}) "
+            f"over {summary['subjects']} subjects: {parts}"
+        )
+        print(f"report: {self.out / 'report.html'}")
+        return summary
+
+
+def refuse_seen(predictions: Path, cohort, *, cache: Path) -> None:
+    """Refuse to judge a run on scans that it, or what it started from, was trained on.
+
+    Raises:
+        InputError: naming the subjects.
+    """
+    import polars as pl
+
+    from fewbeats.data.provenance import by_subject, guard_ancestors, hash_scans, load_provenance
+
+    if not (predictions / "provenance.json").is_file():
+        return
+    judged = pl.read_csv(
+        predictions / "predictions.csv", columns=["scan"], schema_overrides={"scan": pl.String}
+    )
+    rows = cohort.filter(pl.col("scan").is_in(judged["scan"].implode()))
+    guard_ancestors([load_provenance(predictions)], by_subject(rows, hash_scans(rows, cache=cache)))

@@ -1,0 +1,232 @@
+"""Label every frame of a scan, a DICOM folder or a cohort with a run's network."""
+
+from __future__ import annotations
+
+import csv
+import io
+import resource
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import tyro
+
+from fewbeats.errors import InputError
+from fewbeats.io.nifti import atomic_path, read_nifti, write_like
+from fewbeats.scan import Prediction
+from fewbeats.training.rundir import RunDir
+
+if TYPE_CHECKING:
+    from fewbeats.inference.segment import Model
+    from fewbeats.scan import Scan
+
+TABLE = ("scan", "subject", "image", "mask", "ed_frame", "es_frame", "warnings", "seconds")
+
+
+@dataclass(frozen=True)
+class Target:
+    """One scan to predict."""
+
+    scan: str
+    subject: str
+    image: str
+    open: Any
+    """() -> Scan."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Predict:
+    """Label every frame with a run's network; masks come back on the source's own grid."""
+
+    model: tyro.conf.Positional[Path]
+    """Run folder of `fewbeats finetune`."""
+    input: tyro.conf.Positional[Path]
+    """NIfTI file (3D or 4D), DICOM folder, or cohort table."""
+    out: Path
+    """Folder for masks, predictions.csv, run.json and, for scans without labels, report.html."""
+    split: str | None = None
+    """Of a cohort, only this split."""
+    ed_frame: int | None = None
+    """End-diastolic frame, where the volume curve should not decide."""
+    es_frame: int | None = None
+    """End-systolic frame, where the volume curve should not decide."""
+    frame_time_ms: float | None = None
+    """Time between frames, where a NIfTI header does not know it."""
+    runtime: str | None = None
+    """torch, onnxruntime or openvino; by default the fastest as measured."""
+
+    def run(self) -> Path:
+        """Predict; returns the folder.
+
+        Raises:
+            InputError: the run or the input cannot be used.
+        """
+        from fewbeats.inference.segment import load_model
+
+        started = time.perf_counter()
+        targets = list(find_targets(self))
+        model = load_model(self.model, runtime=self.runtime)
+        rows = []
+        for target in targets:
+            begun = time.perf_counter()
+            prediction = predict_scan(target.open(), model, self.out / f"{target.scan}.nii.gz", command=self)
+            rows.append(_row(target, prediction, self.out, time.perf_counter() - begun))
+            print(_summary(target, prediction))
+        self._write(rows, model, started)
+        return self.out
+
+    def _write(self, rows: list[dict[str, Any]], model: Model, started: float) -> None:
+        text = io.StringIO()
+        writer = csv.DictWriter(text, TABLE)
+        writer.writeheader()
+        writer.writerows(rows)
+        with atomic_path(self.out / "predictions.csv") as partial:
+            partial.write_text(text.getvalue())
+        config = model.segmenter.config
+        RunDir(self.out).write_json(
+            "run.json",
+            {
+                **{k: config[k] for k in ("format", "versions", "git_commit", "machine", "structures")},
+                "model": self.model,
+                "training": {
+                    k: v for k, v in config.items() if k not in ("versions", "machine", "fingerprint")
+                },
+                "labeled_subjects": config.get("labeled_subjects", []),
+                "runtime": model.segmenter.runtime,
+                "split": self.split,
+                "seconds": time.perf_counter() - started,
+                "peak_memory_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
+            },
+        )
+        provenance = self.model / "provenance.json"
+        if provenance.is_file():
+            with atomic_path(self.out / provenance.name) as partial:
+                partial.write_bytes(provenance.read_bytes())
+        if self.input.suffix not in COHORT_SUFFIXES:
+            from fewbeats.evaluation.evaluate import write_prediction_report
+
+            print(f"report: {write_prediction_report(self.out, self.out)}")
+
+
+COHORT_SUFFIXES = (".csv", ".parquet")
+
+
+def find_targets(command: Predict) -> Iterator[Target]:
+    """The scans an input stands for.
+
+    Raises:
+        InputError: nothing readable is there.
+    """
+    path = command.input
+    if path.suffix in COHORT_SUFFIXES:
+        yield from _cohort_targets(path, command.split)
+    elif path.is_dir():
+        from fewbeats.io.dicom import read_dicom
+
+        scans = read_dicom(path)
+        for number, scan in enumerate(scans, 1):
+            name = path.resolve().name if len(scans) == 1 else f"{path.resolve().name}_{number}"
+            yield Target(name, path.resolve().name, str(path), lambda scan=scan: scan)
+    else:
+        scan = read_nifti(path, frame_time_ms=command.frame_time_ms)
+        name = path.name.removesuffix(".gz").removesuffix(".nii")
+        yield Target(name, name, str(path.resolve()), lambda: scan)
+
+
+def _cohort_targets(path: Path, split: str | None) -> Iterator[Target]:
+    import polars as pl
+
+    from fewbeats.data.cohort import check_files, open_scan, read_cohort
+
+    cohort = read_cohort(path)
+    rows = cohort if split is None else cohort.filter(pl.col("split") == split)
+    if rows.is_empty():
+        raise InputError(
+            f"{path}: no scan of split '{split}'; it has {sorted(cohort['split'].drop_nulls().unique())}"
+        )
+    check_files(rows)
+    for row in rows.iter_rows(named=True):
+        yield Target(row["scan"], row["subject"], row["image"], lambda row=row: open_scan(row))
+
+
+def predict_scan(scan: Scan, model: Model, out: Path, *, command: Predict) -> Prediction:
+    """Segment a scan into `out`, frame by frame; DICOM also gets a folder of SEG files beside it."""
+    from fewbeats.inference.plausibility import Inspector
+    from fewbeats.inference.segment import find_region, segment_frames
+
+    region = find_region(scan, model)
+    inspector = Inspector(scan, model, region)
+    masks = (inspector.see(t, mask) for t, mask in enumerate(segment_frames(scan, model, region)))
+    write_like(out, masks, scan=scan)
+    if scan.source.instances:
+        _write_seg(out, scan, model.structures)
+    ed, es = _phases(inspector.volumes_ml.get("LV"), command)
+    return Prediction(
+        mask=out,
+        structures=model.structures,
+        volumes_ml=inspector.volumes_ml,
+        ed_frame=ed,
+        es_frame=es,
+        warnings=inspector.warnings(),
+    )
+
+
+def _write_seg(out: Path, scan: Scan, structures: tuple[str, ...]) -> None:
+    """The masks just written, as DICOM SEG in a folder beside them."""
+    from fewbeats.io.dicom_seg import write_seg
+
+    written = read_nifti(out)
+    frames = (written.frame(t).astype(np.uint8) for t in range(written.shape[0]))
+    write_seg(frames, scan, out.with_name(out.name.removesuffix(".nii.gz") + "_seg"), structures=structures)
+
+
+def _phases(lv_ml: np.ndarray | None, command: Predict) -> tuple[int | None, int | None]:
+    """ED and ES frame: as given, else the largest and smallest LV; none without an LV that beats.
+
+    Raises:
+        InputError: a given frame is not in the scan.
+    """
+    from fewbeats.evaluation.clinical import find_phases
+
+    if lv_ml is None or len(lv_ml) < 2:
+        return None, None
+    for option, frame in (("--ed-frame", command.ed_frame), ("--es-frame", command.es_frame)):
+        if frame is not None and not 0 <= frame < len(lv_ml):
+            raise InputError(f"{option} {frame}: the scan has frames 0 to {len(lv_ml) - 1}")
+    ed, es = find_phases(lv_ml)
+    return (
+        ed if command.ed_frame is None else command.ed_frame,
+        es if command.es_frame is None else command.es_frame,
+    )
+
+
+def _row(target: Target, prediction: Prediction, out: Path, seconds: float) -> dict[str, Any]:
+    return {
+        "scan": target.scan,
+        "subject": target.subject,
+        "image": target.image,
+        "mask": prediction.mask.relative_to(out),
+        "ed_frame": prediction.ed_frame,
+        "es_frame": prediction.es_frame,
+        "warnings": ";".join(prediction.warnings),
+        "seconds": round(seconds, 3),
+    }
+
+
+def _summary(target: Target, prediction: Prediction) -> str:
+    """One line for the terminal."""
+    if prediction.warnings:
+        return f"{target.scan}: warning: {'; '.join(prediction.warnings)}"
+    lv = prediction.volumes_ml.get("LV")
+    if lv is None or prediction.ed_frame is None or prediction.es_frame is None:
+        volumes = ", ".join(f"{s} {v[0]:.0f} mL" for s, v in prediction.volumes_ml.items())
+        return f"{target.scan}: {volumes}"
+    edv, esv = lv[prediction.ed_frame], lv[prediction.es_frame]
+    ef = 100 * (edv - esv) / edv if edv else float("nan")
+    return (
+        f"{target.scan}: LV EDV {edv:.0f} mL (frame {prediction.ed_frame}), ESV {esv:.0f} mL "
+        f"(frame {prediction.es_frame}), EF {ef:.0f} %"
+    )

@@ -1,0 +1,144 @@
+"""Is this image like the training images, and is this mask like a heart?
+
+A network answers whatever it is shown. What it was trained on is kept in the run as a fingerprint; a scan far
+from it, or a mask no heart could have, gets a warning, and no ejection fraction is drawn from it.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from scipy import ndimage
+
+from fewbeats.anatomy import FEWBEATS_VALUES
+from fewbeats.transforms.preprocess import prepare_frame
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from fewbeats.inference.localize import Region
+    from fewbeats.inference.segment import Model
+    from fewbeats.sample import Sample
+    from fewbeats.scan import Scan
+    from fewbeats.transforms.preprocess import PreprocessSettings
+
+QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
+LEAST_SPREAD = 0.08  # of a gray-value feature: a handful of training scans underestimates it
+FAR = 6.0  # standard deviations from the training images at which gray values are called unlike them
+SPACING_TOLERANCE = 1.6  # factor beyond the training scans' voxel sizes
+VOLUME_TOLERANCE = 2.5  # factor beyond the training subjects' volumes
+LEAST_ENCLOSED = 0.5  # share of the LV cavity's in-plane outline that borders on myocardium
+REGULAR_JUMP = 0.35  # change of LV volume between neighboring frames, as a share of its largest
+
+
+def describe_gray(image: np.ndarray) -> np.ndarray:
+    """Features of a normalized field of view (Z, Y, X): quantiles of its values and its mean slope."""
+    seen = image[image != 0]
+    if seen.size == 0:
+        return np.zeros(len(QUANTILES) + 1)
+    slope = np.abs(np.diff(image, axis=-1)).mean() + np.abs(np.diff(image, axis=-2)).mean()
+    return np.array([*np.quantile(seen, QUANTILES), slope])
+
+
+def take_fingerprint(
+    samples: Iterable[Sample], settings: PreprocessSettings, structures: tuple[str, ...]
+) -> dict[str, Any]:
+    """What the training images and labels are like; plain numbers, kept in `run.json`."""
+    gray, spacing, volumes = [], [], {s: [] for s in structures}  # type: ignore[var-annotated]
+    for sample in samples:
+        margin = (sample.image.shape[-1] - settings.size) // 2
+        center = (slice(None), *[slice(margin, margin + settings.size)] * 2)
+        gray.append(describe_gray(np.asarray(sample.image[center], np.float32)))
+        spacing.append(sample.spacing_mm)
+        voxel_ml = sample.spacing_mm[0] * settings.spacing_mm**2 / 1000.0
+        for index, structure in enumerate(structures, 1):
+            if sample.annotated[index - 1]:
+                volumes[structure].append(float((np.asarray(sample.mask) == index).sum() * voxel_ml))
+    return {
+        "gray_mean": np.mean(gray, 0).tolist(),
+        "gray_spread": np.maximum(np.std(gray, 0), LEAST_SPREAD).tolist(),
+        "spacing_mm": [np.min(spacing, 0).tolist(), np.max(spacing, 0).tolist()],
+        "volume_ml": {s: [min(v), max(v)] for s, v in volumes.items() if v},
+    }
+
+
+class Inspector:
+    """Looks at each mask as it passes, keeps its volumes, and judges in the end."""
+
+    def __init__(self, scan: Scan, model: Model, region: Region):
+        self.scan, self.region = scan, region
+        self.fingerprint = model.segmenter.config.get("fingerprint", {})
+        self.settings = model.segmenter.settings.preprocess
+        self.volumes_ml = {s: np.zeros(scan.shape[0]) for s in model.structures}
+        self._enclosed: list[float] = []
+
+    def see(self, t: int, mask: np.ndarray) -> np.ndarray:
+        """Note volumes and shape of the mask (Z, Y, X) of frame t; returns the mask."""
+        counts = np.bincount(mask.ravel(), minlength=max(FEWBEATS_VALUES.values()) + 1)
+        for structure, volumes in self.volumes_ml.items():
+            volumes[t] = counts[FEWBEATS_VALUES[structure]] * self.scan.voxel_ml
+        if {"LV", "MYO"} <= self.volumes_ml.keys() and counts[FEWBEATS_VALUES["LV"]]:
+            self._enclosed.append(enclosed_share(mask))
+        return mask
+
+    def warnings(self) -> tuple[str, ...]:
+        """Reasons not to trust the masks, one sentence each."""
+        found = [*self._image_warnings(), *self._mask_warnings()]
+        return tuple(found)
+
+    def _image_warnings(self) -> list[str]:
+        found = []
+        if not self.region.found:
+            found.append("no heart was found at low resolution; the middle of the image was segmented")
+        if not self.fingerprint:
+            return found
+        least, most = (np.array(v) for v in self.fingerprint["spacing_mm"])
+        own = np.array(self.scan.spacing_mm)
+        if (own < least / SPACING_TOLERANCE).any() or (own > most * SPACING_TOLERANCE).any():
+            found.append(
+                f"voxels of {own[2]:.2f} x {own[1]:.2f} x {own[0]:.2f} mm are unlike the training scans'"
+            )
+        middle = self.scan.shape[0] // 2
+        image, _ = prepare_frame(
+            self.scan.frame(middle),
+            self.scan.spacing_mm,
+            self.settings,
+            center=self.region.center,
+            modality=self.scan.modality or "MR",
+        )
+        away = np.abs(describe_gray(image) - self.fingerprint["gray_mean"]) / self.fingerprint["gray_spread"]
+        if away.max() > FAR:
+            found.append("gray values are unlike the training images'")
+        return found
+
+    def _mask_warnings(self) -> list[str]:
+        found = []
+        for structure, volumes in self.volumes_ml.items():
+            least, most = self.fingerprint.get("volume_ml", {}).get(structure, (0.0, np.inf))
+            if not volumes.any():
+                found.append(f"no {structure} was found")
+            elif volumes.max() > most * VOLUME_TOLERANCE or volumes.max() < least / VOLUME_TOLERANCE:
+                found.append(f"{structure} of {volumes.max():.0f} mL is far from the training subjects'")
+        if self._enclosed and np.median(self._enclosed) < LEAST_ENCLOSED:
+            found.append("the LV cavity is not enclosed by myocardium as in a short-axis heart")
+        lv = self.volumes_ml.get("LV")
+        if (
+            lv is not None
+            and len(lv) > 2
+            and lv.max() > 0
+            and np.abs(np.diff(lv)).max() > REGULAR_JUMP * lv.max()
+        ):
+            found.append("the LV volume jumps between neighboring frames")
+        return found
+
+
+def enclosed_share(mask: np.ndarray) -> float:
+    """Share of the pixels around the LV cavity, slice by slice, that are myocardium."""
+    box = ndimage.find_objects((mask == FEWBEATS_VALUES["LV"]).astype(np.uint8))[0]
+    grown = tuple(slice(max(0, s.start - 2), s.stop + 2) for s in box)
+    part = mask[grown]
+    cavity = part == FEWBEATS_VALUES["LV"]
+    cross = ndimage.generate_binary_structure(2, 1)[None]
+    rim = ndimage.binary_dilation(cavity, cross) & ~cavity
+    return float((part[rim] == FEWBEATS_VALUES["MYO"]).mean()) if rim.any() else 0.0

@@ -1,0 +1,107 @@
+"""Segment a scan frame by frame; memory does not grow with frames, slices or classes."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+from scipy import ndimage
+
+from fewbeats.anatomy import FEWBEATS_VALUES
+from fewbeats.finetuning.segmentation import cut_inputs
+from fewbeats.inference.engine import Engine, load_engine
+from fewbeats.inference.localize import Region, locate_heart, whole_image
+from fewbeats.transforms.preprocess import Grid, lay_grid, normalize
+
+if TYPE_CHECKING:
+    from fewbeats.scan import Scan
+    from fewbeats.transforms.preprocess import PreprocessSettings
+
+SLAB = 16  # slices that pass the network, and are resampled and decided on, together
+ROOM = 1.2  # the field of view is at least this many times the heart
+
+
+@dataclass(frozen=True)
+class Model:
+    """What a run folder predicts with."""
+
+    segmenter: Engine
+    localizer: Engine | None
+
+    @property
+    def structures(self) -> tuple[str, ...]:
+        """Structures it looks for."""
+        return self.segmenter.structures
+
+
+def load_model(run: Path | str, *, runtime: str | None = None) -> Model:
+    """Open a run folder.
+
+    Raises:
+        InputError: not a finished run of this version.
+    """
+    segmenter = load_engine(run, runtime=runtime)
+    folder = Path(run) / "localizer"
+    return Model(segmenter, load_engine(folder, runtime=runtime) if folder.is_dir() else None)
+
+
+def find_region(scan: Scan, model: Model) -> Region:
+    """Where to look; an image no larger than the network's field of view is taken whole."""
+    settings = model.segmenter.settings.preprocess
+    sides_mm = [n * s for n, s in zip(scan.shape[2:], scan.spacing_mm[1:])]
+    if model.localizer is None or max(sides_mm) <= settings.field_of_view_mm:
+        return whole_image(scan)
+    return locate_heart(scan, model.localizer)
+
+
+def fit_view(settings: PreprocessSettings, region: Region) -> PreprocessSettings:
+    """A coarser grid where the heart would not fit into the network's field of view."""
+    zoom = max(1.0, ROOM * region.extent_mm / settings.field_of_view_mm)
+    return replace(settings, spacing_mm=settings.spacing_mm * zoom)
+
+
+def segment_frames(scan: Scan, model: Model, region: Region) -> Iterator[np.ndarray]:
+    """Masks (Z, Y, X) uint8 in the `fewbeats` convention, one a frame, on the scan's canonical grid."""
+    view = fit_view(model.segmenter.settings.preprocess, region)
+    grid = lay_grid(scan.shape[1:], scan.spacing_mm, view, center=region.center)
+    inside = grid.inside()
+    for t in range(scan.shape[0]):
+        image = normalize(grid.sample(scan.frame(t)), inside, view, modality=scan.modality or "MR")
+        yield keep_largest(_decide(image, grid, model.segmenter), model.structures)
+
+
+def _decide(image: np.ndarray, grid: Grid, engine: Engine) -> np.ndarray:
+    """Network input -> label values on the scan's grid, slab by slab."""
+    inputs = cut_inputs(image, engine.settings)
+    if engine.settings.network.dims == 3:
+        logits = engine.call(inputs)[0][:, : len(image)]
+    else:
+        slabs = [engine.call(np.ascontiguousarray(inputs[i : i + SLAB])) for i in range(0, len(inputs), SLAB)]
+        logits = np.concatenate(slabs).swapaxes(0, 1)
+    values = np.array([0, *(FEWBEATS_VALUES[s] for s in engine.structures)], np.uint8)
+    mask = np.zeros(grid.source_shape, np.uint8)
+    depth, rows, columns = grid.box
+    for first in range(depth.start, depth.stop, SLAB):
+        slab = slice(first, min(first + SLAB, depth.stop))
+        mask[slab, rows, columns] = values[grid.restore(logits, slab=slab).argmax(0)]
+    return mask
+
+
+def keep_largest(mask: np.ndarray, structures: tuple[str, ...]) -> np.ndarray:
+    """Keep the largest connected part (3D, faces and edges) of each structure; changes `mask` in place."""
+    touching = ndimage.generate_binary_structure(3, 2)
+    for structure in structures:
+        value = FEWBEATS_VALUES[structure]
+        own = mask == value
+        extent = ndimage.find_objects(own.astype(np.uint8))
+        if not extent:
+            continue
+        part = own[extent[0]]
+        labels, count = ndimage.label(part, touching)
+        if count > 1:
+            sizes = np.bincount(labels.ravel())[1:]
+            mask[extent[0]][part & (labels != 1 + int(np.argmax(sizes)))] = 0
+    return mask
