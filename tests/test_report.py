@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import re
 import shutil
+from base64 import b64decode
+from io import BytesIO
 from pathlib import Path
 
 import nibabel as nib
@@ -15,9 +17,11 @@ import pytest
 from fewbeats.anatomy import FEWBEATS_VALUES
 from fewbeats.errors import InputError
 from fewbeats.evaluation.evaluate import evaluate, write_prediction_report
+from fewbeats.evaluation.measure import measure_scan
 from fewbeats.evaluation.metrics import compare
+from fewbeats.evaluation.predictions import PredictedScan
 from fewbeats.evaluation.report_charts import ticks
-from fewbeats.evaluation.report_images import outline
+from fewbeats.evaluation.report_images import ScanView, outline, overlay_frame
 
 SPACING_MM = (8.0, 1.5, 1.5)
 AFFINE = np.diag([1.5, 1.5, 8.0, 1.0])
@@ -283,6 +287,24 @@ def test_outlines_enclose_the_mask():
     assert area == pytest.approx(mask.sum(), rel=0.03)
     assert (x.mean(), y.mean()) == pytest.approx((24, 20), abs=0.3)
     assert len(outline(heart(8)["MYO"][2])) == 2
+
+
+@pytest.mark.parametrize("axes_mm", [(1.5, 1.1, 8.0), (-1.5, 1.1, 8.0), (1.5, -1.1, 1.2)])
+def test_outlines_lie_on_the_picture(tmp_path, axes_mm):
+    """Filled outlines are the bright pixels, whatever the file's orientation and spacing."""
+    from PIL import Image, ImageDraw
+
+    mask, affine = heart(9)["LV"], np.diag([*axes_mm, 1.0])
+    mask[:, :, :24] = False  # half a disk, so that a flip shows
+    image = save(tmp_path / "image.nii.gz", [mask.astype(np.int16) * 1000], affine=affine)
+    predicted = save(tmp_path / "mask.nii.gz", [mask.astype(np.uint8)], affine=affine)
+    source = PredictedScan(scan="a", subject="a", mask=predicted, image=image, structures=("LV",))
+    for picture in overlay_frame(ScanView(measure_scan(source)), 0):
+        pixels = np.asarray(Image.open(BytesIO(b64decode(picture.src.split(",")[1]))).convert("L"))
+        filled = Image.new("L", (picture.width, picture.height))
+        points = [tuple(map(float, p.split())) for p in picture.predicted["LV"].strip("MZ").split("L")]
+        ImageDraw.Draw(filled).polygon(points, fill=255)
+        assert compare(pixels[None] > 127, np.asarray(filled)[None] > 0, spacing_mm=None).dice > 0.97
 
 
 @pytest.mark.parametrize(("low", "high"), [(0.0, 1.0), (-12.3, 40.1), (0.42, 1.0), (0, 271.0)])

@@ -98,8 +98,8 @@ def _svg(drawing: str) -> Markup:
     return Markup(drawing)  # charts escape every word they are given
 
 
-def _strips(rows: pl.DataFrame | None, summary: Mapping[str, Any] | None) -> list[dict[str, Any]]:
-    """For Dice and HD95 one chart a structure, on one scale."""
+def _strips(rows: pl.DataFrame | None, summary: Mapping[str, Any] | None) -> list[list[tuple[str, Markup]]]:
+    """Rows of charts: for Dice and HD95 one chart a structure, on one scale."""
     if rows is None or summary is None:
         return []
     groups = dict(rows.select("subject", "group").unique().sort("group", "subject").rows())
@@ -120,8 +120,8 @@ def _strips(rows: pl.DataFrame | None, summary: Mapping[str, Any] | None) -> lis
                 by_group.setdefault(groups[subject] or "all", {})[subject] = value
             ordered = dict(sorted(by_group.items()))
             panels.append((s, _svg(charts.draw_strips(ordered, title, structure=s, y=y))))
-        found.append({"score": score, "panels": panels})
-    return found
+        found.append(panels)
+    return found if len(summary["structures"]) > 1 else [[panel for panels in found for panel in panels]]
 
 
 def _dice_range(values: np.ndarray) -> charts.Range:
@@ -186,9 +186,15 @@ def _example(
         except InputError as error:
             notes.append(f"No picture of {m.source.scan}: {_reason(error)}")
             continue
-        number = t + 1 if m.frames > 1 else (m.source.frame or 0) + 1
+        number = t if m.frames > 1 else m.source.frame
         scores = {row["structure"]: row["dice"] for row in m.rows if row["phase"] == phase}
-        shown.append({"phase": phase or f"frame {number}", "scores": scores, "pictures": pictures})
+        shown.append(
+            {
+                "phase": phase or ("" if number is None else f"frame {number + 1}"),
+                "scores": scores,
+                "pictures": pictures,
+            }
+        )
     if shown:
         yield {"title": title, "dice": dice, "frames": shown}
 
@@ -275,11 +281,12 @@ def _subjects(rows: pl.DataFrame, beats: Sequence[Heartbeat]) -> list[dict[str, 
         score: dict(average_over_structures(average_subjects(rows, score), score).rows())
         for score in ("dice", "hd95_mm", "assd_mm")
     }
-    ef = {b.subject: (b.predicted.get("lv_ef_percent"), b.manual.get("lv_ef_percent")) for b in beats}
+    judged_last = sorted(beats, key=lambda b: bool(b.manual))  # of several heartbeats the judged one is shown
+    ef = {b.subject: [v.get("lv_ef_percent") for v in (b.predicted, b.manual)] for b in judged_last}
     found = []
     about = rows.group_by("subject").agg(pl.first("group"), pl.sum("miss"), pl.any("warned")).sort("subject")
     for subject, group, misses, warned in about.rows():
-        predicted, manual = ef.get(subject, (None, None))
+        predicted, manual = ef.get(subject, [None, None])
         by_structure = {k: v for (s, k), v in dice.items() if s == subject}
         found.append({
             "subject": subject, "group": group, "misses": misses, "warned": warned,
