@@ -15,6 +15,7 @@ import polars as pl
 import pytest
 
 from fewbeats.anatomy import FEWBEATS_VALUES
+from fewbeats.data.cohort import new_cohort
 from fewbeats.errors import InputError
 from fewbeats.evaluation.evaluate import evaluate, write_prediction_report
 from fewbeats.evaluation.measure import measure_scan
@@ -118,7 +119,7 @@ class Cohort:
     def write(self) -> tuple[Path, pl.DataFrame]:
         pl.DataFrame(self.predicted).write_csv(self.predictions / "predictions.csv")
         (self.predictions / "run.json").write_text(json.dumps(self.run))
-        return self.predictions, pl.DataFrame(self.rows, infer_schema_length=None)
+        return self.predictions, new_cohort(self.rows)
 
 
 def volume_ml(mask: np.ndarray) -> float:
@@ -237,7 +238,7 @@ def test_caveats_are_counted(cohort):
 def test_bad_input_is_named(cohort):
     cohort.add_pair("s1")
     save(cohort.folder / "labels" / "s1_ES.nii.gz", [np.zeros(SHAPE, np.uint8)], affine=AFFINE * 1.1)
-    with pytest.raises(InputError, match=r"labels/s1_ES.*grid.*masks/s1_ES"):
+    with pytest.raises(InputError, match=r"masks/s1_ES.*labels/s1_ES.*grid"):
         judge(cohort)
     assert not (cohort.folder / "out").exists()
     with pytest.raises(InputError, match=r"predictions\.csv: missing"):
@@ -298,7 +299,7 @@ def test_outlines_lie_on_the_picture(tmp_path, axes_mm):
     mask[:, :, :24] = False  # half a disk, so that a flip shows
     image = save(tmp_path / "image.nii.gz", [mask.astype(np.int16) * 1000], affine=affine)
     predicted = save(tmp_path / "mask.nii.gz", [mask.astype(np.uint8)], affine=affine)
-    source = PredictedScan(scan="a", subject="a", mask=predicted, image=image, structures=("LV",))
+    source = PredictedScan(scan="a", subject="a", mask=predicted, image=str(image), structures=("LV",))
     for picture in overlay_frame(ScanView(measure_scan(source)), 0):
         pixels = np.asarray(Image.open(BytesIO(b64decode(picture.src.split(",")[1]))).convert("L"))
         filled = Image.new("L", (picture.width, picture.height))

@@ -24,7 +24,7 @@ class Index:
     split: Path | None = None
     """CSV subject,split with the split of each subject (train, tune, dev, test)."""
     convention: str | None = None
-    """Meaning of the label values: acdc, mnms, mmwhs, totalsegmentator, emidec, la2018, fewbeats or a file."""
+    """Meaning of the label values: acdc, mnms, mmwhs, totalsegmentator, emidec, la2018, fewbeats, a file."""
     labels: Path | None = None
     """Folder of masks named like the scans that add to or replace labels (corrected predictions)."""
 

@@ -22,7 +22,7 @@ def evaluate(predictions: Path, cohort: pl.DataFrame, out: Path) -> dict[str, An
 
     Args:
         predictions: folder written by `fewbeats predict`.
-        cohort: one row a scan, with absolute paths.
+        cohort: as `read_cohort` gives it.
         out: folder for the four files; nothing is written before all is measured.
 
     Returns:
@@ -33,7 +33,7 @@ def evaluate(predictions: Path, cohort: pl.DataFrame, out: Path) -> dict[str, An
     """
     predicted, run = read_predictions(predictions)
     scans = join_cohort(predicted, cohort)
-    if not any(scan.label for scan in scans):
+    if not any(scan.convention for scan in scans):
         raise InputError(
             f"{predictions}: none of its {len(predicted)} scans has a manual label in the cohort; "
             "predict scans of that cohort, or add their labels to its column label"
@@ -87,7 +87,7 @@ def _count_caveats(
 ) -> dict[str, int]:
     """What a reader must know beside the means: who is not in them, and who should not be."""
     splits, names = {s.split for s in scans}, {s.scan for s in scans}
-    labeled = cohort.filter(pl.col("label").is_not_null())
+    labeled = cohort.filter(pl.col("label").is_not_null() & (pl.col("label_source") == "manual"))
     missing = [
         row
         for row in labeled.iter_rows(named=True)
@@ -97,10 +97,10 @@ def _count_caveats(
     return {
         "warned_scans": sum(bool(s.warnings) for s in scans),
         "withheld_heartbeats": sum(bool(b.withheld) for b in beats),
-        "unlabeled_scans": sum(s.label is None for s in scans),
+        "unlabeled_scans": sum(s.convention is None for s in scans),
         "scans_outside_cohort": predicted - len(scans),
         "labeled_scans_not_predicted": len(missing),
-        "subjects_trained_on": len({s.subject for s in scans if s.label} & trained_on),
+        "subjects_trained_on": len({s.subject for s in scans if s.convention} & trained_on),
     }
 
 

@@ -11,48 +11,86 @@ from typing import Any
 import numpy as np
 
 from fewbeats.anatomy import CONVENTIONS, PART_OF, Convention, relabel
+from fewbeats.data.cohort import check_grid, is_nifti, open_labels, open_scan
 from fewbeats.errors import InputError
 from fewbeats.evaluation.clinical import find_phases, heartbeat
-from fewbeats.evaluation.metrics import Spacing, bounding_box, compare
-from fewbeats.evaluation.predictions import ManualLabel, PredictedScan
+from fewbeats.evaluation.metrics import bounding_box, compare
+from fewbeats.evaluation.predictions import PredictedScan
 from fewbeats.io.nifti import read_nifti
 from fewbeats.scan import Scan
 
+Masks = dict[str, np.ndarray]
+FEWBEATS = CONVENTIONS["fewbeats"]
 LONG_AXIS_VIEWS = ("2CH", "3CH", "4CH")
 """Single planes along the heart: their areas are no volumes."""
 
 
-class MaskFile:
-    """Masks of a NIfTI label map on the grid it is stored on, one frame at a time."""
+def split_structures(
+    labels: np.ndarray, convention: Convention, structures: Iterable[str], *, file: Path | str
+) -> Masks:
+    """Structure -> (Z, Y, X) boolean mask; a structure's parts belong to it.
 
-    def __init__(self, path: Path, convention: Convention):
-        self.path, self.convention = path, convention
-        self.scan: Scan = read_nifti(path)
-        self.affine, self.shape = self.scan.source.affine, self.scan.source.shape
+    Args:
+        labels: (Z, Y, X) label values.
+        convention: their meaning.
+        structures: those wanted.
+        file: named in the error.
+
+    Raises:
+        InputError: a value the convention does not know.
+    """
+    named = sorted(set(convention.values.values()))
+    box = bounding_box(labels != 0)  # a heart is a small part of a CT: look at no more than that
+    classes = relabel(labels[box], convention, named, file=file)
+    found = {}
+    for s in structures:
+        parts = [i + 1 for i, n in enumerate(named) if s in (n, PART_OF.get(n))]
+        found[s] = np.zeros(labels.shape, bool)
+        found[s][box] = np.isin(classes, parts)
+    return found
+
+
+class ScanMasks:
+    """Predicted and manual masks of one scan, in canonical orientation.
+
+    Raises:
+        InputError: a file that cannot be read, or a label on another grid than the prediction.
+    """
+
+    def __init__(self, source: PredictedScan):
+        self.source = source
+        self.scan: Scan = read_nifti(source.mask)
+        self.judged: list[str] = []
+        self._manual: dict[int, np.ndarray] = {}
+        if source.convention is not None:
+            self.judged = [s for s in source.structures if s in source.convention.speaks_of]
+            self._manual = self._read_manual()
+
+    def _read_manual(self) -> dict[int, np.ndarray]:
+        row = self.source.row
+        grid = self.scan if is_nifti(Path(row["label"])) else open_scan(row)  # a SEG refers to its images
+        try:
+            check_grid(self.scan, grid, path=self.source.mask)
+            return open_labels(row, grid)
+        except InputError as error:
+            raise InputError(f"{self.source.mask}: does not go with its label: {error}") from error
 
     @property
     def frames(self) -> int:
         """Number of frames."""
         return self.scan.shape[0]
 
-    @property
-    def spacing_mm(self) -> Spacing:
-        """(z, y, x) of the stored grid."""
-        x, y, z = np.linalg.norm(self.affine[:3, :3], axis=0)
-        return float(z), float(y), float(x)
+    def predicted(self, t: int) -> Masks:
+        """Masks of frame t."""
+        labels = self.scan.frame(t)
+        return split_structures(labels, FEWBEATS, self.source.structures, file=self.source.mask)
 
-    def masks(self, t: int, structures: Iterable[str]) -> dict[str, np.ndarray]:
-        """Structure -> (Z, Y, X) boolean mask of frame t; a structure's parts belong to it."""
-        named = sorted(set(self.convention.values.values()))
-        stored = self.scan.source.reorientation.invert(self.scan.frame(t))
-        box = bounding_box(stored != 0)  # a heart is a small part of a CT: look at no more than that
-        classes = relabel(stored[box], self.convention, named, file=self.path)
-        found = {}
-        for s in structures:
-            parts = [i + 1 for i, n in enumerate(named) if s in (n, PART_OF.get(n))]
-            found[s] = np.zeros(stored.shape, bool)
-            found[s][box] = np.isin(classes, parts)
-        return found
+    def manual(self, t: int) -> Masks:
+        """Masks of frame t as drawn by hand, where the label speaks of them; empty where it was not drawn."""
+        if t not in self._manual or self.source.convention is None:
+            return {}
+        label = self.source.row["label"]
+        return split_structures(self._manual[t], self.source.convention, self.judged, file=label)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -83,86 +121,50 @@ def measure_scan(source: PredictedScan) -> MeasuredScan:
     Raises:
         InputError: unreadable masks, or masks on another grid than the labels.
     """
-    predicted = MaskFile(source.mask, CONVENTIONS["fewbeats"])
-    manual, drawn, judged = None, {}, []
-    if source.label is not None:
-        manual = MaskFile(source.label.path, source.label.convention)
-        _check_same_grid(predicted, manual)
-        drawn = drawn_frames(source.label, manual.frames, predicted)
-        judged = [s for s in source.structures if s in source.label.convention.speaks_of]
-    voxel_ml = abs(np.linalg.det(predicted.affine[:3, :3])) / 1000.0
-    volumes = {s: np.zeros(predicted.frames) for s in source.structures}
-    manual_volumes = {s: np.full(predicted.frames, np.nan) for s in judged}
+    masks = ScanMasks(source)
+    voxel_ml, frames = masks.scan.voxel_ml, masks.frames
+    spacing_mm = masks.scan.spacing_mm if source.spacing_trusted else None
+    volumes = {s: np.zeros(frames) for s in source.structures}
+    manual_volumes = {s: np.full(frames, np.nan) for s in masks.judged}
     rows: list[dict[str, Any]] = []
-    for t in range(predicted.frames):
-        found = predicted.masks(t, source.structures)
-        for s, mask in found.items():
+    for t in range(frames):
+        predicted, manual = masks.predicted(t), masks.manual(t)
+        for s, mask in predicted.items():
             volumes[s][t] = np.count_nonzero(mask) * voxel_ml
-        if manual is None or t not in drawn:
-            continue
-        truth = manual.masks(drawn[t], judged)
-        for s in judged:
-            manual_volumes[s][t] = np.count_nonzero(truth[s]) * voxel_ml
-            spacing_mm = predicted.spacing_mm if source.spacing_trusted else None
-            agreement = compare(found[s], truth[s], spacing_mm=spacing_mm)
+        for s, mask in manual.items():
+            manual_volumes[s][t] = np.count_nonzero(mask) * voxel_ml
+            agreement = compare(predicted[s], mask, spacing_mm=spacing_mm)
             rows.append({"t": t, "structure": s, **asdict(agreement)})
     phases = _phases(source, manual_volumes)
     return MeasuredScan(
         source=source,
-        frames=predicted.frames,
+        frames=frames,
         rows=[_row(source, row, phases, volumes, manual_volumes) for row in rows],
         volumes_ml=volumes if source.spacing_trusted else {},
         manual_ml=manual_volumes,
-        frame_times_ms=predicted.scan.frame_times_ms,
-    )
-
-
-def _check_same_grid(a: MaskFile, b: MaskFile) -> None:
-    """Same shape, and no corner of the image further off than a tenth of a voxel."""
-    corners = np.array([[x, y, z, 1] for x in (0, 1) for y in (0, 1) for z in (0, 1)], float)
-    corners[:, :3] *= np.array(a.shape[::-1]) - 1
-    offset_mm = np.abs(corners @ (a.affine - b.affine).T).max()
-    if a.shape != b.shape or offset_mm > 0.1 * min(a.spacing_mm):
-        raise InputError(
-            f"{b.path}: the label's grid (shape or affine) differs from that of the prediction {a.path}; "
-            "draw or resample the label on the grid of the image that was predicted"
-        )
-
-
-def drawn_frames(label: ManualLabel, stored: int, predicted: MaskFile) -> dict[int, int]:
-    """Frame of the prediction -> frame of the label file that was drawn on it.
-
-    Raises:
-        InputError: a label file whose frames cannot be told apart.
-    """
-    if predicted.frames == stored == 1:
-        return {0: 0}
-    wanted = label.frames if label.frames is not None else tuple(range(predicted.frames))
-    if max(wanted) < predicted.frames:
-        if stored == predicted.frames:
-            return {t: t for t in wanted}
-        if stored == len(wanted):
-            return {t: i for i, t in enumerate(wanted)}
-    raise InputError(
-        f"{label.path}: {stored} frames cannot be matched to the {predicted.frames} frames of the prediction "
-        f"{predicted.path}; name the frames it was drawn on in the cohort's column label_frames"
+        frame_times_ms=masks.scan.frame_times_ms,
     )
 
 
 def _phases(source: PredictedScan, manual_ml: Mapping[str, np.ndarray]) -> dict[int, str]:
-    """Frame -> "ED" or "ES": as the cohort says, else by the manual volumes of the LV."""
+    """Frame -> "ED" or "ES"."""
     if source.phase:
         return {0: source.phase}
-    ends = _manual_ends(manual_ml)
+    ends = _manual_ends(source, manual_ml)
     return {} if ends is None else {ends[0]: "ED", ends[1]: "ES"}
 
 
-def _manual_ends(manual_ml: Mapping[str, np.ndarray]) -> tuple[int, int] | None:
-    frames = np.flatnonzero(~np.isnan(manual_ml.get("LV", np.array([]))))
-    if len(frames) < 2:
+def _manual_ends(source: PredictedScan, manual_ml: Mapping[str, np.ndarray]) -> tuple[int, int] | None:
+    """Labeled frames of ED and ES in a cine: as the cohort says, else by the manual volumes of the LV."""
+    drawn = ~np.isnan(next(iter(manual_ml.values()), np.array([])))
+    frames = np.flatnonzero(drawn)
+    ed, es = source.row.get("ed_frame"), source.row.get("es_frame")
+    if ed is not None and es is not None and {ed, es} <= set(frames):
+        return int(ed), int(es)
+    if len(frames) < 2 or "LV" not in manual_ml:
         return None
-    ed, es = find_phases(manual_ml["LV"][frames])
-    return (int(frames[ed]), int(frames[es])) if ed != es else None
+    largest, smallest = find_phases(manual_ml["LV"][frames])
+    return (int(frames[largest]), int(frames[smallest])) if largest != smallest else None
 
 
 def _row(
@@ -220,7 +222,7 @@ def _beat_of_cine(m: MeasuredScan) -> Heartbeat:
     ed, es = m.source.ed_frame, m.source.es_frame
     if (ed is None or es is None) and "LV" in m.volumes_ml:
         ed, es = find_phases(m.volumes_ml["LV"])
-    surface, ends = m.source.body_surface, _manual_ends(m.manual_ml)
+    surface, ends = m.source.body_surface, _manual_ends(m.source, m.manual_ml)
     predicted = {} if ed is None or es is None else heartbeat(m.volumes_ml, ed, es, body_surface=surface)
     manual = {} if ends is None else heartbeat(m.manual_ml, *ends, body_surface=surface)
     return _beat((m,), predicted, manual)

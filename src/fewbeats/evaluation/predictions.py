@@ -3,27 +3,18 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import polars as pl
 
-from fewbeats.anatomy import CONVENTIONS, Convention
+from fewbeats.anatomy import Convention, find_convention
 from fewbeats.errors import InputError
 from fewbeats.evaluation.clinical import body_surface_m2
 
 COLUMNS = ("scan", "subject", "image", "mask", "ed_frame", "es_frame", "warnings", "seconds")
-
-
-@dataclass(frozen=True, kw_only=True)
-class ManualLabel:
-    """Where the manual label of a scan is, and how to read it."""
-
-    path: Path
-    convention: Convention
-    frames: tuple[int, ...] | None
-    """Frames of the scan that it was drawn on; None for all."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,13 +25,17 @@ class PredictedScan:
     subject: str
     mask: Path
     """NIfTI label map in the `fewbeats` convention."""
-    image: Path | None
+    image: str
+    """File or folder; `FOLDER#2` is the second scan of a DICOM folder."""
     structures: tuple[str, ...]
     """Structures the network looks for."""
     ed_frame: int | None = None
     es_frame: int | None = None
     warnings: tuple[str, ...] = ()
-    label: ManualLabel | None = None
+    convention: Convention | None = None
+    """What the values of its manual label mean; None without a manual label."""
+    row: Mapping[str, Any] = field(default_factory=dict)
+    """Its row of the cohort, which leads to the label."""
     study: str = ""
     frame: int | None = None
     """Place in the heartbeat of a single-frame file."""
@@ -87,7 +82,7 @@ def _predicted(folder: Path, row: dict[str, str | None], structures: tuple[str, 
         scan=row["scan"] or "",
         subject=row["subject"] or row["scan"] or "",
         mask=folder / (row["mask"] or ""),
-        image=Path(row["image"]) if row["image"] else None,
+        image=row["image"] or "",
         structures=structures,
         ed_frame=int(row["ed_frame"]) if row["ed_frame"] else None,
         es_frame=int(row["es_frame"]) if row["es_frame"] else None,
@@ -107,8 +102,9 @@ def _joined(scan: PredictedScan, row: dict[str, Any]) -> PredictedScan:
     return replace(
         scan,
         subject=str(row["subject"]),
-        image=Path(row["image"]) if row.get("image") else scan.image,
-        label=_label(row),
+        image=row["image"],
+        convention=_convention(row),
+        row=row,
         study=str(row.get("study") or ""),
         frame=row.get("frame"),
         phase=row.get("phase") or None,
@@ -120,14 +116,8 @@ def _joined(scan: PredictedScan, row: dict[str, Any]) -> PredictedScan:
     )
 
 
-def _label(row: dict[str, Any]) -> ManualLabel | None:
-    if not row.get("label"):
+def _convention(row: dict[str, Any]) -> Convention | None:
+    """Meaning of the label's values where a person drew it; what a teacher made proves nothing."""
+    if not row.get("label") or row.get("label_source") not in (None, "manual"):
         return None
-    name, frames = row.get("convention") or "fewbeats", row.get("label_frames")
-    if name not in CONVENTIONS:
-        raise InputError(
-            f"{row['label']}: unknown label convention '{name}'; name one of {', '.join(CONVENTIONS)} "
-            "in the cohort's column"
-        )
-    numbers = tuple(int(f) for f in str(frames).split(";")) if frames not in (None, "") else None
-    return ManualLabel(path=Path(row["label"]), convention=CONVENTIONS[name], frames=numbers)
+    return find_convention(row["convention"])

@@ -63,6 +63,7 @@ def render_report(
     )  # fmt: skip
     environment.filters["signed"], environment.filters["fixed"] = charts.signed, _fixed
     notes: list[str] = []
+    told = {k: v for k, v in run.items() if k not in SHOWN_APART}
     context = {
         "today": date.today().isoformat(),
         "structures": run["structures"],
@@ -79,9 +80,9 @@ def render_report(
         "warned": [(m.source.scan, m.source.warnings) for m in measured if m.source.warnings],
         "notes": notes,
         "run": run,
-        "settings": list(_flatten(run.get("config") or {})),
+        "settings": list(_flatten({k: v for k, v in told.items() if isinstance(v, Mapping)})),
         "versions": list(_flatten(run.get("versions") or {})),
-        "provenance": list(_flatten({k: v for k, v in run.items() if k not in SHOWN_APART})),
+        "provenance": list(_flatten({k: v for k, v in told.items() if not isinstance(v, Mapping)})),
         "untrusted": any(not m.source.spacing_trusted for m in measured),
     }
     return environment.get_template("report.html.j2").render(context)

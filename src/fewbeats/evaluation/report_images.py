@@ -10,14 +10,13 @@ import io
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from math import ceil
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from fewbeats.anatomy import CONVENTIONS
+from fewbeats.data.cohort import is_nifti, split_fragment
 from fewbeats.errors import InputError
-from fewbeats.evaluation.measure import MaskFile, MeasuredScan, drawn_frames
+from fewbeats.evaluation.measure import Masks, MeasuredScan, ScanMasks
 from fewbeats.io.dicom import read_dicom
 from fewbeats.io.nifti import read_nifti
 from fewbeats.scan import Scan
@@ -32,7 +31,6 @@ CINE_SLICES = 10
 CINE_FRAMES = 40
 """A longer cine is thinned to this many frames, so that the page stays light."""
 
-Masks = dict[str, np.ndarray]
 Box = tuple[float, float, float]  # center y, center x, half side, in mm
 
 
@@ -55,16 +53,9 @@ class ScanView:
     """Image and masks of one measured scan, turned the way a radiologist looks at them."""
 
     def __init__(self, measured: MeasuredScan):
-        source = measured.source
-        self.structures = source.structures
-        self.predicted = MaskFile(source.mask, CONVENTIONS["fewbeats"])
-        self.image = _read_image(source.image, self.predicted.scan)
+        self.masks = ScanMasks(measured.source)
+        self.image = _read_image(measured.source.image, self.masks.scan)
         _, self.row_mm, self.column_mm = self.image.spacing_mm
-        self.manual: MaskFile | None = None
-        self.drawn: dict[int, int] = {}
-        if source.label is not None:
-            self.manual = MaskFile(source.label.path, source.label.convention)
-            self.drawn = drawn_frames(source.label, self.manual.frames, self.predicted)
 
     def image_frame(self, t: int) -> np.ndarray:
         """(Z, Y, X) gray values of frame t."""
@@ -72,35 +63,27 @@ class ScanView:
 
     def predicted_masks(self, t: int) -> Masks:
         """Structure -> (Z, Y, X) mask of frame t."""
-        return self._masks(self.predicted, t)
+        return {s: self._turn(mask) for s, mask in self.masks.predicted(t).items()}
 
     def manual_masks(self, t: int) -> Masks:
         """The same by hand; empty where frame t was not drawn."""
-        return self._masks(self.manual, self.drawn[t]) if self.manual and t in self.drawn else {}
-
-    def _masks(self, file: MaskFile, t: int) -> Masks:
-        wanted = [s for s in self.structures if s in file.convention.speaks_of]
-        turn = file.scan.source.reorientation
-        return {s: self._turn(turn.apply(mask)) for s, mask in file.masks(t, wanted).items()}
+        return {s: self._turn(mask) for s, mask in self.masks.manual(t).items()}
 
     def _turn(self, volume: np.ndarray) -> np.ndarray:
         # A stack already runs to the patient's left and back; a volume is RAS+, so both axes are turned.
         return volume if self.image.is_stack else volume[:, ::-1, ::-1]
 
 
-def _read_image(path: Path | None, mask: Scan) -> Scan:
+def _read_image(image: str, mask: Scan) -> Scan:
     """The image under a mask.
 
     Raises:
         InputError: it is not there any more, or not on the mask's grid.
     """
-    if path is None:
-        raise InputError("scan: its image is not known; name it in the cohort")
-    is_nifti = path.name.endswith((".nii", ".nii.gz"))
-    images = [read_nifti(path)] if is_nifti else read_dicom(path)
-    for image in images:
-        if image.shape == mask.shape and np.allclose(image.affine, mask.affine, atol=0.1):
-            return image
+    path, _ = split_fragment(image)
+    for scan in [read_nifti(path)] if is_nifti(path) else read_dicom(path):
+        if scan.shape == mask.shape and np.allclose(scan.affine, mask.affine, atol=0.1):
+            return scan
     raise InputError(f"{path}: no image on the grid of its prediction; predict it again")
 
 
@@ -130,7 +113,7 @@ def cine_frames(view: ScanView) -> dict[str, Any]:
     Returns:
         `frames`, their numbers in the scan; `pictures`, a `Picture` for each.
     """
-    total = view.predicted.frames
+    total = view.masks.frames
     frames = list(range(0, total, ceil(total / CINE_FRAMES)))
     masks = [view.predicted_masks(t) for t in frames]
     union = _union(masks)

@@ -48,6 +48,7 @@ def summarize(rows: pl.DataFrame, clinical: pl.DataFrame, structures: Sequence[s
         "frames": rows.select("scan", "frame").n_unique(),
         "structures": judged,
         **_scores(rows, judged),
+        "ci95_by_structure": _intervals(rows, judged),
         "misses": int(rows["miss"].sum()),
         "judged_masks": len(rows),
         "ef_percent": {side: agreement[q] for side, q in sides.items() if q in agreement},
@@ -73,17 +74,24 @@ def _scores(rows: pl.DataFrame, structures: Sequence[str]) -> dict[str, Any]:
 
 def _score(rows: pl.DataFrame, score: str, structures: Sequence[str]) -> dict[str, Any]:
     averaged = average_subjects(rows, score)
-    overall = average_over_structures(averaged, score)[score].to_numpy()
-    found: dict[str, Any] = {
-        "mean": float(overall.mean()) if len(overall) else None,
-        "ci95": bootstrap_interval(overall),
+    overall = average_over_structures(averaged, score)[score]
+    by_structure = {s: averaged.filter(structure=s)[score] for s in structures}
+    return {
+        "mean": overall.mean(),
+        "ci95": bootstrap_interval(overall.to_numpy()),
+        **{s: values.mean() for s, values in by_structure.items()},
     }
-    intervals = {}
-    for s in structures:
-        values = averaged.filter(pl.col("structure") == s)[score].to_numpy()
-        found[s] = float(values.mean()) if len(values) else None
-        intervals[s] = bootstrap_interval(values)
-    return {**found, "ci95_by_structure": intervals}
+
+
+def _intervals(rows: pl.DataFrame, structures: Sequence[str]) -> dict[str, Any]:
+    """Score -> structure -> bootstrap interval."""
+    found = {}
+    for score in SCORES:
+        averaged = average_subjects(rows, score)
+        found[score] = {
+            s: bootstrap_interval(averaged.filter(structure=s)[score].to_numpy()) for s in structures
+        }
+    return found
 
 
 def average_over_structures(averaged: pl.DataFrame, score: str) -> pl.DataFrame:
