@@ -177,18 +177,22 @@ def test_a_cine_with_labels_on_some_frames(cohort):
         labels(heart(r), ACDC) if r in (9, 6) else np.zeros(SHAPE, np.uint8) for r in (9, 8, 6, 6.5, 7, 8)
     ]
     cohort.add_cine("c1", manual=manual, label_frames="0;2")
+    cohort.add_cine(
+        "c0", manual=manual, label_frames="0;2", ed_frame=2, es_frame=0
+    )  # the cohort's word counts
     cohort.add_cine("c2", manual=[labels(heart(6), ACDC)], label_frames="2")  # 3D label of one frame
     cohort.add_cine("c3")
     summary, rows, clinical, page = judge(cohort)
     assert rows.filter(subject="c1")["frame"].unique().to_list() == [0, 2]
     assert rows.filter(subject="c1", frame=2)["phase"].unique().to_list() == ["ES"]
     assert rows.filter(subject="c2")["frame"].unique().to_list() == [2]
-    assert rows["dice"].to_list() == [1.0] * 9
+    assert rows.filter(subject="c0", frame=2)["phase"].unique().to_list() == ["ED"]
+    assert rows["dice"].to_list() == [1.0] * 15
     both = clinical.filter(quantity="lv_ef_percent").sort("subject")
     assert both["predicted"].is_null().sum() == 0
-    assert both["manual"].is_not_null().to_list() == [True, False, False]
-    assert (summary["unlabeled_scans"], summary["frames"]) == (1, 3)
-    assert page.count('class="cine"') == 3
+    assert both["manual"].is_not_null().to_list() == [True, True, False, False]
+    assert (summary["unlabeled_scans"], summary["frames"]) == (1, 5)
+    assert page.count('class="cine"') == 3  # of four: the page stays light
 
 
 def test_a_warning_withholds_the_ejection_fraction_but_not_the_dice(cohort):
@@ -246,14 +250,15 @@ def test_bad_input_is_named(cohort):
 
 
 def test_frames_that_cannot_be_matched_are_refused(cohort):
-    cohort.add_cine("c1", manual=[labels(heart(6), ACDC)])
+    cohort.add_cine("c1", manual=[labels(heart(6), ACDC)] * 2)
     with pytest.raises(InputError, match="label_frames"):
         judge(cohort)
 
 
-def test_without_any_label_there_is_nothing_to_judge(cohort):
+def test_labels_of_a_teacher_judge_nothing(cohort):
+    cohort.add_pair("s1", label_source="teacher")
     cohort.add_cine("c1")
-    with pytest.raises(InputError, match="none of its 1 scans has a manual label"):
+    with pytest.raises(InputError, match="none of its 3 scans has a manual label"):
         judge(cohort)
 
 
