@@ -153,6 +153,8 @@ def _examples(
         return
     ranked = _subject_dice(rows)
     places = {0: "Best", len(ranked) // 2: "Median", len(ranked) - 1: "Worst"}
+    if len(ranked) == 1:
+        places = {0: "Subject"}
     for rank, place in places.items():
         subject, dice = ranked[rank]
         frames = _labeled_frames(measured, subject)
