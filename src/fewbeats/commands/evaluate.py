@@ -35,11 +35,10 @@ class Evaluate:
         parts = ", ".join(
             f"{s} {v:.3f}" for s, v in dice.items() if s not in ("mean", "ci95") and v is not None
         )
-        low, high = dice["ci95"]
-        print(
-            f"Dice {dice['mean']:.3f} (95% interval {low:.3f} to {high:.3f}) "
-            f"over {summary['subjects']} subjects: {parts}"
-        )
+        interval = "no interval from one subject"
+        if dice["ci95"]:
+            interval = "95% interval {:.3f} to {:.3f}".format(*dice["ci95"])
+        print(f"Dice {dice['mean']:.3f} ({interval}) over {summary['subjects']} subjects: {parts}")
         print(f"report: {self.out / 'report.html'}")
         return summary
 

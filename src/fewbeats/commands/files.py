@@ -15,14 +15,19 @@ if TYPE_CHECKING:
     from fewbeats.scan import Scan
 
 
-def read_scans(path: Path) -> list[Scan]:
+def bare_name(path: Path) -> str:
+    """Name of a file or folder without the endings of image files."""
+    return path.resolve().name.removesuffix(".gz").removesuffix(".nii").removesuffix(".dcm")
+
+
+def read_scans(path: Path, *, frame_time_ms: float | None = None) -> list[Scan]:
     """Every scan in a NIfTI file or a DICOM file or folder.
 
     Raises:
         InputError: nothing readable is there.
     """
     if path.name.endswith((".nii", ".nii.gz")) or not path.exists():
-        return [read_nifti(path)]
+        return [read_nifti(path, frame_time_ms=frame_time_ms)]
     from fewbeats.io.dicom import read_dicom
 
     return read_dicom(path)
@@ -108,7 +113,7 @@ class Convert:
         from fewbeats.errors import InputError
 
         scans = read_scans(self.path)
-        stem = self.path.resolve().name.removesuffix(".gz").removesuffix(".nii").removesuffix(".dcm")
+        stem = bare_name(self.path)
         written = []
         for number, scan in enumerate(scans, 1):
             name = stem if len(scans) == 1 else f"{stem}_{number}"

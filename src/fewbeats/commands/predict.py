@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import tyro
 
+from fewbeats.commands.files import bare_name, read_scans
 from fewbeats.errors import InputError
 from fewbeats.io.nifti import atomic_path, read_nifti, write_like
 from fewbeats.scan import Prediction
@@ -123,17 +124,13 @@ def find_targets(command: Predict) -> Iterator[Target]:
     path = command.input
     if path.suffix in COHORT_SUFFIXES:
         yield from _cohort_targets(path, command.split)
-    elif path.is_dir():
-        from fewbeats.io.dicom import read_dicom
-
-        scans = read_dicom(path)
-        for number, scan in enumerate(scans, 1):
-            name = path.resolve().name if len(scans) == 1 else f"{path.resolve().name}_{number}"
-            yield Target(name, path.resolve().name, str(path), lambda scan=scan: scan)
     else:
-        scan = read_nifti(path, frame_time_ms=command.frame_time_ms)
-        name = path.name.removesuffix(".gz").removesuffix(".nii")
-        yield Target(name, name, str(path.resolve()), lambda: scan)
+        scans = read_scans(path, frame_time_ms=command.frame_time_ms)
+        stem = bare_name(path)
+        for number, scan in enumerate(scans, 1):
+            name = stem if len(scans) == 1 else f"{stem}_{number}"
+            fragment = "" if number == 1 else f"#{number}"
+            yield Target(name, stem, f"{path.resolve()}{fragment}", lambda scan=scan: scan)
 
 
 def _cohort_targets(path: Path, split: str | None) -> Iterator[Target]:

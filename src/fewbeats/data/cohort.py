@@ -114,12 +114,7 @@ def write_cohort(cohort: pl.DataFrame, path: Path | str) -> None:
     extra = [name for name in cohort.columns if name not in SCHEMA]
     table = cohort.select(*(name for name in SCHEMA if name in cohort.columns), *extra)
     table = table.with_columns(
-        pl.when(pl.col(name).str.contains(ABSOLUTE) | pl.col(name).is_in(list(CONVENTIONS)))
-        .then(pl.col(name))
-        .otherwise(f"{Path.cwd()}/" + pl.col(name))
-        .str.strip_prefix(below)
-        for name in PATHS
-        if name in table.columns
+        _resolved(name, Path.cwd()).str.strip_prefix(below) for name in PATHS if name in table.columns
     )
     with atomic_path(path) as partial:
         if path.suffix == ".csv":
@@ -304,9 +299,9 @@ def _cast(rows: pl.DataFrame, path: Path) -> pl.DataFrame:
 def _resolved(name: str, folder: Path) -> pl.Expr:
     """Paths relative to the table's folder; a convention's name is no path."""
     text = pl.col(name)
-    keep = text.str.contains(ABSOLUTE) | text.str.replace(":.*", "").is_in(list(CONVENTIONS))
-    if name != "convention":
-        keep = text.str.contains(ABSOLUTE)
+    keep = text.str.contains(ABSOLUTE)
+    if name == "convention":
+        keep |= text.str.replace(":.*", "").is_in(list(CONVENTIONS))
     return pl.when(keep).then(text).otherwise(f"{folder.absolute()}/" + text).alias(name)
 
 
