@@ -8,6 +8,7 @@ way, one frame after the other, so that memory stays flat in the number of frame
 from __future__ import annotations
 
 import errno
+import logging
 import os
 import tempfile
 import threading
@@ -18,6 +19,7 @@ from typing import IO, TYPE_CHECKING, Any
 import nibabel as nib
 import numpy as np
 from isal import igzip
+from nibabel.openers import ImageOpener
 
 from fewbeats.errors import InputError
 from fewbeats.scan import Reorientation, Scan, Source, canonical_reorientation
@@ -27,10 +29,22 @@ if TYPE_CHECKING:
 
     from nibabel.arrayproxy import ArrayProxy
 
+# nibabel tells the screen what it repairs in a header.
+logging.getLogger("nibabel.global").setLevel(logging.CRITICAL)
+
 CHUNK = 1 << 20
-SECONDS_PER_UNIT = {"sec": 1.0, "msec": 1e-3, "usec": 1e-6}
+DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
+NOT_WRITABLE = (
+    errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EISDIR, errno.EEXIST, errno.ENAMETOOLONG,
+)  # fmt: skip
+TIME_UNIT_BITS = 0x38  # of the header's xyzt_units
+MS_PER_UNIT = {8: 1000.0, 16: 1.0, 24: 0.001}
 # 30 beats a minute in 5 frames are 400 ms apart; a longer frame time is a default left in the header.
 LONGEST_FRAME_MS = 400.0
+
+
+def _named_gzip(path: Path) -> bool:
+    return path.suffix.lower() == ".gz"
 
 
 class UnpackedFile:
@@ -40,7 +54,7 @@ class UnpackedFile:
         self.path = path
         self._lock = threading.Lock()
         self._packed: IO[bytes] | None = None
-        if path.suffix == ".gz":
+        if _named_gzip(path):
             self._packed = igzip.open(path, "rb")
             self._file: IO[bytes] = tempfile.TemporaryFile(prefix="fewbeats-")  # noqa: SIM115 (closed with self)
         else:
@@ -56,26 +70,28 @@ class UnpackedFile:
         with self._lock:
             if self._packed is not None:
                 self._unpack(offset + count)
-            buffer = bytearray(count)
-            self._file.seek(offset)
-            if self._file.readinto(buffer) != count:  # type: ignore[attr-defined]
+            if os.fstat(self._file.fileno()).st_size < offset + count:
                 raise InputError(
                     f"{self.path}: truncated: the pixels end early; copy or export the file again"
                 )
+            buffer = bytearray(count)
+            self._file.seek(offset)
+            self._file.readinto(buffer)  # type: ignore[attr-defined]
             return buffer
 
     def _unpack(self, end: int) -> None:
         assert self._packed is not None
         self._file.seek(self._unpacked)
         try:
-            while self._unpacked < end:
+            while self._unpacked <= end:  # one byte more than asked for: the last frame meets the checksum
                 chunk = self._packed.read(CHUNK)
                 if not chunk:
-                    return
+                    break
                 self._file.write(chunk)
                 self._unpacked += len(chunk)
+            self._file.flush()
         except (EOFError, OSError, ValueError) as error:
-            if isinstance(error, OSError) and error.errno == errno.ENOSPC:
+            if isinstance(error, OSError) and error.errno in DISK_FULL:
                 raise InputError(
                     f"{tempfile.gettempdir()}: the disk is full; make room or set TMPDIR"
                 ) from error
@@ -106,10 +122,11 @@ class NiftiPixels:
         count = int(np.prod(self._stored_shape)) * self.dtype.itemsize
         raw = self._file.read(self._offset + t * count, count)
         stored = np.frombuffer(raw, self.dtype).reshape(self._stored_shape)
-        values = np.ascontiguousarray(self._turn.apply(stored), np.float32)
-        if self.slope != 1.0 or self.intercept != 0.0:
-            values *= np.float32(self.slope)
-            values += np.float32(self.intercept)
+        with np.errstate(over="ignore", invalid="ignore"):  # what does not fit is infinite; Scan refuses it
+            values = np.ascontiguousarray(self._turn.apply(stored), np.float32)
+            if self.slope != 1.0 or self.intercept != 0.0:
+                values *= np.float32(self.slope)
+                values += np.float32(self.intercept)
         return values
 
 
@@ -146,14 +163,16 @@ def read_labels(path: Path | str) -> tuple[Scan, np.ndarray]:
         InputError: as `read_nifti`; or values that are not whole numbers.
     """
     scan = read_nifti(path)
-    frames = [scan.frame(t) for t in range(scan.shape[0])]
-    labels = np.stack(frames)
-    whole = np.rint(labels)
-    if not np.array_equal(whole, labels):
-        raise InputError(
-            f"{path}: label values are not whole numbers; save the mask with nearest-neighbor values"
-        )
-    return scan, whole.astype(np.int32)
+    labels = np.empty(scan.shape, np.int32)
+    for t in range(scan.shape[0]):
+        values = scan.frame(t)
+        with np.errstate(invalid="ignore"):
+            labels[t] = values
+        if not np.array_equal(labels[t], values):
+            raise InputError(
+                f"{path}: label values are not whole numbers; save the mask with nearest-neighbor values"
+            )
+    return scan, labels
 
 
 def _load(path: Path) -> Any:
@@ -166,9 +185,9 @@ def _load(path: Path) -> Any:
     try:
         image = nib.load(path)
     except Exception as error:  # nibabel raises whatever its guesses meet in a foreign file
-        what = "truncated or damaged" if path.suffix == ".gz" and _is_gzip(path) else "not a NIfTI image"
+        what = "truncated or damaged" if _named_gzip(path) and _is_gzip(path) else "not a NIfTI image"
         raise InputError(f"{path}: {what}; give a readable .nii or .nii.gz file") from error
-    if not isinstance(image, nib.Nifti1Image):
+    if not isinstance(image, nib.Nifti1Image) or not path.name.lower().endswith((".nii", ".nii.gz")):
         raise InputError(f"{path}: not a single-file NIfTI image; convert it to .nii.gz")
     dtype = image.header.get_data_dtype()
     if dtype.fields is not None or dtype.kind not in "iuf":
@@ -201,10 +220,19 @@ def _grid(path: Path, image: Any) -> tuple[tuple[int, int, int, int], np.ndarray
         raise InputError(
             f"{path}: the header's affine is not usable (a spacing of 0 or NaN?); rewrite the header"
         )
+    if header["sform_code"] == 0 and _lacks_spacing(path, image, (x, y, z)):
+        raise InputError(f"{path}: the header has a spacing of 0; rewrite the header with the true spacing")
     needed = int(image.dataobj.offset) + x * y * z * t * header.get_data_dtype().itemsize
-    if path.suffix != ".gz" and path.stat().st_size < needed:
+    if not _named_gzip(path) and path.stat().st_size < needed:
         raise InputError(f"{path}: truncated: the pixels end early; copy or export the file again")
     return (t, z, y, x), affine
+
+
+def _lacks_spacing(path: Path, image: Any, shape: tuple[int, int, int]) -> bool:
+    """Whether an axis of several voxels has spacing 0 in the file, which nibabel reads as 1 mm."""
+    with ImageOpener(str(path)) as file:
+        stored = image.header_class.from_fileobj(file, check=False)
+    return any(count > 1 and spacing == 0 for count, spacing in zip(shape, stored["pixdim"][1:4]))
 
 
 def _frame_times(
@@ -216,13 +244,12 @@ def _frame_times(
         return np.arange(frames) * given_ms, [f"frame time {given_ms:g} ms as given"]
     if frames == 1:
         return None, []
-    unit = header.get_xyzt_units()[1]
-    step = float(header["pixdim"][4])
-    if unit not in SECONDS_PER_UNIT:
+    unit_ms = MS_PER_UNIT.get(int(header["xyzt_units"]) & TIME_UNIT_BITS)
+    if unit_ms is None:
         return None, ["frame time unknown: the header names no unit of time"]
-    step_ms = step * SECONDS_PER_UNIT[unit] * 1000.0
+    step_ms = float(header["pixdim"][4]) * unit_ms
     if not 0.0 < step_ms <= LONGEST_FRAME_MS:
-        return None, [f"frame time unknown: {step:g} {unit} in the header is no time between heart phases"]
+        return None, [f"frame time unknown: {step_ms:g} ms in the header is no time between heart phases"]
     return np.arange(frames) * step_ms, [f"frame time {step_ms:g} ms from the header"]
 
 
@@ -252,7 +279,7 @@ def write_frames(
     """
     path = Path(path)
     header = _header(affine, shape, np.dtype(dtype), frame_time_ms)
-    with atomic_path(path) as partial, _open_packed(partial, packed=path.suffix == ".gz") as file:
+    with atomic_path(path) as partial, _open_packed(partial, packed=_named_gzip(path)) as file:
         file.write(header.binaryblock + b"\0\0\0\0")
         count = 0
         for frame in frames:
@@ -289,9 +316,7 @@ def write_scan(path: Path | str, scan: Scan, *, frames: Iterable[int] | None = N
         frames: only these frames.
     """
     chosen = list(range(scan.shape[0])) if frames is None else list(frames)
-    whole = scan.pixels.dtype.kind in "iu" and all(
-        np.array_equal(np.rint(f), f) and np.abs(f).max(initial=0) < 2**15 for f in (scan.frame(chosen[0]),)
-    )
+    whole = scan.pixels.dtype.kind in "iu" and all(_fits_int16(scan.frame(t)) for t in chosen)
     write_frames(
         path,
         (scan.frame(t) for t in chosen),
@@ -300,6 +325,10 @@ def write_scan(path: Path | str, scan: Scan, *, frames: Iterable[int] | None = N
         dtype=np.int16 if whole else np.float32,
         frame_time_ms=frame_step_ms(scan) if len(chosen) > 1 else None,
     )
+
+
+def _fits_int16(values: np.ndarray) -> bool:
+    return bool(np.abs(values).max(initial=0) < 2**15) and np.array_equal(np.rint(values), values)
 
 
 def frame_step_ms(scan: Scan) -> float | None:
@@ -343,15 +372,16 @@ def atomic_path(path: Path) -> Iterator[Path]:
     partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        yield partial
-        partial.replace(path)
+        try:
+            yield partial
+            partial.replace(path)
+        finally:
+            partial.unlink(missing_ok=True)
     except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        if error.errno in DISK_FULL:
             raise InputError(f"{path}: the disk is full; make room and run again") from error
-        if error.errno in (errno.EACCES, errno.EROFS, errno.ENOTDIR, errno.EEXIST):
+        if error.errno in NOT_WRITABLE:
             raise InputError(
                 f"{path}: cannot be written ({error.strerror}); choose another output folder"
             ) from error
         raise
-    finally:
-        partial.unlink(missing_ok=True)

@@ -1,0 +1,158 @@
+"""Geometry: turning a grid never moves a voxel in the patient."""
+
+from __future__ import annotations
+
+from itertools import permutations, product
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from fewbeats.errors import InputError
+from fewbeats.scan import (
+    STACK_ANISOTROPY,
+    ArrayPixels,
+    Reorientation,
+    Scan,
+    Source,
+    canonical_reorientation,
+)
+
+TURNS = [
+    Reorientation(order, flipped)  # type: ignore[arg-type]
+    for order, flipped in product(permutations(range(3)), product((False, True), repeat=3))
+]
+shapes = st.tuples(*[st.integers(1, 5)] * 3)
+angles = st.floats(-np.pi, np.pi)
+spacings = st.tuples(*[st.floats(0.3, 12.0)] * 3)
+
+
+@st.composite
+def affines(draw) -> np.ndarray:
+    """Oblique, mirrored and with axes in any order."""
+    a, b, c = draw(st.tuples(angles, angles, angles))
+    out = np.eye(4)
+    out[:3, :3] = _about(0, a) @ _about(1, b) @ _about(2, c) @ np.diag(draw(spacings))
+    out[:3, :3] = out[:3, draw(st.permutations(range(3)))] * draw(st.tuples(*[st.sampled_from((-1, 1))] * 3))
+    out[:3, 3] = draw(st.tuples(*[st.floats(-300, 300)] * 3))
+    return out
+
+
+def _about(axis: int, angle: float) -> np.ndarray:
+    i, j = (k for k in range(3) if k != axis)
+    out = np.eye(3)
+    out[[i, i, j, j], [i, j, i, j]] = np.cos(angle), -np.sin(angle), np.sin(angle), np.cos(angle)
+    return out
+
+
+def _world(affine: np.ndarray, zyx: tuple[int, ...]) -> np.ndarray:
+    return affine[:3, :3] @ np.array(zyx[::-1]) + affine[:3, 3]
+
+
+def _places(affine: np.ndarray, volume: np.ndarray) -> dict[int, np.ndarray]:
+    """Each voxel's value -> where it is in the patient, mm; voxel by voxel."""
+    return {int(volume[index]): _world(affine, index) for index in np.ndindex(volume.shape)}
+
+
+@pytest.mark.parametrize("turn", TURNS, ids=str)
+def test_invert_undoes_apply(turn):
+    volume = np.arange(2 * 3 * 4).reshape(2, 3, 4)
+    turned = turn.apply(volume)
+    np.testing.assert_array_equal(turn.invert(turned), volume)
+    assert np.shares_memory(turned, volume)
+
+
+@given(affines(), shapes, st.sampled_from(TURNS))
+@settings(max_examples=60, deadline=None)
+def test_turning_moves_no_voxel(affine, shape, turn):
+    volume = np.arange(np.prod(shape)).reshape(shape)
+    before = _places(affine, volume)
+    after = _places(turn.affine(affine, shape), turn.apply(volume))
+    assert before.keys() == after.keys()
+    for value, place in before.items():
+        np.testing.assert_allclose(after[value], place, atol=1e-9)
+
+
+@given(affines(), shapes)
+@settings(max_examples=150, deadline=None)
+def test_canonical_stays_as_it_is(affine, shape):
+    turn = canonical_reorientation(affine)
+    turned = turn.affine(affine, shape)
+    again = canonical_reorientation(turned)
+    np.testing.assert_allclose(again.affine(turned, turn.apply(np.zeros(shape)).shape), turned, atol=1e-9)
+
+
+@given(affines(), shapes)
+@settings(max_examples=150, deadline=None)
+def test_a_stack_has_its_slices_along_z_and_a_volume_is_closest_to_ras(affine, shape):
+    turn = canonical_reorientation(affine)
+    turned = turn.affine(affine, shape)
+    spacing = np.linalg.norm(turned[:3, :3], axis=0)
+    direction = turned[:3, :3] / spacing
+    if spacing.max() >= STACK_ANISOTROPY * np.median(spacing):
+        assert np.argmax(spacing) == 2
+        kept = [axis for axis in turn.order if axis != turn.order[0]]
+        assert kept == sorted(kept)  # rows and columns are not swapped
+    else:
+        alignments = [sum(abs(direction[w, p[w]]) for w in range(3)) for p in permutations(range(3))]
+        assert np.trace(direction) == pytest.approx(max(alignments))
+
+
+def test_an_oblique_stack_is_shown_as_radiologists_do():
+    affine = np.eye(4)
+    affine[:3, :3] = _about(0, 0.4) @ np.diag([1.4, 1.4, 8.0])
+    turned = canonical_reorientation(affine).affine(affine, (9, 6, 5))
+    assert turned[0, 0] < 0  # columns to the left
+    assert turned[1, 1] < 0  # rows to the back
+    assert turned[2, 2] < 0  # slices to the feet
+
+
+def test_a_stack_without_orientation_is_left_as_stored():
+    assert canonical_reorientation(np.diag([1.4, 1.4, 8.0, 1.0])) == Reorientation()
+    assert canonical_reorientation(np.diag([-1.4, 1.4, -8.0, 1.0])) == Reorientation()
+
+
+def test_spacing_and_voxel_volume_follow_the_affine():
+    scan = Scan(pixels=ArrayPixels(np.zeros((1, 3, 4, 5))), affine=np.diag([1.5, -2.0, 10.0, 1.0]))
+    assert scan.spacing_mm == pytest.approx((10.0, 2.0, 1.5))
+    assert scan.voxel_ml == pytest.approx(0.03)
+    assert scan.is_stack
+    assert not Scan(pixels=scan.pixels, affine=np.eye(4)).is_stack
+
+
+def test_stored_integers_become_values():
+    pixels = ArrayPixels(np.array([[[[0, 1, 1000]]]], np.int16), slope=2.0, intercept=-1024.0)
+    np.testing.assert_array_equal(pixels.frame(0), [[[-1024.0, -1022.0, 976.0]]])
+    assert pixels.frame(0).dtype == np.float32
+
+
+def test_times_are_given_in_milliseconds():
+    scan = Scan(pixels=ArrayPixels(np.zeros((4, 1, 2, 2))), affine=np.eye(4)).with_times(33.5)
+    np.testing.assert_allclose(scan.frame_times_ms, [0, 33.5, 67, 100.5])
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"affine": np.diag([1.0, 1.0, np.nan, 1.0])}, "finite 4 x 4"),
+        ({"affine": np.eye(3)}, "finite 4 x 4"),
+        ({"affine": np.diag([1.0, 1.0, 0.0, 1.0])}, "singular"),
+        ({"frame_times_ms": np.arange(3.0)}, "3 frame times for 2 frames"),
+    ],
+)
+def test_what_does_not_fit_together_is_refused(changes, message, tmp_path):
+    kept = {"pixels": ArrayPixels(np.zeros((2, 3, 4, 5))), "affine": np.eye(4)}
+    with pytest.raises(InputError, match=message) as error:
+        Scan(**(kept | changes), source=Source(path=tmp_path / "heart.nii"))
+    assert "heart.nii" in str(error.value)
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
+def test_a_frame_without_numbers_is_refused(bad):
+    pixels = np.zeros((2, 3, 4, 5))
+    pixels[1, 2, 3, 4] = bad
+    scan = Scan(pixels=ArrayPixels(pixels), affine=np.eye(4))
+    scan.frame(0)
+    with pytest.raises(InputError, match="frame 1 holds NaN"):
+        scan.frame(1)
