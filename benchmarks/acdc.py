@@ -1,0 +1,138 @@
+"""ACDC with few labels: train, predict, evaluate; one row per subject and structure, resumable.
+
+    python benchmarks/acdc.py --data ../shared/data --split tune --arms natural-7 scratch-7
+    python benchmarks/acdc.py --data ../shared/data --split dev --arms natural-7 --seeds 0 1 2
+
+A row that is in `rows/acdc.csv` is not computed again. Choices are made on `tune`; a published row is
+evaluated once on `dev`. Budgets are steps, so that a busy machine changes the minutes and not the result.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import platform
+import subprocess
+import sys
+from dataclasses import dataclass
+from datetime import date
+from pathlib import Path
+
+import polars as pl
+
+HERE = Path(__file__).parent
+ROWS = HERE / "rows" / "acdc.csv"
+FEWBEATS = [sys.executable, "-m", "fewbeats.cli"]
+
+
+@dataclass(frozen=True)
+class Arm:
+    """One row of the table: how a network is trained."""
+
+    labeled: int
+    steps: int
+    flags: tuple[str, ...] = ()
+    splits: str = "acdc_study.csv"
+    subjects: str | None = None
+    """Column of acdc_print.csv that names the labeled subjects instead of the seed."""
+
+
+SCRATCH = ("--init", "scratch")
+PLAIN = (*SCRATCH, "--network.kind", "unet2d")
+ARMS = {
+    "natural-7": Arm(7, 900),
+    "natural-7-300": Arm(7, 300),
+    "natural-7-1800": Arm(7, 1800),
+    "scratch-7-900": Arm(7, 900, SCRATCH),
+    "scratch-7-1800": Arm(7, 1800, SCRATCH),
+    "scratch-7-3600": Arm(7, 3600, SCRATCH),
+    "scratch-7-7200": Arm(7, 7200, SCRATCH),
+    "plain-7-900": Arm(7, 900, PLAIN),
+    "plain-7-1800": Arm(7, 1800, PLAIN),
+    "plain-7-3600": Arm(7, 3600, PLAIN),
+    "natural-45": Arm(45, 7200),
+    "print-3": Arm(3, 900, splits="acdc.csv", subjects="labeled_3"),
+    "print-7": Arm(7, 900, splits="acdc.csv", subjects="labeled_7"),
+}
+
+
+def main() -> None:
+    """Compute the missing rows of the chosen arms and seeds."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser.add_argument("--data", type=Path, required=True, help="folder with acdc/ and splits/")
+    parser.add_argument("--split", choices=("tune", "dev"), required=True)
+    parser.add_argument("--arms", nargs="+", choices=ARMS, required=True)
+    parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
+    parser.add_argument("--runs", type=Path, default=Path("runs/benchmark"), help="folder for runs")
+    given = parser.parse_args()
+    for seed in given.seeds:
+        for name in given.arms:
+            if not _known(name, seed, given.split):
+                compute(name, ARMS[name], seed, given)
+
+
+def compute(name: str, arm: Arm, seed: int, given: argparse.Namespace) -> None:
+    """Train (unless trained), predict, evaluate and append the rows."""
+    runs: Path = given.runs
+    cohort, run = runs / f"cohort_{arm.splits}", runs / f"{name}_seed{seed}"
+    if not cohort.is_file():
+        split = given.data / "splits" / arm.splits
+        call("index", given.data / "acdc", "--layout", "acdc", "--split", split, "--out", cohort)
+    which = ["--labeled", arm.labeled]
+    if arm.subjects:
+        which = ["--labeled-subjects", f"{given.data / 'splits' / 'acdc_print.csv'}:{arm.subjects}"]
+    train = ["--steps", arm.steps, "--seed", seed, "--cache", runs / "cache", *arm.flags]
+    call("finetune", cohort, *which, *train, "--out", run)
+    found = runs / f"{name}_seed{seed}_{given.split}"
+    call("predict", run, cohort, "--split", given.split, "--out", found)
+    call("evaluate", found, cohort, "--out", found / "report")
+    append(name, arm, seed, given.split, run=run, report=found / "report")
+
+
+def call(*words: object) -> None:
+    """Run one fewbeats command."""
+    subprocess.run([*FEWBEATS, *map(str, words)], check=True)
+
+
+def append(name: str, arm: Arm, seed: int, split: str, *, run: Path, report: Path) -> None:
+    """Add the subject rows of one evaluated run."""
+    config = json.loads((run / "run.json").read_text())
+    subjects = pl.read_csv(report / "subjects.csv")
+    rows = (
+        subjects.group_by("subject", "group", "structure", maintain_order=True)
+        .agg(pl.col("dice", "hd95_mm", "assd_mm").mean().round(5), pl.col("miss").sum().alias("misses"))
+        .with_columns(
+            pl.lit(name).alias("arm"),
+            pl.lit(seed).alias("seed"),
+            pl.lit(split).alias("split"),
+            pl.lit(arm.labeled).alias("labeled"),
+            pl.lit(arm.steps).alias("steps"),
+            pl.lit(round(config["seconds"] / 60, 1)).alias("minutes"),
+            pl.lit(config["git_commit"]).alias("commit"),
+            pl.lit(_machine()).alias("machine"),
+            pl.lit(date.today().isoformat()).alias("date"),
+        )
+    )
+    if ROWS.is_file():
+        rows = pl.concat(
+            [pl.read_csv(ROWS), rows.select(pl.read_csv(ROWS, n_rows=0).columns)], how="vertical_relaxed"
+        )
+    ROWS.parent.mkdir(exist_ok=True)
+    rows.write_csv(ROWS)
+
+
+def _known(name: str, seed: int, split: str) -> bool:
+    if not ROWS.is_file():
+        return False
+    here = (pl.col("arm") == name) & (pl.col("seed") == seed) & (pl.col("split") == split)
+    return not pl.read_csv(ROWS).filter(here).is_empty()
+
+
+def _machine() -> str:
+    model = [line for line in Path("/proc/cpuinfo").read_text().splitlines() if line.startswith("model name")]
+    name = model[0].split(":")[1].strip() if model else platform.processor()
+    return f"{len(model) or '?'} cores, {name}"
+
+
+if __name__ == "__main__":
+    main()
