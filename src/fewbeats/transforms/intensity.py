@@ -107,6 +107,7 @@ def _lower_resolution(image: Tensor, chosen: Tensor, smallest: float, generator:
     if not bool(chosen.any()):
         return image
     out = image.clone()
-    small = F.interpolate(image[chosen], scale_factor=factor, mode="bilinear", antialias=True)
+    size = [max(1, round(side * factor)) for side in image.shape[-2:]]  # by a bare factor the way back shifts
+    small = F.interpolate(image[chosen], size=size, mode="bilinear", antialias=True)
     out[chosen] = F.interpolate(small, size=image.shape[-2:], mode="bilinear")
     return out

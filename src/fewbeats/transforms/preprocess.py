@@ -200,8 +200,9 @@ def normalize(
         seen = values[inside] if inside.any() else values.ravel()
     low, high = settings.window_hu if modality == "CT" else np.percentile(seen, settings.clip_percent)
     seen = np.clip(seen, low, high)
-    scale = 1.0 / max(float(seen.std()), 1e-6)
-    out = (np.clip(values, low, high) - np.float32(seen.mean())) * np.float32(scale)
+    mean = float(seen.mean())
+    scale = 1.0 / max(float(seen.std()), 1e-4 * abs(mean), 1e-12)  # an even image's rounding stays small
+    out = (np.clip(values, low, high) - np.float32(mean)) * np.float32(scale)
     out[~inside] = 0.0
     return out.astype(np.float32, copy=False)
 
