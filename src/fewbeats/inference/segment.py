@@ -75,12 +75,7 @@ def segment_frames(scan: Scan, model: Model, region: Region) -> Iterator[np.ndar
 
 def _decide(image: np.ndarray, grid: Grid, engine: Engine) -> np.ndarray:
     """Network input -> label values on the scan's grid, slab by slab."""
-    inputs = cut_inputs(image, engine.settings)
-    if engine.settings.network.dims == 3:
-        logits = engine.call(inputs)[0][:, : len(image)]
-    else:
-        slabs = [engine.call(np.ascontiguousarray(inputs[i : i + SLAB])) for i in range(0, len(inputs), SLAB)]
-        logits = np.concatenate(slabs).swapaxes(0, 1)
+    logits = _slide(image, engine) if engine.settings.network.dims == 3 else _slice_by_slice(image, engine)
     values = np.array([0, *(FEWBEATS_VALUES[s] for s in engine.structures)], np.uint8)
     mask = np.zeros(grid.source_shape, np.uint8)
     depth, rows, columns = grid.box
@@ -88,6 +83,28 @@ def _decide(image: np.ndarray, grid: Grid, engine: Engine) -> np.ndarray:
         slab = slice(first, min(first + SLAB, depth.stop))
         mask[slab, rows, columns] = values[grid.restore(logits, slab=slab).argmax(0)]
     return mask
+
+
+def _slice_by_slice(image: np.ndarray, engine: Engine) -> np.ndarray:
+    """(Z, Y, X) -> logits (classes, Z, Y, X) of a 2D network."""
+    inputs = cut_inputs(image, engine.settings)
+    slabs = [engine.call(np.ascontiguousarray(inputs[i : i + SLAB])) for i in range(0, len(inputs), SLAB)]
+    return np.concatenate(slabs).swapaxes(0, 1)
+
+
+def _slide(image: np.ndarray, engine: Engine) -> np.ndarray:
+    """The same of a 3D network: windows as thick as in training, overlapping by half, averaged."""
+    slices, depth = len(image), engine.settings.slab_slices
+    padded = np.pad(image, ((0, max(0, depth - slices)), (0, 0), (0, 0)))
+    starts = sorted({*range(0, len(padded) - depth, depth // 2), len(padded) - depth})
+    total = np.zeros((len(engine.structures) + 1, *padded.shape), np.float32)
+    for start in starts:
+        window = slice(start, start + depth)
+        total[:, window] += engine.call(np.ascontiguousarray(padded[None, None, window]))[0]
+    seen = np.zeros(len(padded), np.float32)
+    for start in starts:
+        seen[start : start + depth] += 1
+    return (total / seen[:, None, None])[:, :slices]
 
 
 def keep_largest(mask: np.ndarray, structures: tuple[str, ...]) -> np.ndarray:
