@@ -61,7 +61,7 @@ def build_network(settings: NetworkSettings, *, classes: int) -> nn.Module:
         classes: background included.
 
     Raises:
-        InputError: timm knows no such encoder.
+        InputError: timm knows no such encoder, or none that a U-Net can stand on.
     """
     if settings.kind in ("unet2d", "unet3d"):
         return _plain_unet(settings, classes)
@@ -74,9 +74,10 @@ def build_network(settings: NetworkSettings, *, classes: int) -> nn.Module:
             return smp.Unet(
                 f"tu-{encoder}", encoder_weights=None, in_channels=settings.in_channels, classes=classes
             )
-        except (RuntimeError, KeyError) as error:
+        except (RuntimeError, KeyError, ValueError) as error:
             raise InputError(
-                f"encoder '{encoder}': timm knows no such model; see timm.list_models()"
+                f"encoder '{encoder}': timm knows no such model with a pyramid of features; "
+                "see timm.list_models()"
             ) from error
 
 

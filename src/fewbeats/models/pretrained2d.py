@@ -90,12 +90,13 @@ def _fit_channels(weight: torch.Tensor, channels: int) -> torch.Tensor:
 
 
 def _from_hub(name: str) -> dict[str, torch.Tensor]:
+    """As the U-Net holds it: some of timm's models change their names when they give features."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        import timm
+        from segmentation_models_pytorch.encoders import get_encoder
 
         try:
-            return timm.create_model(name, pretrained=True).state_dict()
+            return get_encoder(f"tu-{name}", weights=True).model.state_dict()
         except Exception as error:  # huggingface_hub, urllib and timm each have their own
             raise InputError(
                 f"timm weights '{name}' could not be fetched ({type(error).__name__}); go online once, "

@@ -87,7 +87,8 @@ def transfer_weights(
         and own[name].shape == value.shape
         and (not encoder_only or name.startswith("encoder."))
     }
-    if not any(name.startswith("encoder.") for name in fits):
+    # Vectors and counters may fit by chance; kernels do not.
+    if not any(name.startswith("encoder.") and value.ndim > 1 for name, value in fits.items()):
         raise InputError(
             f"{source}: weights of another architecture: none fits; choose the same --network.kind"
         )
