@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import errno
 import json
-import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fewbeats.errors import InputError
+from fewbeats.training.rundir import whole_file
 
 if TYPE_CHECKING:
     import torch
@@ -78,21 +78,14 @@ def _write(path: Path, tensors: dict[str, torch.Tensor], state: dict[str, Any]) 
     from safetensors import SafetensorError
     from safetensors.torch import save_file
 
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_suffix(f".{os.getpid()}.partial")
     plain = {n: v.detach().cpu().clone(memory_format=torch.contiguous_format) for n, v in tensors.items()}
-    try:
-        save_file(plain, partial, metadata={"state": json.dumps(state)})
-        partial.replace(path)
-    except (OSError, SafetensorError) as error:
-        full = getattr(error, "errno", None) == errno.ENOSPC or "No space left" in str(error)
-        if full:
-            raise InputError(
-                f"{path.parent}: the disk is full; make room, the same command resumes"
-            ) from error
-        raise
-    finally:
-        partial.unlink(missing_ok=True)
+    with whole_file(path) as partial:
+        try:
+            save_file(plain, partial, metadata={"state": json.dumps(state)})
+        except SafetensorError as error:  # it tells the system's errors in words
+            if "No space left" in str(error):
+                raise OSError(errno.ENOSPC, str(error)) from error
+            raise
 
 
 def _read(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:

@@ -87,7 +87,11 @@ def fit(
     from accelerate.utils import DistributedDataParallelKwargs, set_seed
 
     if (settings.steps is None) == (settings.minutes is None):
-        raise InputError("give either --steps or --minutes, not both")
+        raise InputError("give either --steps or --minutes")
+    if settings.steps is not None and settings.steps < 1:
+        raise InputError(f"--steps {settings.steps}: give at least 1")
+    if settings.minutes is not None and not math.isfinite(settings.minutes):
+        raise InputError(f"--minutes {settings.minutes}: give a number")
     set_seed(settings.seed)
     accelerator = Accelerator(
         mixed_precision=_precision(settings.precision),
@@ -125,7 +129,8 @@ class _Loop:
         self.wrapped, self.prepared = accelerator.prepare(method, self.optimizer)
         self.step, self.total = 0, None  # type: int, int | None
         self.best: float | None = None
-        self.data_seconds = self.step_seconds = 0.0
+        self.data_seconds = self.step_seconds = 0.0  # since the last line of the metrics
+        self.timed = 0
 
     def resume(self) -> None:
         from fewbeats.training.checkpoint import read_checkpoint
@@ -203,7 +208,12 @@ class _Loop:
                 loss, logs = self._update(batch, self.step, progress=self.step / self.total)
                 self.data_seconds += fetched - begun
                 self.step_seconds += time.perf_counter() - begun
+                self.timed += 1
                 self.step += 1
+                if not math.isfinite(loss):  # before it is saved
+                    raise InputError(
+                        f"{self.run.path}: loss {loss} at step {self.step}; lower --optim.learning-rate"
+                    )
                 if self.step % self.settings.log_every == 0 or self.step == self.total:
                     self._log(loss, logs)
                 if validation and (self.step % validation.every == 0 or self.step == self.total):
@@ -215,16 +225,13 @@ class _Loop:
         if validation:
             from fewbeats.training.checkpoint import read_best
 
+            self.accelerator.wait_for_everyone()  # the first process may still be writing it
             read_best(self.run.checkpoint, self.method)
 
     def _log(self, loss: float, logs: dict[str, float]) -> None:
-        if not math.isfinite(loss):
-            raise InputError(
-                f"{self.run.path}: the loss is {loss} at step {self.step}; lower --optim.learning-rate"
-            )
         if self.accelerator.is_main_process:
             rates = {f"rate_{g['name']}": g["lr"] for g in self.optimizer.param_groups}
-            seconds = self.step_seconds / self.settings.log_every
+            seconds = self.step_seconds / self.timed
             share = self.data_seconds / max(self.step_seconds, 1e-9)
             self.run.append_metrics(
                 {
@@ -237,6 +244,7 @@ class _Loop:
                 }
             )
         self.data_seconds = self.step_seconds = 0.0
+        self.timed = 0
 
     def _validate(self, validation: Validation) -> None:
         from fewbeats.training.checkpoint import write_best
