@@ -18,6 +18,7 @@ import numpy as np
 from fewbeats.anatomy import annotated, find_convention, relabel
 from fewbeats.data.cohort import open_labels, open_scan
 from fewbeats.errors import InputError
+from fewbeats.io.nifti import atomic_path
 from fewbeats.sample import Sample
 from fewbeats.scan import Scan
 from fewbeats.transforms.preprocess import PreprocessSettings, prepare_frame
@@ -87,15 +88,14 @@ def _prepare(
     frame = scan.frame(t)
     if frame.min() == frame.max():
         raise InputError(f"{row['image']}: frame {t} is empty (one gray value); leave the scan out")
-    key = _key(frame, mask, scan, settings, structures, center)
+    modality = row["modality"] or "MR"
+    key = _key(frame, mask, scan.spacing_mm, settings, structures, center, modality)
     folder = cache / key[:2]
     if not (folder / f"{key}.mask.npy").is_file():
-        middle, modality = center(mask), row["modality"] or "MR"
         size = int(settings.size * MARGIN)
         image, grid = prepare_frame(
-            frame, scan.spacing_mm, settings, center=middle, size=size, modality=modality
+            frame, scan.spacing_mm, settings, center=center(mask), size=size, modality=modality
         )
-        folder.mkdir(parents=True, exist_ok=True)
         _store(folder / f"{key}.image.npy", image.astype(np.float16))
         _store(folder / f"{key}.mask.npy", grid.sample_labels(mask))
     stored = np.load(folder / f"{key}.image.npy", mmap_mode="r")
@@ -115,12 +115,14 @@ def _prepare(
 def _key(
     frame: np.ndarray,
     mask: np.ndarray,
-    scan: Scan,
+    spacing_mm: tuple[float, float, float],
     settings: PreprocessSettings,
     structures: tuple[str, ...],
     center: Center,
+    modality: str,
 ) -> str:
-    about = [REVISION, asdict(settings), structures, center.__name__, np.round(scan.spacing_mm, 5).tolist()]
+    spacing = np.round(spacing_mm, 5).tolist()
+    about = [REVISION, asdict(settings), structures, center.__name__, spacing, modality]
     digest = hashlib.sha256(json.dumps(about, sort_keys=True).encode())
     for array in (frame, mask):
         digest.update(str(array.shape).encode() + np.ascontiguousarray(array).tobytes())
@@ -129,10 +131,8 @@ def _key(
 
 def _store(path: Path, array: np.ndarray) -> None:
     """Save an array so that it is there whole or not at all."""
-    partial = path.with_suffix(".partial")
-    with partial.open("wb") as file:
+    with atomic_path(path) as partial, partial.open("wb") as file:
         np.save(file, array)
-    partial.replace(path)
 
 
 def _position(slice_order: str | None, slices: int) -> np.ndarray | None:
