@@ -10,19 +10,12 @@ evaluated once on `dev`. Budgets are steps, so that a busy machine changes the m
 from __future__ import annotations
 
 import argparse
-import json
-import platform
-import subprocess
-import sys
 from dataclasses import dataclass
-from datetime import date
 from pathlib import Path
 
-import polars as pl
+from record import call, is_recorded, record
 
-HERE = Path(__file__).parent
-ROWS = HERE / "rows" / "acdc.csv"
-FEWBEATS = [sys.executable, "-m", "fewbeats.cli"]
+TABLE = "acdc.csv"
 
 
 @dataclass(frozen=True)
@@ -67,12 +60,12 @@ def main() -> None:
     given = parser.parse_args()
     for seed in given.seeds:
         for name in given.arms:
-            if not _known(name, seed, given.split):
+            if not is_recorded(TABLE, arm=name, seed=seed, split=given.split):
                 compute(name, ARMS[name], seed, given)
 
 
 def compute(name: str, arm: Arm, seed: int, given: argparse.Namespace) -> None:
-    """Train (unless trained), predict, evaluate and append the rows."""
+    """Train (unless trained), predict, evaluate and record."""
     runs: Path = given.runs
     cohort, run = runs / f"cohort_{arm.splits}", runs / f"{name}_seed{seed}"
     if not cohort.is_file():
@@ -86,52 +79,8 @@ def compute(name: str, arm: Arm, seed: int, given: argparse.Namespace) -> None:
     found = runs / f"{name}_seed{seed}_{given.split}"
     call("predict", run, cohort, "--split", given.split, "--out", found)
     call("evaluate", found, cohort, "--out", found / "report")
-    append(name, arm, seed, given.split, run=run, report=found / "report")
-
-
-def call(*words: object) -> None:
-    """Run one fewbeats command."""
-    subprocess.run([*FEWBEATS, *map(str, words)], check=True)
-
-
-def append(name: str, arm: Arm, seed: int, split: str, *, run: Path, report: Path) -> None:
-    """Add the subject rows of one evaluated run."""
-    config = json.loads((run / "run.json").read_text())
-    subjects = pl.read_csv(report / "subjects.csv")
-    rows = (
-        subjects.group_by("subject", "group", "structure", maintain_order=True)
-        .agg(pl.col("dice", "hd95_mm", "assd_mm").mean().round(5), pl.col("miss").sum().alias("misses"))
-        .with_columns(
-            pl.lit(name).alias("arm"),
-            pl.lit(seed).alias("seed"),
-            pl.lit(split).alias("split"),
-            pl.lit(arm.labeled).alias("labeled"),
-            pl.lit(arm.steps).alias("steps"),
-            pl.lit(round(config["seconds"] / 60, 1)).alias("minutes"),
-            pl.lit(config["git_commit"]).alias("commit"),
-            pl.lit(_machine()).alias("machine"),
-            pl.lit(date.today().isoformat()).alias("date"),
-        )
-    )
-    if ROWS.is_file():
-        rows = pl.concat(
-            [pl.read_csv(ROWS), rows.select(pl.read_csv(ROWS, n_rows=0).columns)], how="vertical_relaxed"
-        )
-    ROWS.parent.mkdir(exist_ok=True)
-    rows.write_csv(ROWS)
-
-
-def _known(name: str, seed: int, split: str) -> bool:
-    if not ROWS.is_file():
-        return False
-    here = (pl.col("arm") == name) & (pl.col("seed") == seed) & (pl.col("split") == split)
-    return not pl.read_csv(ROWS).filter(here).is_empty()
-
-
-def _machine() -> str:
-    model = [line for line in Path("/proc/cpuinfo").read_text().splitlines() if line.startswith("model name")]
-    name = model[0].split(":")[1].strip() if model else platform.processor()
-    return f"{len(model) or '?'} cores, {name}"
+    key = {"arm": name, "seed": seed, "split": given.split, "labeled": arm.labeled}
+    record(TABLE, run=run, report=found / "report", **key)
 
 
 if __name__ == "__main__":

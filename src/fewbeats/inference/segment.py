@@ -95,7 +95,9 @@ def _slice_by_slice(image: np.ndarray, engine: Engine) -> np.ndarray:
 def _slide(image: np.ndarray, engine: Engine) -> np.ndarray:
     """The same of a 3D network: windows as thick as in training, overlapping by half, averaged."""
     slices, depth = len(image), engine.settings.slab_slices
-    padded = np.pad(image, ((0, max(0, depth - slices)), (0, 0), (0, 0)))
+    missing = max(0, depth - slices)
+    before = missing // 2
+    padded = np.pad(image, ((before, missing - before), (0, 0), (0, 0)))
     starts = sorted({*range(0, len(padded) - depth, depth // 2), len(padded) - depth})
     total = np.zeros((len(engine.structures) + 1, *padded.shape), np.float32)
     for start in starts:
@@ -104,7 +106,7 @@ def _slide(image: np.ndarray, engine: Engine) -> np.ndarray:
     seen = np.zeros(len(padded), np.float32)
     for start in starts:
         seen[start : start + depth] += 1
-    return (total / seen[:, None, None])[:, :slices]
+    return (total / seen[:, None, None])[:, before : before + slices]
 
 
 def keep_largest(mask: np.ndarray, structures: tuple[str, ...]) -> np.ndarray:
