@@ -1,4 +1,4 @@
-"""Run fewbeats commands and keep their figures: one row per subject and structure, with machine and commit."""
+"""Run fewbeats commands and keep their figures: a row per subject and structure, with machine and commit."""
 
 from __future__ import annotations
 

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import difflib
 import errno
 import importlib
+import io
+import re
 import sys
+from collections.abc import Iterator, Sequence
+from dataclasses import fields, is_dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args, get_type_hints
 
 from fewbeats import __version__
 from fewbeats.errors import InputError
@@ -27,6 +32,20 @@ COMMANDS = {
     "evaluate": ("fewbeats.commands.evaluate", "Evaluate", "judge predictions, write the report"),
 }
 
+FULL = "the disk is full; make room and run again"
+UNUSABLE = "cannot be used as a folder here; choose another"
+REFUSED = {
+    errno.ENOSPC: FULL,
+    errno.EDQUOT: FULL,
+    errno.ENOTDIR: UNUSABLE,
+    errno.EEXIST: UNUSABLE,
+    errno.EACCES: "no permission; choose another place or change its rights",
+    errno.EPERM: "no permission; choose another place or change its rights",
+    errno.EROFS: "the disk is read-only; choose another place",
+    errno.EPIPE: "nobody reads it any more",
+}
+"""What the operating system may refuse, and the mend."""
+
 
 def main(arguments: list[str] | None = None) -> int:
     """Run one command; returns the exit code: 0 done, 2 something the user gave cannot be used."""
@@ -44,9 +63,9 @@ def main(arguments: list[str] | None = None) -> int:
     except KeyboardInterrupt:
         return _refuse("interrupted; nothing half-written was kept, the same command goes on or starts again")
     except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            return _refuse(f"{error.filename or 'output'}: the disk is full; make room and run again")
-        raise
+        if error.errno not in REFUSED:
+            raise
+        return _refuse(f"{error.filename or 'output'}: {REFUSED[error.errno]}")
     return 0
 
 
@@ -56,49 +75,124 @@ def _command(name: str, arguments: list[str]) -> Any:
         near = difflib.get_close_matches(name, COMMANDS, n=1)
         hint = f"perhaps you meant '{near[0]}'" if near else "see fewbeats --help"
         raise InputError(f"no command '{name}'; {hint}")
-    import tyro
-
     module, cls, _ = COMMANDS[name]
-    if "--config" in arguments:
-        at = arguments.index("--config")
-        if at + 1 >= len(arguments):
-            raise InputError("--config: name a YAML file")
-        from_file = read_config(Path(arguments[at + 1]))
-        arguments = [*from_file, *arguments[:at], *arguments[at + 2 :]]
-    return tyro.cli(getattr(importlib.import_module(module), cls), prog=f"fewbeats {name}", args=arguments)
+    command = getattr(importlib.import_module(module), cls)
+    arguments, file = _take_config(arguments)
+    from_file = read_config(file, command) if file else []
+    return parse(command, [*from_file, *arguments], prog=f"fewbeats {name}", file=file, from_file=from_file)
 
 
-def read_config(path: Path) -> list[str]:
-    """A YAML file as flags, so that it is checked exactly as they are.
+def parse(
+    command: type, arguments: list[str], *, prog: str, file: Path | None = None, from_file: Sequence[str] = ()
+) -> Any:
+    """Flags -> dataclass; later flags win.
+
+    Args:
+        command: the dataclass.
+        arguments: flags, those of the file first.
+        prog: name in the help.
+        file: YAML file that some of the flags come from; named where one of them is wrong.
+        from_file: those flags.
 
     Raises:
-        InputError: no such file, or not a mapping.
+        InputError: an unknown, missing or unreadable flag, in one line; tyro draws a box.
+    """
+    import tyro
+
+    box = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(box):
+            return tyro.cli(command, prog=prog, args=arguments)
+    except SystemExit as stop:
+        if not stop.code:
+            raise
+    message = _one_line(box.getvalue())
+    wrong = re.search(r"--[\w.-]+", message)
+    where = f"{file}: " if wrong and wrong[0] in from_file else ""
+    raise InputError(f"{where}{message}; see {prog} --help")
+
+
+def _one_line(box: str) -> str:
+    """What tyro says in a box: its first part, and the option it thinks was meant."""
+    inside = [line.strip("│ ") for line in box.splitlines() if line.startswith("│")]
+    message, hint = [], ""
+    for at, line in enumerate(inside):
+        if line.startswith("──"):
+            rest = inside[at + 1 :]
+            hint = f"; perhaps you meant {rest[1].split()[0]}" if rest[0].startswith("Perhaps") else ""
+            break
+        message.append(line)
+    text = " ".join(" ".join(message).split()).partition(" Got errors:")[0].rstrip(".:")
+    return f"{text[:1].lower()}{text[1:]}{hint}"
+
+
+def _take_config(arguments: list[str]) -> tuple[list[str], Path | None]:
+    """The arguments without `--config FILE` or `--config=FILE`, and that file."""
+    for at, argument in enumerate(arguments):
+        name, equals, file = argument.partition("=")
+        if name != "--config":
+            continue
+        if not equals and at + 1 == len(arguments):
+            raise InputError("--config: name a YAML file")
+        rest = arguments[at + (1 if equals else 2) :]
+        return [*arguments[:at], *rest], Path(file if equals else arguments[at + 1])
+    return arguments, None
+
+
+def read_config(path: Path, command: type) -> list[str]:
+    """A YAML file as flags of a command, so that its values are checked exactly as they are.
+
+    Raises:
+        InputError: no such file, not a mapping, or a setting the command does not have.
     """
     import yaml
 
     try:
-        content = yaml.safe_load(path.read_text())
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise InputError(f"{path}: cannot be read ({error.strerror}); check the path") from error
-    except yaml.YAMLError as error:
-        raise InputError(f"{path}: not valid YAML ({str(error).splitlines()[0]})") from error
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise InputError(f"{path}: not valid YAML ({str(error).splitlines()[0]}); mend it") from error
     if not isinstance(content, dict):
-        raise InputError(f"{path}: must hold settings as 'name: value'")
-    return list(_flags(content))
+        raise InputError(f"{path}: holds no settings; write them as 'name: value'")
+    return list(_flags(content, settings_of(command), path))
 
 
-def _flags(content: dict[str, Any], prefix: str = ""):
+def settings_of(command: type) -> dict[str, Any]:
+    """Names of a command's settings as in YAML; a part (a nested dataclass) leads to those of its own."""
+    import tyro
+
+    hints = get_type_hints(command, include_extras=True)
+    named: dict[str, Any] = {}
+    for field in fields(command):
+        hint = hints[field.name]
+        marks = getattr(hint, "__metadata__", ())
+        hint = get_args(hint)[0] if marks else hint
+        inner = settings_of(hint) if is_dataclass(hint) else None
+        if any(getattr(mark, "name", None) == "" for mark in marks):  # a part whose settings need no prefix
+            named |= inner or {}
+        elif tyro.conf.Positional not in marks:
+            named[field.name] = inner
+    return named
+
+
+def _flags(content: dict[str, Any], known: dict[str, Any], file: Path, prefix: str = "") -> Iterator[str]:
     for key, value in content.items():
-        name = f"{prefix}{str(key).replace('_', '-')}"
-        if isinstance(value, dict):
-            yield from _flags(value, f"{name}.")
+        name = str(key).replace("-", "_")
+        if name not in known:
+            near = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
+            hint = f"perhaps you meant '{prefix}{near[0]}'" if near else f"there are {', '.join(known)}"
+            raise InputError(f"{file}: no setting '{prefix}{key}'; {hint}")
+        inner, flag = known[name], f"--{prefix}{name}".replace("_", "-")
+        if (inner is not None) != isinstance(value, dict):
+            what = f"has settings of its own: {', '.join(inner)}" if inner else "takes a value"
+            raise InputError(f"{file}: '{prefix}{key}' {what}; mend the indentation")
+        if inner is not None:
+            yield from _flags(value, inner, file, f"{prefix}{name}.")
         elif isinstance(value, bool):
-            head, _, last = name.rpartition(".")
-            yield f"--{name}" if value else f"--{head}{'.' if head else ''}no-{last}"
-        elif isinstance(value, list):
-            yield from (f"--{name}", *map(str, value))
+            yield flag if value else f"--{prefix}no-{name}".replace("_", "-")
         elif value is not None:
-            yield from (f"--{name}", str(value))
+            yield from (flag, *map(str, value if isinstance(value, list) else [value]))
 
 
 def _overview() -> str:

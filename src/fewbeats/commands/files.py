@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import tyro
 
+from fewbeats.data.cohort import is_nifti
+from fewbeats.errors import InputError
 from fewbeats.io.nifti import read_nifti, write_scan
 
 if TYPE_CHECKING:
@@ -17,7 +20,7 @@ if TYPE_CHECKING:
 
 def bare_name(path: Path) -> str:
     """Name of a file or folder without the endings of image files."""
-    return path.resolve().name.removesuffix(".gz").removesuffix(".nii").removesuffix(".dcm")
+    return re.sub(r"(?i)\.(nii|nii\.gz|dcm)$", "", path.resolve().name)
 
 
 def read_scans(path: Path, *, frame_time_ms: float | None = None) -> list[Scan]:
@@ -26,7 +29,7 @@ def read_scans(path: Path, *, frame_time_ms: float | None = None) -> list[Scan]:
     Raises:
         InputError: nothing readable is there.
     """
-    if path.name.endswith((".nii", ".nii.gz")) or not path.exists():
+    if is_nifti(path) or not path.exists():
         return [read_nifti(path, frame_time_ms=frame_time_ms)]
     from fewbeats.io.dicom import read_dicom
 
@@ -63,7 +66,7 @@ class Info:
 
     path: tyro.conf.Positional[Path]
     """NIfTI file, DICOM file or DICOM folder."""
-    json: tyro.conf.FlagCreatePairsOff[bool] = False
+    json: bool = False
     """Print JSON."""
 
     def run(self) -> list[dict[str, Any]]:
@@ -108,25 +111,20 @@ class Convert:
         """Convert; returns the files written.
 
         Raises:
-            InputError: nothing readable, or a frame that no scan has.
+            InputError: nothing readable, a frame that no scan has, or the output is the input.
         """
-        from fewbeats.errors import InputError
-
-        scans = read_scans(self.path)
-        stem = bare_name(self.path)
-        written = []
+        scans, stem, planned = read_scans(self.path), bare_name(self.path), {}
         for number, scan in enumerate(scans, 1):
             name = stem if len(scans) == 1 else f"{stem}_{number}"
             if any(not 0 <= t < scan.shape[0] for t in self.frames):
                 raise InputError(
                     f"{self.path}: --frames {self.frames}: it has frames 0 to {scan.shape[0] - 1}"
                 )
-            targets: list[tuple[Path, list[int] | None]] = [
-                (self.out / f"{name}{'_4d' if scan.shape[0] > 1 else ''}.nii.gz", None)
-            ]
-            targets += [(self.out / f"{name}_frame{t:02d}.nii.gz", [t]) for t in self.frames]
-            for path, frames in targets:
-                write_scan(path, scan, frames=frames)
-                print(path)
-                written.append(path)
-        return written
+            planned[self.out / f"{name}{'_4d' if scan.shape[0] > 1 else ''}.nii.gz"] = (scan, None)
+            planned |= {self.out / f"{name}_frame{t:02d}.nii.gz": (scan, [t]) for t in self.frames}
+        if self.path.resolve() in {path.resolve() for path in planned}:
+            raise InputError(f"{self.path}: would be overwritten; choose another output folder")
+        for path, (scan, frames) in planned.items():
+            write_scan(path, scan, frames=frames)
+            print(path)
+        return list(planned)

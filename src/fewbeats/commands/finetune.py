@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from fewbeats.sample import Sample
     from fewbeats.training.loop import Validation
 
+STARTS = ("scratch", "natural")
 HELD_BACK = 0.25  # share of the labeled subjects that choose the checkpoint with `select: best`
 EVALUATIONS = 10  # of the checkpoint during a run with `select: best`
 
@@ -74,14 +75,17 @@ class Finetune:
         started = time.perf_counter()
         if (self.steps is None) == (self.minutes is None):
             raise InputError("give either --steps or --minutes")
-        data = choose_data(self)
-        run = RunDir(self.out)
-        if run.claim({"command": "finetune", "settings": self, "labeled_subjects": data.labeled_subjects}):
+        data, run = choose_data(self), RunDir(self.out)
+        request = {"command": "finetune", "settings": self, "labeled_subjects": data.labeled_subjects}
+        if (run.path / "request.json").is_file() and run.claim(request):
             print(f"{run.path}: already trained with these settings")
             return run.path
-        if self.localizer_steps:
-            _train_localizer(self, data, RunDir(run.path / "localizer"))
-        _train_segmenter(self, data, run, started)
+        samples = read_samples(self, data)  # whatever is wrong with the input shows before the folder is made
+        network = start_network(self.model, len(data.structures) + 1, self.init, seed=self.seed)
+        run.claim(request)
+        if samples.localizer:
+            _train_localizer(self, samples.localizer, RunDir(run.path / "localizer"))
+        _train_segmenter(self, data, samples, network, run, started)
         print(f"{run.path}: trained on {', '.join(data.labeled_subjects)}")
         return run.path
 
@@ -107,16 +111,21 @@ def choose_data(command: Finetune) -> TrainingData:
     """Labeled subjects of the cohort, checked against the splits."""
     import polars as pl
 
+    from fewbeats.anatomy import name_structure
     from fewbeats.data.cohort import check_files, read_cohort
     from fewbeats.data.split import labeled_subjects, read_subject_list
 
     cohort = read_cohort(command.cohort)
-    structures = command.structures or spoken_structures(cohort)
+    structures = tuple(name_structure(s, file="--structures") for s in command.structures)
+    structures = structures or spoken_structures(cohort)
+    if command.labeled_subjects and command.labeled is not None:
+        raise InputError("give either --labeled or --labeled-subjects")
     if command.labeled_subjects:
         subjects = read_subject_list(command.labeled_subjects, cohort, structures=structures)
     else:
         subjects = labeled_subjects(cohort, command.labeled, command.seed, structures=structures)
-    rows = cohort.filter(pl.col("subject").is_in(subjects), pl.col("label").is_not_null())
+    manual = pl.col("label").is_not_null() & (pl.col("label_source") == "manual")
+    rows = cohort.filter(pl.col("subject").is_in(subjects), manual)
     check_files(rows)
     cache = command.cache or command.out.parent / "sample-cache"
     provenance = trace_data(command, cohort, rows, cache)
@@ -127,7 +136,7 @@ def choose_data(command: Finetune) -> TrainingData:
         held = subjects[-max(1, math.ceil(HELD_BACK * len(subjects))) :]
         print(f"{len(held)} of the {len(subjects)} labeled subjects choose the checkpoint: {', '.join(held)}")
     return TrainingData(
-        structures=tuple(structures),
+        structures=structures,
         train_rows=[row for row in rows.iter_rows(named=True) if row["subject"] not in held],
         held_back_rows=[row for row in rows.iter_rows(named=True) if row["subject"] in held],
         cache=cache,
@@ -156,12 +165,19 @@ def trace_data(command: Finetune, cohort: pl.DataFrame, rows: pl.DataFrame, cach
     held_out = cohort.filter(pl.col("split").is_in(HELD_OUT))
     hashes = hash_scans(pl.concat([rows, held_out]), cache=cache / "hashes.json")
     guard_training(cohort, labeled=rows, hashes=hashes)
-    started_from = Path(command.init)
-    ancestors = [load_provenance(started_from)] if started_from.is_dir() else []
+    ancestors = [load_provenance(run)] if (run := _run_of(command.init)) else []
     guard_ancestors(ancestors, by_subject(held_out, hashes))
     return Provenance(
         run=command.out.resolve().name, labeled=by_subject(rows, hashes), ancestors=tuple(ancestors)
     )
+
+
+def _run_of(init: str) -> Path | None:
+    """The run folder that initial weights come from; None for those that no run made."""
+    if init in STARTS:
+        return None
+    folder = Path(init) if Path(init).is_dir() else Path(init).parent
+    return folder if Path(init).is_dir() or (folder / "provenance.json").is_file() else None
 
 
 def spoken_structures(cohort: pl.DataFrame) -> tuple[str, ...]:
@@ -173,47 +189,70 @@ def spoken_structures(cohort: pl.DataFrame) -> tuple[str, ...]:
     return tuple(s for s in FEWBEATS_VALUES if s in spoken and s not in PART_OF)
 
 
-def _train_localizer(command: Finetune, data: TrainingData, run: RunDir) -> None:
-    """A network of the same kind and start that finds "heart" in whole slices at low resolution."""
+@dataclass(frozen=True)
+class TrainingSamples:
+    """The labeled frames, prepared for each network of a run."""
+
+    train: list[Sample]
+    held_back: list[Sample]
+    localizer: list[Sample]
+    """Whole slices with one class, the heart; empty where no localizer is wanted."""
+
+
+def read_samples(command: Finetune, data: TrainingData) -> TrainingSamples:
+    """Read all that is trained on.
+
+    Raises:
+        InputError: an image or label cannot be used, or no frame is labeled.
+    """
     from fewbeats.data.samples import as_heart, image_center, prepare_labeled
 
+    where: dict[str, Any] = {"structures": data.structures, "cache": data.cache}
+    train, held_back = (
+        prepare_labeled(rows, command.model.preprocess, **where)
+        for rows in (data.train_rows, data.held_back_rows)
+    )
+    if not train:
+        raise InputError(f"{command.cohort}: the labeled subjects have no labeled frame; label some")
+    whole = []
+    if command.localizer_steps:
+        grid = localizer_settings(command.model.network).preprocess
+        whole = as_heart(prepare_labeled(data.train_rows, grid, center=image_center, **where))
+    return TrainingSamples(train, held_back, whole)
+
+
+def _train_localizer(command: Finetune, samples: Sequence[Sample], run: RunDir) -> None:
+    """A network of the same kind and start that finds "heart" in whole slices at low resolution."""
     if (run.path / "run.json").is_file():
         return
-    settings = localizer_settings(command.model.network)
-    samples = prepare_labeled(
-        data.train_rows,
-        settings.preprocess,
-        structures=data.structures,
-        cache=data.cache,
-        center=image_center,
-    )
-    init = command.init if command.init in ("scratch", "natural") else "natural"
+    settings, init = localizer_settings(command.model.network), command.init
+    if init not in STARTS:  # a run's weights have learned another task
+        init = "natural" if settings.network.kind == "lite0" else "scratch"
+    network = start_network(settings, 2, init, seed=command.seed, label="localizer")
     fit_settings = FitSettings(steps=command.localizer_steps, seed=command.seed)
-    network, _ = _train(
-        as_heart(samples), settings, fit_settings, run, classes=2, init=init, label="localizer"
-    )
+    network, _ = _train(network, samples, settings, fit_settings, run, label="localizer")
     _finish(run, network, settings, {"task": "localizer", "structures": ["heart"], "init": init})
 
 
-def _train_segmenter(command: Finetune, data: TrainingData, run: RunDir, started: float) -> None:
-    from fewbeats.data.samples import prepare_labeled
+def _train_segmenter(
+    command: Finetune,
+    data: TrainingData,
+    samples: TrainingSamples,
+    network: nn.Module,
+    run: RunDir,
+    started: float,
+) -> None:
+    from fewbeats.data.cohort import open_scan
     from fewbeats.inference.plausibility import take_fingerprint
 
     settings = command.model
-    samples, held = (
-        prepare_labeled(rows, settings.preprocess, structures=data.structures, cache=data.cache)
-        for rows in (data.train_rows, data.held_back_rows)
-    )
-    if not samples:
-        raise InputError(f"{command.cohort}: the labeled subjects have no labeled frame; label some")
     minutes = None if command.minutes is None else command.minutes - (time.perf_counter() - started) / 60
     fit_settings = FitSettings(steps=command.steps, minutes=minutes, seed=command.seed)
-    network, steps = _train(
-        samples, settings, fit_settings, run, classes=len(data.structures) + 1, init=command.init, held=held
-    )
+    network, steps = _train(network, samples.train, settings, fit_settings, run, held=samples.held_back)
     about = {
         "task": command.task,
         "structures": data.structures,
+        "modalities": sorted({row["modality"] or "MR" for row in data.train_rows}),
         "init": command.init,
         "cohort": command.cohort,
         "labeled_subjects": data.labeled_subjects,
@@ -221,54 +260,38 @@ def _train_segmenter(command: Finetune, data: TrainingData, run: RunDir, started
         "steps": steps,
         "seed": command.seed,
         "seconds": time.perf_counter() - started,
-        "fingerprint": take_fingerprint(samples, settings.preprocess, data.structures),
+        "fingerprint": take_fingerprint(
+            samples.train,
+            settings.preprocess,
+            data.structures,
+            scans=map(open_scan, data.train_rows),
+            short_axis=all(row["view"] == "SAX" for row in data.train_rows),
+        ),
         "peak_memory_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
     }
     data.provenance.save(run.path)
     _finish(run, network, settings, about)
 
 
-def _train(
-    samples: Sequence[Sample],
-    settings: SegmentationSettings,
-    fit_settings: FitSettings,
-    run: RunDir,
-    *,
-    classes: int,
-    init: str,
-    held: Sequence[Sample] = (),
-    label: str = "training",
-) -> tuple[nn.Module, int]:
-    """Start a network as asked and train it."""
-    import torch
-
-    from fewbeats.data.dataset import SliceSampler
-    from fewbeats.finetuning.segmentation import train_segmentation
-    from fewbeats.models.network import build_network
-
-    torch.manual_seed(fit_settings.seed)
-    network = build_network(settings.network, classes=classes)
-    print(f"{label}: {start_network(network, settings, init)}")
-    batches = SliceSampler(
-        samples, settings.batch_size, settings.depth, slab=settings.network.dims == 3, seed=fit_settings.seed
-    )
-    return train_segmentation(
-        network,
-        batches,
-        settings=settings,
-        fit_settings=fit_settings,
-        run=run,
-        label=label,
-        validation=_validation(held, settings, fit_settings) if held else None,
-    )
-
-
-def start_network(network: nn.Module, settings: SegmentationSettings, init: str) -> str:
-    """Put the wanted start into a network; returns one line that says what was loaded.
+def start_network(
+    settings: SegmentationSettings, classes: int, init: str, *, seed: int, label: str = "training"
+) -> nn.Module:
+    """A network with the wanted start; says what was loaded.
 
     Raises:
         InputError: the weights do not exist or do not fit.
     """
+    import torch
+
+    from fewbeats.models.network import build_network
+
+    torch.manual_seed(seed)
+    network = build_network(settings.network, classes=classes)
+    print(f"{label}: {_load_start(network, settings, init)}")
+    return network
+
+
+def _load_start(network: nn.Module, settings: SegmentationSettings, init: str) -> str:
     from fewbeats.models.pretrained2d import load_natural
     from fewbeats.models.weights import read_weights, transfer_weights
 
@@ -281,6 +304,34 @@ def start_network(network: nn.Module, settings: SegmentationSettings, init: str)
         RunDir(path).read_config()
         path = RunDir(path).weights()
     return f"from {init}: {transfer_weights(network, read_weights(path), source=init)}"
+
+
+def _train(
+    network: nn.Module,
+    samples: Sequence[Sample],
+    settings: SegmentationSettings,
+    fit_settings: FitSettings,
+    run: RunDir,
+    *,
+    held: Sequence[Sample] = (),
+    label: str = "training",
+) -> tuple[nn.Module, int]:
+    """The trained network, and its number of steps."""
+    from fewbeats.data.dataset import SliceSampler
+    from fewbeats.finetuning.segmentation import train_segmentation
+
+    batches = SliceSampler(
+        samples, settings.batch_size, settings.depth, slab=settings.network.dims == 3, seed=fit_settings.seed
+    )
+    return train_segmentation(
+        network,
+        batches,
+        settings=settings,
+        fit_settings=fit_settings,
+        run=run,
+        label=label,
+        validation=_validation(held, settings, fit_settings) if held else None,
+    )
 
 
 def _validation(
@@ -297,10 +348,16 @@ def _validation(
 
 def _finish(run: RunDir, network: nn.Module, settings: SegmentationSettings, about: dict[str, Any]) -> None:
     """Export weights, and ONNX where it can be written, time the runtimes, and mark the run finished."""
+    from accelerate import PartialState
+
     from fewbeats.inference.engine import export_network
+    from fewbeats.io.nifti import atomic_path
     from fewbeats.models.weights import save_weights
 
-    save_weights(network.state_dict(), run.weights())
+    if not PartialState().is_main_process:
+        return
+    with atomic_path(run.weights()) as partial:
+        save_weights(network.state_dict(), partial)
     engines = export_network(run.path, network, settings)
     run.write_config({**about, "settings": settings, "engines_seconds": engines})
     run.drop_checkpoint()

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
+from fewbeats.errors import InputError
 from fewbeats.models.network import NetworkSettings
 from fewbeats.training.loop import FitSettings, Validation, fit
 from fewbeats.training.optim import OptimSettings
@@ -39,6 +40,18 @@ class SegmentationSettings:
     ema_decay: float = 0.99
     """Decay of the weights' moving average per step; the average is what the run exports."""
 
+    def __post_init__(self) -> None:
+        size, stride = self.preprocess.size, self.network.stride
+        if size % stride or size < 2 * stride:
+            raise InputError(
+                f"--preprocess.size {size}: '{self.network.kind}' needs a multiple of {stride}, at least "
+                f"{2 * stride}; take {max(2 * stride, round(size / stride) * stride)}"
+            )
+        if self.network.dims == 3 and self.slab_slices % self.network.slice_stride:
+            raise InputError(f"--slab-slices {self.slab_slices}: must be a multiple of 4")
+        if self.batch_size < 1 or self.network.context < 0 or self.preprocess.spacing_mm <= 0:
+            raise InputError("--batch-size, --preprocess.spacing-mm: must be positive; --network.context: not negative")
+
     @property
     def depth(self) -> int:
         """Slices that are cut out together."""
@@ -47,7 +60,9 @@ class SegmentationSettings:
 
 def localizer_settings(network: NetworkSettings) -> SegmentationSettings:
     """Finds the heart in the whole slice at 4 mm, with the same kind of network as the segmentation's."""
-    kind = network if network.dims == 2 else replace(network, kind="unet2d", context=1)
+    kind = replace(network, levels=min(network.levels, 6))  # 96 pixels are 3 at the bottom
+    if network.dims == 3:
+        kind = replace(kind, kind="unet2d", context=1)
     return SegmentationSettings(
         network=kind,
         preprocess=PreprocessSettings(spacing_mm=4.0, size=96),
