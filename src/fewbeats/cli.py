@@ -168,7 +168,7 @@ def settings_of(command: type) -> dict[str, Any]:
         hint = hints[field.name]
         marks = getattr(hint, "__metadata__", ())
         hint = get_args(hint)[0] if marks else hint
-        inner = settings_of(hint) if is_dataclass(hint) else None
+        inner = settings_of(hint) if isinstance(hint, type) and is_dataclass(hint) else None
         if any(getattr(mark, "name", None) == "" for mark in marks):  # a part whose settings need no prefix
             named |= inner or {}
         elif tyro.conf.Positional not in marks:

@@ -52,11 +52,8 @@ def refuse_seen(predictions: Path, cohort, *, cache: Path) -> None:
     import polars as pl
 
     from fewbeats.data.provenance import by_subject, guard_ancestors, hash_scans, load_provenance
+    from fewbeats.evaluation.predictions import read_predictions
 
-    if not (predictions / "provenance.json").is_file():
-        return
-    judged = pl.read_csv(
-        predictions / "predictions.csv", columns=["scan"], schema_overrides={"scan": pl.String}
-    )
-    rows = cohort.filter(pl.col("scan").is_in(judged["scan"].implode()))
+    judged, _ = read_predictions(predictions)
+    rows = cohort.filter(pl.col("scan").is_in([scan.scan for scan in judged]))
     guard_ancestors([load_provenance(predictions)], by_subject(rows, hash_scans(rows, cache=cache)))

@@ -4,19 +4,22 @@ from __future__ import annotations
 
 import csv
 import io
+import os
 import resource
+import shutil
 import time
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import tyro
 
 from fewbeats.commands.files import bare_name, read_scans
 from fewbeats.errors import InputError
-from fewbeats.io.nifti import atomic_path, read_nifti, write_like
+from fewbeats.io.nifti import read_nifti, write_like
 from fewbeats.scan import Prediction
 from fewbeats.training.rundir import RunDir
 
@@ -37,6 +40,11 @@ class Target:
     open: Any
     """() -> Scan."""
 
+    @property
+    def mask(self) -> str:
+        """Name of its mask's file."""
+        return f"{self.scan}.nii.gz"
+
 
 @dataclass(frozen=True, kw_only=True)
 class Predict:
@@ -56,8 +64,8 @@ class Predict:
     """End-systolic frame, where the volume curve should not decide."""
     frame_time_ms: float | None = None
     """Time between frames, where a NIfTI header does not know it."""
-    runtime: str | None = None
-    """torch, onnxruntime or openvino; by default the fastest as measured."""
+    runtime: Literal["torch", "onnxruntime", "openvino"] | None = None
+    """By default the fastest, as measured when the run was trained."""
 
     def run(self) -> Path:
         """Predict; returns the folder.
@@ -65,29 +73,35 @@ class Predict:
         Raises:
             InputError: the run or the input cannot be used.
         """
+        from fewbeats.data.provenance import load_provenance
         from fewbeats.inference.segment import load_model
 
         started = time.perf_counter()
         targets = list(find_targets(self))
-        model = load_model(self.model, runtime=self.runtime)
+        model, provenance = load_model(self.model, runtime=self.runtime), load_provenance(self.model)
         rows = []
-        for target in targets:
-            begun = time.perf_counter()
-            prediction = predict_scan(target.open(), model, self.out / f"{target.scan}.nii.gz", command=self)
-            rows.append(_row(target, prediction, self.out, time.perf_counter() - begun))
-            print(_summary(target, prediction))
-        self._write(rows, model, started)
+        with whole_folder(self.out, names=(t.mask for t in targets), mark="predictions.csv") as folder:
+            for target in targets:
+                begun = time.perf_counter()
+                prediction = predict_scan(target.open(), model, folder / target.mask, command=self)
+                rows.append(_row(target, prediction, time.perf_counter() - begun))
+                print(_summary(target, prediction))
+            self._write(folder, rows, model, started)
+            provenance.save(folder)
+        if self.input.suffix not in COHORT_SUFFIXES:
+            from fewbeats.evaluation.evaluate import write_prediction_report
+
+            print(f"report: {write_prediction_report(self.out, self.out)}")
         return self.out
 
-    def _write(self, rows: list[dict[str, Any]], model: Model, started: float) -> None:
+    def _write(self, folder: Path, rows: list[dict[str, Any]], model: Model, started: float) -> None:
         text = io.StringIO()
         writer = csv.DictWriter(text, TABLE)
         writer.writeheader()
         writer.writerows(rows)
-        with atomic_path(self.out / "predictions.csv") as partial:
-            partial.write_text(text.getvalue())
+        (folder / "predictions.csv").write_text(text.getvalue())
         config = model.segmenter.config
-        RunDir(self.out).write_json(
+        RunDir(folder).write_json(
             "run.json",
             {
                 **{k: config[k] for k in ("format", "versions", "git_commit", "machine", "structures")},
@@ -102,14 +116,38 @@ class Predict:
                 "peak_memory_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
             },
         )
-        provenance = self.model / "provenance.json"
-        if provenance.is_file():
-            with atomic_path(self.out / provenance.name) as partial:
-                partial.write_bytes(provenance.read_bytes())
-        if self.input.suffix not in COHORT_SUFFIXES:
-            from fewbeats.evaluation.evaluate import write_prediction_report
 
-            print(f"report: {write_prediction_report(self.out, self.out)}")
+
+@contextmanager
+def whole_folder(out: Path, *, names: Iterable[str], mark: str) -> Iterator[Path]:
+    """A hidden folder in `out` whose content moves into `out` when the block ends well; else it is removed.
+
+    Args:
+        out: made where it is missing.
+        names: files that will be written.
+        mark: file that an earlier result holds, without which nothing in `out` is overwritten.
+
+    Raises:
+        InputError: `out` is no folder, or holds files of these names that are not an earlier result.
+    """
+    if out.exists() and not out.is_dir():
+        raise InputError(f"{out}: is a file; choose a folder for --out")
+    taken = [name for name in names if (out / name).exists()]
+    if taken and not (out / mark).is_file():
+        raise InputError(f"{out / taken[0]}: would be overwritten; choose another --out")
+    fresh, staging = not out.exists(), out / f".{os.getpid()}.partial"
+    try:
+        staging.mkdir(parents=True)
+        yield staging
+        for whole in sorted(staging.iterdir()):
+            if (out / whole.name).is_dir():
+                shutil.rmtree(out / whole.name)
+            whole.replace(out / whole.name)
+    finally:
+        shutil.rmtree(staging, ignore_errors=True)
+        if fresh:
+            with suppress(OSError):  # it holds what was written
+                out.rmdir()
 
 
 COHORT_SUFFIXES = (".csv", ".parquet")
@@ -124,6 +162,8 @@ def find_targets(command: Predict) -> Iterator[Target]:
     path = command.input
     if path.suffix in COHORT_SUFFIXES:
         yield from _cohort_targets(path, command.split)
+    elif command.split is not None:
+        raise InputError(f"--split {command.split}: goes with a cohort table, not with {path}")
     else:
         scans = read_scans(path, frame_time_ms=command.frame_time_ms)
         stem = bare_name(path)
@@ -154,6 +194,9 @@ def predict_scan(scan: Scan, model: Model, out: Path, *, command: Predict) -> Pr
     from fewbeats.inference.plausibility import Inspector
     from fewbeats.inference.segment import find_region, segment_frames
 
+    _check_phases(command, scan)
+    if not scan.modality and len(model.modalities) == 1:  # NIfTI does not tell
+        scan = replace(scan, modality=model.modalities[0])
     region = find_region(scan, model)
     inspector = Inspector(scan, model, region)
     masks = (inspector.see(t, mask) for t, mask in enumerate(segment_frames(scan, model, region)))
@@ -180,19 +223,22 @@ def _write_seg(out: Path, scan: Scan, structures: tuple[str, ...]) -> None:
     write_seg(frames, scan, out.with_name(out.name.removesuffix(".nii.gz") + "_seg"), structures=structures)
 
 
-def _phases(lv_ml: np.ndarray | None, command: Predict) -> tuple[int | None, int | None]:
-    """ED and ES frame: as given, else the largest and smallest LV; none without an LV that beats.
-
-    Raises:
-        InputError: a given frame is not in the scan.
+def _check_phases(command: Predict, scan: Scan) -> None:
+    """Raises:
+    InputError: a given ED or ES frame is not in the scan.
     """
+    last = scan.shape[0] - 1
+    for option, frame in (("--ed-frame", command.ed_frame), ("--es-frame", command.es_frame)):
+        if frame is not None and not 0 <= frame <= last:
+            raise InputError(f"{scan.source.path}: {option} {frame}: it has frames 0 to {last}")
+
+
+def _phases(lv_ml: np.ndarray | None, command: Predict) -> tuple[int | None, int | None]:
+    """ED and ES frame: as given, else the largest and smallest LV; none without an LV that beats."""
     from fewbeats.evaluation.clinical import find_phases
 
     if lv_ml is None or len(lv_ml) < 2:
         return None, None
-    for option, frame in (("--ed-frame", command.ed_frame), ("--es-frame", command.es_frame)):
-        if frame is not None and not 0 <= frame < len(lv_ml):
-            raise InputError(f"{option} {frame}: the scan has frames 0 to {len(lv_ml) - 1}")
     ed, es = find_phases(lv_ml)
     return (
         ed if command.ed_frame is None else command.ed_frame,
@@ -200,12 +246,12 @@ def _phases(lv_ml: np.ndarray | None, command: Predict) -> tuple[int | None, int
     )
 
 
-def _row(target: Target, prediction: Prediction, out: Path, seconds: float) -> dict[str, Any]:
+def _row(target: Target, prediction: Prediction, seconds: float) -> dict[str, Any]:
     return {
         "scan": target.scan,
         "subject": target.subject,
         "image": target.image,
-        "mask": prediction.mask.relative_to(out),
+        "mask": prediction.mask.name,
         "ed_frame": prediction.ed_frame,
         "es_frame": prediction.es_frame,
         "warnings": ";".join(prediction.warnings),

@@ -50,7 +50,9 @@ class SegmentationSettings:
         if self.network.dims == 3 and self.slab_slices % self.network.slice_stride:
             raise InputError(f"--slab-slices {self.slab_slices}: must be a multiple of 4")
         if self.batch_size < 1 or self.network.context < 0 or self.preprocess.spacing_mm <= 0:
-            raise InputError("--batch-size, --preprocess.spacing-mm: must be positive; --network.context: not negative")
+            raise InputError(
+                "--batch-size, --preprocess.spacing-mm: must be positive; --network.context: not negative"
+            )
 
     @property
     def depth(self) -> int:

@@ -56,16 +56,28 @@ def load_engine(run: Path | str, *, runtime: str | None = None) -> Engine:
     """
     folder = RunDir(run)
     config = folder.read_config()
-    settings = restore_settings(SegmentationSettings, config["settings"])
-    structures = tuple(config["structures"])
+    try:
+        settings = restore_settings(SegmentationSettings, config["settings"])
+        structures = tuple(config["structures"])
+    except (KeyError, TypeError, AttributeError) as error:
+        raise InputError(f"{folder.path}: damaged run.json; restore the run folder from a copy") from error
     runtime = runtime or _fastest(config.get("engines_seconds", {}), folder.path)
-    if runtime == "openvino":
-        call = open_openvino(folder.path / ONNX)
-    elif runtime == "onnxruntime":
-        call = open_onnxruntime(folder.path / ONNX)
+    if runtime == "torch":
+        call = open_torch(_network(folder, settings, len(structures) + 1))
     else:
-        runtime, call = "torch", open_torch(_network(folder, settings, len(structures) + 1))
+        call = _open_onnx(folder.path / ONNX, runtime)
     return Engine(folder.path, settings, structures, runtime, call, config)
+
+
+def _open_onnx(file: Path, runtime: str) -> Callable[[np.ndarray], np.ndarray]:
+    if not file.is_file():
+        raise InputError(f"{file}: missing; take --runtime torch")
+    if find_spec(runtime) is None:
+        raise InputError(f"--runtime {runtime}: not installed; install it or take --runtime torch")
+    try:
+        return {"openvino": open_openvino, "onnxruntime": open_onnxruntime}[runtime](file)
+    except Exception as error:  # each runtime has its own
+        raise InputError(f"{file}: damaged; take --runtime torch or restore the run folder") from error
 
 
 def _fastest(seconds: dict[str, float], run: Path) -> str:

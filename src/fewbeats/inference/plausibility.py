@@ -26,7 +26,11 @@ if TYPE_CHECKING:
 QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
 LEAST_SPREAD = 0.08  # of a gray-value feature: a handful of training scans underestimates it
 FAR = 6.0  # standard deviations from the training images at which gray values are called unlike them
-SPACING_TOLERANCE = 1.6  # factor beyond the training scans' voxel sizes
+SPACING_TOLERANCE = np.array([2.0, 1.6, 1.6])  # factor beyond the training scans' voxel sizes (z, y, x)
+MOST_TURNED_DEGREES = 45.0  # between the slices' normal and the nearest of the training scans'
+SHORT_AXIS = np.array(
+    [-0.62, 0.64, -0.45]
+)  # usual normal, base to apex (RAS), where training files lost theirs
 VOLUME_TOLERANCE = 2.5  # factor beyond the training subjects' volumes
 LEAST_ENCLOSED = 0.5  # share of the LV cavity's in-plane outline that borders on myocardium
 REGULAR_JUMP = 0.35  # change of LV volume between neighboring frames, as a share of its largest
@@ -42,10 +46,23 @@ def describe_gray(image: np.ndarray) -> np.ndarray:
 
 
 def take_fingerprint(
-    samples: Iterable[Sample], settings: PreprocessSettings, structures: tuple[str, ...]
+    samples: Iterable[Sample],
+    settings: PreprocessSettings,
+    structures: tuple[str, ...],
+    *,
+    scans: Iterable[Scan] = (),
+    short_axis: bool = False,
 ) -> dict[str, Any]:
-    """What the training images and labels are like; plain numbers, kept in `run.json`."""
-    gray, spacing, volumes = [], [], {s: [] for s in structures}  # type: ignore[var-annotated]
+    """What the training images and labels are like; plain numbers, kept in `run.json`.
+
+    Args:
+        samples: labeled training frames.
+        settings: their grid.
+        structures: in class order.
+        scans: the scans they come from, for the direction of their slices.
+        short_axis: whether all of them are known to be short-axis stacks.
+    """
+    gray, spacing, volumes = [], [], {s: {} for s in structures}  # type: ignore[var-annotated]
     for sample in samples:
         margin = (sample.image.shape[-1] - settings.size) // 2
         center = (slice(None), *[slice(margin, margin + settings.size)] * 2)
@@ -54,13 +71,32 @@ def take_fingerprint(
         voxel_ml = sample.spacing_mm[0] * settings.spacing_mm**2 / 1000.0
         for index, structure in enumerate(structures, 1):
             if sample.annotated[index - 1]:
-                volumes[structure].append(float((np.asarray(sample.mask) == index).sum() * voxel_ml))
+                ml = float((np.asarray(sample.mask) == index).sum() * voxel_ml)
+                volumes[structure].setdefault(sample.subject, []).append(ml)
+    normals = [normal.tolist() for scan in scans if (normal := slice_normal(scan)) is not None]
     return {
         "gray_mean": np.mean(gray, 0).tolist(),
         "gray_spread": np.maximum(np.std(gray, 0), LEAST_SPREAD).tolist(),
         "spacing_mm": [np.min(spacing, 0).tolist(), np.max(spacing, 0).tolist()],
-        "volume_ml": {s: [min(v), max(v)] for s, v in volumes.items() if v},
+        "normals": normals or ([SHORT_AXIS.tolist()] if short_axis else []),
+        "volume_ml": {
+            s: _range(ml for subject in v.values() for ml in subject) for s, v in volumes.items() if v
+        },
+        "largest_ml": {s: _range(map(max, v.values())) for s, v in volumes.items() if v},
     }
+
+
+def _range(values: Iterable[float]) -> list[float]:
+    listed = sorted(values)
+    return [listed[0], listed[-1]]
+
+
+def slice_normal(scan: Scan) -> np.ndarray | None:
+    """Unit normal (RAS) of a stack's slices; None for a volume, and where a file lost its orientation."""
+    turned = scan.source.affine[:3, :3] / np.linalg.norm(scan.source.affine[:3, :3], axis=0)
+    lost = not scan.source.instances and np.allclose(np.abs(turned), np.eye(3), atol=1e-4)
+    normal = scan.affine[:3, 2]
+    return None if lost or not scan.is_stack else normal / np.linalg.norm(normal)
 
 
 class Inspector:
@@ -69,6 +105,7 @@ class Inspector:
     def __init__(self, scan: Scan, model: Model, region: Region):
         self.scan, self.region = scan, region
         self.fingerprint = model.segmenter.config.get("fingerprint", {})
+        self.modalities = model.modalities
         self.settings = model.segmenter.settings.preprocess
         self.volumes_ml = {s: np.zeros(scan.shape[0]) for s in model.structures}
         self._enclosed: list[float] = []
@@ -90,15 +127,21 @@ class Inspector:
     def _image_warnings(self) -> list[str]:
         found = []
         if not self.region.found:
-            found.append("no heart was found at low resolution; the middle of the image was segmented")
+            found.append("no heart was found at low resolution, the middle of the image was segmented")
         if not self.fingerprint:
             return found
+        if self.scan.modality and self.scan.modality not in self.modalities:
+            found.append(
+                f"{self.scan.modality}, but the network was trained on {' and '.join(self.modalities)}"
+            )
         least, most = (np.array(v) for v in self.fingerprint["spacing_mm"])
         own = np.array(self.scan.spacing_mm)
         if (own < least / SPACING_TOLERANCE).any() or (own > most * SPACING_TOLERANCE).any():
             found.append(
                 f"voxels of {own[2]:.2f} x {own[1]:.2f} x {own[0]:.2f} mm are unlike the training scans'"
             )
+        if self._turned_degrees() > MOST_TURNED_DEGREES:
+            found.append("slices are cut in another direction than the training scans'")
         middle = self.scan.shape[0] // 2
         image, _ = prepare_frame(
             self.scan.frame(middle),
@@ -112,10 +155,18 @@ class Inspector:
             found.append("gray values are unlike the training images'")
         return found
 
+    def _turned_degrees(self) -> float:
+        """Angle between the slices' normal and the nearest training scan's; 0 where either is unknown."""
+        normal, known = slice_normal(self.scan), self.fingerprint.get("normals", [])
+        if normal is None or not known:
+            return 0.0
+        return float(np.degrees(np.arccos(min(1.0, np.abs(np.array(known) @ normal).max()))))
+
     def _mask_warnings(self) -> list[str]:
         found = []
+        known = "largest_ml" if self.scan.shape[0] > 2 and "largest_ml" in self.fingerprint else "volume_ml"
         for structure, volumes in self.volumes_ml.items():
-            least, most = self.fingerprint.get("volume_ml", {}).get(structure, (0.0, np.inf))
+            least, most = self.fingerprint.get(known, {}).get(structure, (0.0, np.inf))
             if not volumes.any():
                 found.append(f"no {structure} was found")
             elif volumes.max() > most * VOLUME_TOLERANCE or volumes.max() < least / VOLUME_TOLERANCE:

@@ -11,6 +11,7 @@ import numpy as np
 from scipy import ndimage
 
 from fewbeats.anatomy import FEWBEATS_VALUES
+from fewbeats.errors import InputError
 from fewbeats.finetuning.segmentation import cut_inputs
 from fewbeats.inference.engine import Engine, load_engine
 from fewbeats.inference.localize import Region, locate_heart, whole_image
@@ -36,6 +37,11 @@ class Model:
         """Structures it looks for."""
         return self.segmenter.structures
 
+    @property
+    def modalities(self) -> tuple[str, ...]:
+        """MR, CT or both: what it was trained on."""
+        return tuple(self.segmenter.config.get("modalities", ("MR",)))
+
 
 def load_model(run: Path | str, *, runtime: str | None = None) -> Model:
     """Open a run folder.
@@ -44,6 +50,8 @@ def load_model(run: Path | str, *, runtime: str | None = None) -> Model:
         InputError: not a finished run of this version.
     """
     segmenter = load_engine(run, runtime=runtime)
+    if not set(segmenter.structures) <= FEWBEATS_VALUES.keys():
+        raise InputError(f"{run}: only finds the heart; give the run folder above it")
     folder = Path(run) / "localizer"
     return Model(segmenter, load_engine(folder, runtime=runtime) if folder.is_dir() else None)
 
@@ -64,12 +72,19 @@ def fit_view(settings: PreprocessSettings, region: Region) -> PreprocessSettings
 
 
 def segment_frames(scan: Scan, model: Model, region: Region) -> Iterator[np.ndarray]:
-    """Masks (Z, Y, X) uint8 in the `fewbeats` convention, one a frame, on the scan's canonical grid."""
+    """Masks (Z, Y, X) uint8 in the `fewbeats` convention, one a frame, on the scan's canonical grid.
+
+    Raises:
+        InputError: a frame cannot be read, or is empty.
+    """
     view = fit_view(model.segmenter.settings.preprocess, region)
     grid = lay_grid(scan.shape[1:], scan.spacing_mm, view, center=region.center)
     inside = grid.inside()
     for t in range(scan.shape[0]):
-        image = normalize(grid.sample(scan.frame(t)), inside, view, modality=scan.modality or "MR")
+        values = scan.frame(t)
+        if values.min() == values.max():
+            raise InputError(f"{scan.source.path}: frame {t} is empty (one gray value); export it again")
+        image = normalize(grid.sample(values), inside, view, modality=scan.modality or "MR")
         yield keep_largest(_decide(image, grid, model.segmenter), model.structures)
 
 
