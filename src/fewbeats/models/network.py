@@ -27,6 +27,8 @@ class NetworkSettings:
     """Resolution levels of a plain U-Net."""
     encoder: str = "resnet34"
     """timm name of the encoder, for hub."""
+    decoder_channels: tuple[int, ...] = (256, 128, 64, 32, 16)
+    """Channels of the decoder's levels, coarsest first, for lite0 and hub; most of the time is spent here."""
     context: int = 1
     """Neighboring slices on each side given to a 2D network as further channels."""
 
@@ -72,7 +74,11 @@ def build_network(settings: NetworkSettings, *, classes: int) -> nn.Module:
 
         try:
             return smp.Unet(
-                f"tu-{encoder}", encoder_weights=None, in_channels=settings.in_channels, classes=classes
+                f"tu-{encoder}",
+                encoder_weights=None,
+                decoder_channels=settings.decoder_channels,
+                in_channels=settings.in_channels,
+                classes=classes,
             )
         except (RuntimeError, KeyError, ValueError) as error:
             raise InputError(
