@@ -1,0 +1,513 @@
+"""The training loop: resuming changes nothing, budgets, inactive groups, and what must never be written."""
+
+from __future__ import annotations
+
+import errno
+import json
+import math
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from itertools import islice
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+from torch import nn
+
+from fewbeats.errors import InputError
+from fewbeats.finetuning.supervised import Supervised
+from fewbeats.models.network import NetworkSettings, build_network
+from fewbeats.sample import Batch
+from fewbeats.training import loop
+from fewbeats.training.checkpoint import STATE
+from fewbeats.training.loop import FitSettings, Validation, fit
+from fewbeats.training.method import Method, ParameterGroup, Step
+from fewbeats.training.optim import OptimSettings, warmup_cosine
+from fewbeats.training.rundir import RunDir, restore_settings
+
+RATES = OptimSettings(learning_rate=1e-2)
+
+
+def batches(start: int, rank: int, world: int, *, size: int = 2) -> Iterator[Batch]:
+    """Random images with a square that is bright; what comes depends on the place in the sequence alone."""
+    step = start
+    while True:
+        places = [(step * world + rank) * size + i for i in range(size)]
+        images, targets = zip(*(_square(place) for place in places))
+        yield Batch(views={"image": torch.stack(images)}, target=torch.stack(targets))
+        step += 1
+
+
+def _square(place: int) -> tuple[torch.Tensor, torch.Tensor]:
+    rng = np.random.default_rng([7, place])
+    y, x = rng.integers(4, 20, 2)
+    target = torch.zeros(32, 32, dtype=torch.long)
+    target[y : y + 8, x : x + 8] = 1
+    noise = torch.from_numpy(rng.normal(size=(1, 32, 32)).astype(np.float32))
+    return noise + 3 * target, target
+
+
+def unet_method(seed: int = 0) -> Supervised:
+    """Deep supervision, channels last and a moving average, as in real runs."""
+    torch.manual_seed(seed)
+    settings = NetworkSettings(kind="unet2d", base_channels=4, levels=3, context=0)
+    network = build_network(settings, classes=2).to(memory_format=torch.channels_last)
+    return Supervised(network, optim=RATES, ema_decay=0.9)
+
+
+def norm_method(seed: int = 0) -> Supervised:
+    """Dropout and batch statistics: a step that draws and buffers that move."""
+    torch.manual_seed(seed)
+    body = [nn.Conv2d(1, 4, 3, padding=1), nn.BatchNorm2d(4), nn.ReLU(), nn.Dropout(0.2), nn.Conv2d(4, 2, 1)]
+    return Supervised(nn.Sequential(*body), optim=RATES, ema_decay=0.9)
+
+
+METHODS = {"unet": unet_method, "norm": norm_method}
+
+
+def _everything(run: RunDir) -> dict[str, torch.Tensor]:
+    """Weights, moving average and optimizer, as last saved."""
+    return load_file(run.checkpoint / STATE)
+
+
+def _equal(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> bool:
+    return a.keys() == b.keys() and all(torch.equal(value, b[name]) for name, value in a.items())
+
+
+def _metrics(run: RunDir) -> list[dict]:
+    return [json.loads(line) for line in run.metrics.read_text().splitlines()]
+
+
+def short(**changes) -> FitSettings:
+    return FitSettings(**({"steps": 9, "log_every": 2, "checkpoint_seconds": 0.0} | changes))
+
+
+class Killed(BaseException):
+    pass
+
+
+def _killed_at(step: int):
+    def stream(start: int, rank: int, world: int) -> Iterator[Batch]:
+        yield from islice(batches(start, rank, world), step - start)
+        raise Killed
+
+    return stream
+
+
+@pytest.fixture(autouse=True)
+def _threads():
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+# Resuming
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+@pytest.mark.parametrize("kind", METHODS)
+def test_resumed_is_never_stopped_bit_for_bit(tmp_path, monkeypatch, kind, threads):
+    torch.set_num_threads(threads)
+    whole = RunDir(tmp_path / "whole")
+    fit(METHODS[kind](), batches, settings=short(), run=whole)
+
+    broken = RunDir(tmp_path / "broken")
+    save = loop._Loop.save
+    with monkeypatch.context() as patch:
+        patch.setattr(loop._Loop, "save", lambda self: save(self) if self.step <= 5 else None)
+        with pytest.raises(Killed):
+            fit(METHODS[kind](), _killed_at(8), settings=short(), run=broken)
+    assert [row["step"] for row in _metrics(broken)] == [2, 4, 6, 8]  # beyond its last checkpoint
+    with broken.metrics.open("a") as file:
+        file.write('{"step": 9, "lo')  # killed within a line
+    method = METHODS[kind](seed=1)
+    torch.manual_seed(99)
+    fit(method, batches, settings=short(), run=broken)
+
+    assert _equal(_everything(broken), _everything(whole))
+    held = {f"method.{name}": value for name, value in method.state_dict().items()}
+    assert all(torch.equal(value, _everything(whole)[name]) for name, value in held.items())
+    timeless = [
+        [{k: v for k, v in row.items() if k not in ("step_seconds", "data_share")} for row in _metrics(run)]
+        for run in (whole, broken)
+    ]
+    assert timeless[0] == timeless[1]
+    assert [row["step"] for row in timeless[0]] == [2, 4, 6, 8, 9]
+
+
+def test_a_finished_run_is_left_alone(tmp_path):
+    run = RunDir(tmp_path)
+    fit(unet_method(), batches, settings=short(steps=3), run=run)
+    before, metrics = _everything(run), run.metrics.read_text()
+    method = unet_method(seed=1)
+    assert fit(method, _killed_at(0), settings=short(steps=3), run=run) == 3
+    assert _equal(_everything(run), before)
+    assert run.metrics.read_text() == metrics
+    assert torch.equal(method.network.state_dict()["encoder.stages.0.0.convs.0.conv.weight"],
+                       before["method.network.encoder.stages.0.0.convs.0.conv.weight"])  # fmt: skip
+
+
+def test_two_runs_in_one_process_do_not_disturb_each_other(tmp_path):
+    runs = [RunDir(tmp_path / name) for name in "abc"]
+    fit(norm_method(), batches, settings=short(), run=runs[0])
+    fit(unet_method(), batches, settings=short(seed=3), run=runs[1])
+    fit(norm_method(), batches, settings=short(), run=runs[2])
+    assert _equal(_everything(runs[0]), _everything(runs[2]))
+
+
+def test_the_seed_decides_what_is_drawn(tmp_path):
+    states = []
+    for seed in (0, 1):
+        run = RunDir(tmp_path / str(seed))
+        fit(norm_method(), batches, settings=short(seed=seed), run=run)
+        states.append(_everything(run))
+    assert not _equal(*states)
+
+
+def test_the_network_learns_and_its_average_is_exported(tmp_path):
+    method = unet_method()
+    fit(method, batches, settings=short(steps=60, log_every=10), run=RunDir(tmp_path))
+    losses = [row["loss"] for row in _metrics(RunDir(tmp_path))]
+    assert losses[-1] < 0.5 * losses[0]
+    batch = next(batches(1000, 0, 1, size=8))
+    found = method.networks()["network"].eval()(batch.views["image"])[0].argmax(1)
+    overlap = (
+        2 * ((found == 1) & (batch.target == 1)).sum() / ((found == 1).sum() + (batch.target == 1).sum())
+    )
+    assert overlap > 0.85
+    assert method.networks()["network"] is not method.network
+
+
+# Budgets
+
+
+def test_minutes_become_steps_and_the_run_is_the_run_of_those_steps(tmp_path):
+    by_time, by_steps = RunDir(tmp_path / "time"), RunDir(tmp_path / "steps")
+    settings = {"log_every": 1, "checkpoint_seconds": 60.0}
+    steps = fit(norm_method(), batches, settings=short(steps=None, minutes=0.01, **settings), run=by_time)
+    assert steps >= loop.TIMED_STEPS
+    assert len(_metrics(by_time)) == steps
+    fit(norm_method(), batches, settings=short(steps=steps, **settings), run=by_steps)
+    assert _equal(_everything(by_time), _everything(by_steps))
+
+
+def test_a_resumed_budget_is_not_timed_again(tmp_path, monkeypatch):
+    run, settings = RunDir(tmp_path), short(steps=None, minutes=0.004)
+    monkeypatch.setattr(loop._Loop, "steps_for", lambda *_: 7)
+    with pytest.raises(Killed):
+        fit(norm_method(), _killed_at(4), settings=settings, run=run)
+    monkeypatch.setattr(loop._Loop, "steps_for", lambda *_: pytest.fail("timed again"))
+    assert fit(norm_method(), batches, settings=settings, run=run) == 7
+
+
+@pytest.mark.parametrize(
+    "budget",
+    [{}, {"steps": 3, "minutes": 1.0}, {"steps": 0}, {"steps": -4}, {"minutes": math.nan}],
+)
+def test_budgets_that_make_no_sense_are_refused(tmp_path, budget):
+    with pytest.raises(InputError, match=r"--steps|--minutes"):
+        fit(norm_method(), batches, settings=FitSettings(**budget), run=RunDir(tmp_path / "run"))
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_spent_budget_still_gives_a_run(tmp_path):
+    settings = short(steps=None, minutes=-0.5)
+    assert fit(norm_method(), batches, settings=settings, run=RunDir(tmp_path)) == loop.TIMED_STEPS
+
+
+# What a step may change
+
+
+class Alternating(Method):
+    """Two groups that both have gradients; steps take turns."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b = nn.Parameter(torch.ones(3)), nn.Parameter(torch.ones(3))
+        self.seen: list[tuple[torch.Tensor, torch.Tensor]] = []
+
+    def forward(self, batch: Batch, progress: float) -> Step:
+        turn = len(self.seen) % 3
+        active = (("a",), ("b",), None)[turn]
+        return Step((self.a * self.b).sum() * 100, {"turn": float(turn)}, active)
+
+    def parameter_groups(self) -> list[ParameterGroup]:
+        rate, decay = (lambda progress: 0.1 * (1 - progress)), (lambda _: 0.5)
+        return [ParameterGroup(name, (getattr(self, name),), rate, decay) for name in "ab"]
+
+    def after_update(self, progress: float) -> None:
+        norms = [0.0 if p.grad is None else p.grad.norm().item() for p in (self.a, self.b)]
+        self.seen.append((self.a.detach().clone(), self.b.detach().clone()))
+        assert not math.hypot(*norms) > 5.0 + 1e-4  # clip_norm
+
+    def networks(self) -> dict[str, nn.Module]:
+        return {}
+
+
+def test_inactive_groups_get_neither_gradient_nor_decay(tmp_path):
+    method = Alternating()
+    fit(method, batches, settings=short(steps=9), run=RunDir(tmp_path))
+    before = (torch.ones(3), torch.ones(3))
+    for step, after in enumerate(method.seen):
+        moved = tuple(not torch.equal(x, y) for x, y in zip(before, after))
+        assert moved == ((True, False), (False, True), (True, True))[step % 3]
+        before = after
+    state = _everything(RunDir(tmp_path))
+    assert [state[f"optimizer.{i}.step"].item() for i in (0, 1)] == [6, 6]
+    rows = _metrics(RunDir(tmp_path))
+    assert [row["turn"] for row in rows] == [1, 0, 2, 1, 2]
+    np.testing.assert_allclose([row["rate_a"] for row in rows], [0.1 * (1 - s / 9) for s in (1, 3, 5, 7, 8)])
+
+
+def test_the_rate_rises_linearly_and_falls_as_a_cosine():
+    rate = warmup_cosine(2.0, warmup=0.1, final=0.01)
+    assert [rate(p) for p in (0.0, 0.05, 0.1)] == pytest.approx([0.02, 1.01, 2.0])
+    assert rate(0.55) == pytest.approx(0.02 + 1.98 / 2)
+    assert rate(1.0) == pytest.approx(0.02)
+    falling = [rate(p) for p in np.linspace(0.1, 1, 50)]
+    assert falling == sorted(falling, reverse=True)
+    assert warmup_cosine(2.0, warmup=0.0, final=0.5)(0.0) == pytest.approx(2.0)
+
+
+# Choosing the best
+
+
+def test_the_best_state_is_kept(tmp_path):
+    scores, states = iter([0.2, 0.9, 0.9, 0.5]), []
+
+    def score(method: Method) -> float:
+        states.append({n: v.clone() for n, v in method.state_dict().items()})
+        return next(scores)
+
+    method = norm_method()
+    fit(
+        method,
+        batches,
+        settings=short(),
+        run=RunDir(tmp_path),
+        validation=Validation(score=score, every=3),
+    )
+    assert len(states) == 3
+    assert _equal(method.state_dict(), states[1])  # the first of two as good
+    assert [r["validation"] for r in _metrics(RunDir(tmp_path)) if "validation" in r] == [0.2, 0.9, 0.9]
+
+
+def test_the_best_survives_a_kill(tmp_path):
+    def judge(values: dict[int, float]) -> Validation:
+        return Validation(score=lambda method: values[int(method.average.n_averaged)], every=2)
+
+    values = {2: 0.1, 4: 0.8, 6: 0.3, 8: 0.4, 9: 0.5}
+    whole, broken = norm_method(), norm_method()
+    fit(whole, batches, settings=short(), run=RunDir(tmp_path / "whole"), validation=judge(values))
+    run = RunDir(tmp_path / "broken")
+    with pytest.raises(Killed):
+        fit(broken, _killed_at(7), settings=short(), run=run, validation=judge(values))
+    broken = norm_method(seed=1)
+    fit(broken, batches, settings=short(), run=run, validation=judge(values))
+    assert int(broken.average.n_averaged) == 4
+    assert _equal(broken.state_dict(), whole.state_dict())
+
+
+# What must never be written
+
+
+class Exploding(Alternating):
+    def forward(self, batch: Batch, progress: float) -> Step:
+        return Step(self.a.sum() * (math.nan if len(self.seen) == 4 else 1.0) + 0 * self.b.sum())
+
+
+def test_a_loss_that_is_no_number_stops_before_it_is_saved(tmp_path):
+    run = RunDir(tmp_path)
+    with pytest.raises(InputError, match=r"loss nan at step 5; lower --optim\.learning-rate"):
+        fit(Exploding(), batches, settings=short(log_every=50), run=run)
+    assert all(value.isfinite().all() for value in _everything(run).values())
+
+
+def test_a_partial_checkpoint_is_ignored_and_the_old_one_stays(tmp_path, monkeypatch):
+    run = RunDir(tmp_path)
+    with pytest.raises(Killed):
+        fit(norm_method(), _killed_at(3), settings=short(), run=run)
+    before = (run.checkpoint / STATE).read_bytes()
+    import safetensors.torch
+
+    def half(tensors, path, metadata):
+        Path(path).write_bytes(b"half")
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(safetensors.torch, "save_file", half)
+        with pytest.raises(KeyboardInterrupt):
+            fit(norm_method(), batches, settings=short(), run=run)
+    assert (run.checkpoint / STATE).read_bytes() == before
+    assert [p.name for p in run.checkpoint.iterdir()] == [STATE]
+    (run.checkpoint / f".{STATE}.4711.partial").write_bytes(before[:100])  # of a process that was killed
+    assert fit(norm_method(), batches, settings=short(), run=run) == 9
+
+
+@pytest.mark.parametrize("damage", [lambda b: b[:-20], lambda b: b"", lambda b: b"\xff" * 40])
+def test_a_damaged_checkpoint_is_one_line(tmp_path, damage):
+    run = RunDir(tmp_path)
+    fit(norm_method(), batches, settings=short(steps=1), run=run)
+    file = run.checkpoint / STATE
+    file.write_bytes(damage(file.read_bytes()))
+    with pytest.raises(InputError, match="damaged checkpoint; delete it"):
+        fit(norm_method(), batches, settings=short(), run=run)
+
+
+def test_a_checkpoint_of_other_settings_is_refused(tmp_path):
+    fit(norm_method(), batches, settings=short(steps=1), run=RunDir(tmp_path))
+    with pytest.raises(InputError, match="of other settings; choose another --out"):
+        fit(unet_method(), batches, settings=short(steps=1), run=RunDir(tmp_path))
+
+
+@pytest.mark.parametrize("words", [True, False], ids=["safetensors", "system"])
+def test_a_full_disk_is_one_line_and_the_run_goes_on_later(tmp_path, monkeypatch, words):
+    import safetensors.torch
+    from safetensors import SafetensorError
+
+    run, save_file = RunDir(tmp_path / "run"), safetensors.torch.save_file
+    saves = []
+
+    def full(tensors, path, metadata):
+        saves.append(path)
+        if len(saves) == 4:
+            Path(path).write_bytes(b"half")
+            text = "I/O error: No space left on device (os error 28)"
+            raise SafetensorError(text) if words else OSError(errno.ENOSPC, text)
+        save_file(tensors, path, metadata)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(safetensors.torch, "save_file", full)
+        with pytest.raises(InputError, match="the disk is full") as error:
+            fit(norm_method(), batches, settings=short(), run=run)
+    assert "\n" not in str(error.value)
+    assert [p.name for p in run.checkpoint.iterdir()] == [STATE]
+    fit(norm_method(seed=1), batches, settings=short(), run=run)
+    whole = RunDir(tmp_path / "whole")
+    fit(norm_method(), batches, settings=short(), run=whole)
+    assert _equal(_everything(run), _everything(whole))
+
+
+@pytest.fixture
+def small_disk(tmp_path) -> Iterator[Path]:
+    """A file system of 64 kB, where this user may mount one."""
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=64k", "fewbeats-test", str(folder)]
+    try:
+        mounted = (
+            os.name == "posix" and subprocess.run(mount, capture_output=True, check=False).returncode == 0
+        )
+    except FileNotFoundError:
+        mounted = False
+    if not mounted:
+        pytest.skip("no right to mount a small disk")
+    yield folder
+    subprocess.run(["umount", str(folder)], check=True)
+
+
+def test_a_disk_that_is_really_full(small_disk):
+    run = RunDir(small_disk / "run")
+    with pytest.raises(InputError, match="the disk is full"):
+        fit(unet_method(), batches, settings=short(), run=run)
+    assert not list(run.checkpoint.iterdir())
+    (small_disk / "filler").write_bytes(
+        bytes(60 * 1024 - sum(p.stat().st_size for p in small_disk.rglob("*.*")))
+    )
+    with pytest.raises(InputError, match="the disk is full"):
+        run.write_json("run.json", {"long": "x" * 20_000})
+    with pytest.raises(InputError, match="the disk is full"):
+        run.append_metrics({"long": "x" * 20_000})
+    assert not (run.path / "run.json").exists()
+
+
+# The run folder
+
+
+def test_a_folder_belongs_to_one_request(tmp_path):
+    run = RunDir(tmp_path / "run")
+    assert run.claim({"steps": 3, "optim": RATES}) is False
+    assert run.claim({"steps": 3, "optim": RATES}) is False  # to be resumed
+    with pytest.raises(InputError, match="holds a run of other settings"):
+        run.claim({"steps": 4, "optim": RATES})
+    run.write_config({"steps": 3})
+    assert run.claim({"steps": 3, "optim": RATES}) is True
+    assert run.read_config()["steps"] == 3
+    (tmp_path / "file").write_text("")
+    with pytest.raises(InputError, match="is a file"):
+        RunDir(tmp_path / "file").claim({})
+
+
+def test_settings_come_back_from_json(tmp_path):
+    settings = OptimSettings(learning_rate=3e-4, warmup=0.0)
+    RunDir(tmp_path).write_json("settings.json", {"optim": settings})
+    content = RunDir(tmp_path).read_json("settings.json")
+    assert restore_settings(OptimSettings, content["optim"]) == settings
+    with pytest.raises(InputError, match="setting 'rate' is unknown"):
+        restore_settings(OptimSettings, {"rate": 1.0})
+
+
+@pytest.mark.parametrize("content", ["", "{", '{"format": 99}', "[]"])
+def test_unusable_run_folders_are_one_line(tmp_path, content):
+    with pytest.raises(InputError, match="not a finished run folder"):
+        RunDir(tmp_path).read_config()
+    (tmp_path / "run.json").write_text(content)
+    with pytest.raises(InputError, match=r"damaged|format"):
+        RunDir(tmp_path).read_config()
+
+
+# Two processes
+
+
+class Pointwise(Method):
+    """A loss that is a mean over samples, and a network without batch statistics."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.network = nn.Sequential(nn.Conv2d(1, 6, 3, padding=1), nn.ReLU(), nn.Conv2d(6, 2, 1))
+        self.unused = nn.Parameter(torch.ones(2))
+
+    def forward(self, batch: Batch, progress: float) -> Step:
+        return Step(nn.functional.cross_entropy(self.network(batch.views["image"]), batch.target))
+
+    def parameter_groups(self) -> list[ParameterGroup]:
+        parameters = (*self.network.parameters(), self.unused)
+        return [ParameterGroup("all", parameters, lambda p: 1e-2, lambda _: 0.0)]
+
+    def after_update(self, progress: float) -> None:
+        pass
+
+    def networks(self) -> dict[str, nn.Module]:
+        return {"network": self.network}
+
+
+@pytest.mark.slow
+def test_two_processes_are_one_with_the_larger_batch(tmp_path):
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+    done = subprocess.run(
+        [*torchrun, Path(__file__).with_name("two_processes.py"), tmp_path],
+        env=os.environ | {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""},
+        capture_output=True,
+        text=True,
+        timeout=240,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    saved = {}
+    for name in ("pointwise", "norm"):
+        (steps, saved[name]), (other_steps, other) = (torch.load(tmp_path / f"{name}{i}.pt") for i in (0, 1))
+        assert steps == other_steps
+        assert _equal(saved[name], other)
+    assert [row["step"] for row in _metrics(RunDir(tmp_path / "pointwise"))] == [2, 4, 6, 8, 9]
+
+    alone = Pointwise()
+    fit(alone, lambda *at: batches(*at, size=4), settings=short(), run=RunDir(tmp_path / "alone"))
+    for name, value in alone.state_dict().items():
+        torch.testing.assert_close(saved["pointwise"][name], value, atol=1e-5, rtol=1e-4)
+    assert not torch.equal(alone.network[0].weight, Pointwise().network[0].weight)

@@ -1,0 +1,33 @@
+"""What `test_loop` starts with torchrun: two runs, one after the other, in each of two processes."""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+
+import torch
+
+from fewbeats.training.loop import FitSettings, Validation, fit
+from fewbeats.training.rundir import RunDir
+from test_loop import Pointwise, batches, norm_method, short
+
+
+def train(out: Path) -> None:
+    """Save each process's last state as RUN + RANK + .pt, with the number of steps."""
+    runs: dict[str, tuple] = {
+        "pointwise": (Pointwise(), short(), None),
+        "norm": (
+            norm_method(),
+            FitSettings(minutes=0.004, log_every=2, checkpoint_seconds=0.0),
+            Validation(score=lambda method: float(method.network[0].weight.detach().sum()), every=4),
+        ),
+    }
+    for name, (method, settings, validation) in runs.items():
+        steps = fit(method, batches, settings=settings, run=RunDir(out / name), validation=validation)
+        torch.save((steps, method.state_dict()), out / f"{name}{os.environ['RANK']}.pt")
+
+
+if __name__ == "__main__":
+    torch.set_num_threads(1)
+    train(Path(sys.argv[1]))
