@@ -19,6 +19,9 @@ from fewbeats.errors import InputError
 # axis must stay Z whatever its direction in the patient; below it a volume, which is turned to RAS+.
 STACK_ANISOTROPY = 2.0
 
+TOWARD_APEX = np.array([-1.0, 1.0, -1.0])
+"""The human heart's long axis from base to apex: left, anterior, inferior, in RAS+."""
+
 
 class Pixels(Protocol):
     """Lazy pixels in canonical orientation: stored type on disk or in memory, one frame at a time."""
@@ -88,9 +91,9 @@ def canonical_reorientation(affine: np.ndarray) -> Reorientation:
     """How to turn a source grid into the canonical one.
 
     A volume (near-isotropic spacing) goes to the closest RAS+ order. A stack of slices keeps its slices:
-    the axis of largest spacing becomes Z, the in-plane axes keep their order, and each axis is flipped so
-    that its largest component points to the patient's left (x or y), posterior or foot side, as slices
-    are shown in radiology; an affine without rotation (orientation lost) is left as stored.
+    the axis of largest spacing becomes Z and runs from base to apex. The in-plane axes keep their order and
+    are flipped so that their largest component points to the patient's left, posterior or foot side, as
+    slices are shown in radiology. An affine without rotation (orientation lost) is left as stored.
 
     Args:
         affine: (4, 4) source affine, voxel (x, y, z, 1) -> RAS+ mm.
@@ -107,11 +110,11 @@ def canonical_reorientation(affine: np.ndarray) -> Reorientation:
     order_xyz = [axis for axis in range(3) if axis != through] + [through]
     if through == 2 and np.allclose(np.abs(direction), np.eye(3), atol=1e-4):
         return Reorientation()
-    toward = np.array([-1.0, -1.0, -1.0])  # left, posterior, inferior in RAS+
     signs = []
-    for axis in order_xyz:
+    for axis in order_xyz[:2]:  # to left, posterior or inferior, all negative in RAS+
         largest = int(np.argmax(np.abs(direction[:, axis])))
-        signs.append(direction[largest, axis] * toward[largest] < 0)
+        signs.append(direction[largest, axis] > 0)
+    signs.append(direction[:, through] @ TOWARD_APEX < 0)
     return _from_xyz(order_xyz, signs)
 
 
