@@ -112,7 +112,7 @@ def export_network(run: Path, network: nn.Module, settings: SegmentationSettings
     """Write the network as ONNX beside its weights, where the packages for it are installed.
 
     Returns:
-        runtime -> median seconds of one batch of 8 on this machine's CPU.
+        runtime -> least seconds of one batch of 8 on this machine's CPU.
     """
     side, batch = settings.preprocess.size, 8
     shape: tuple[int, ...] = (batch, settings.network.in_channels, side, side)
