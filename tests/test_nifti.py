@@ -16,9 +16,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from fewbeats.disk import atomic_path
 from fewbeats.errors import InputError
 from fewbeats.io import nifti
-from fewbeats.io.nifti import atomic_path, read_labels, read_nifti, write_frames, write_like, write_scan
+from fewbeats.io.nifti import read_labels, read_nifti, write_frames, write_like, write_scan
 from fewbeats.scan import ArrayPixels, Scan
 from test_scan import affines
 

@@ -350,8 +350,8 @@ def _finish(run: RunDir, network: nn.Module, settings: SegmentationSettings, abo
     """Export weights, and ONNX where it can be written, time the runtimes, and mark the run finished."""
     from accelerate import PartialState
 
+    from fewbeats.disk import atomic_path
     from fewbeats.inference.engine import export_network
-    from fewbeats.io.nifti import atomic_path
     from fewbeats.models.weights import save_weights
 
     if not PartialState().is_main_process:

@@ -18,8 +18,9 @@ import polars as pl
 
 from fewbeats.anatomy import CONVENTIONS, find_convention
 from fewbeats.data.split import SPLITS, check_splits
+from fewbeats.disk import atomic_path
 from fewbeats.errors import InputError
-from fewbeats.io.nifti import atomic_path, read_labels, read_nifti
+from fewbeats.io.nifti import read_labels, read_nifti
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping

@@ -19,8 +19,8 @@ import polars as pl
 
 from fewbeats.data.cohort import open_scan
 from fewbeats.data.split import HELD_OUT, check_splits, name_some
+from fewbeats.disk import atomic_path
 from fewbeats.errors import InputError
-from fewbeats.io.nifti import atomic_path
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping

@@ -17,8 +17,8 @@ import numpy as np
 
 from fewbeats.anatomy import annotated, find_convention, relabel
 from fewbeats.data.cohort import open_labels, open_scan
+from fewbeats.disk import atomic_path
 from fewbeats.errors import InputError
-from fewbeats.io.nifti import atomic_path
 from fewbeats.sample import Sample
 from fewbeats.scan import Scan
 from fewbeats.transforms.preprocess import PreprocessSettings, prepare_frame

@@ -9,12 +9,12 @@ from typing import Any
 
 import polars as pl
 
+from fewbeats.disk import atomic_path
 from fewbeats.errors import InputError
 from fewbeats.evaluation.measure import Heartbeat, MeasuredScan, find_heartbeats, measure_scan
 from fewbeats.evaluation.predictions import PredictedScan, join_cohort, read_predictions
 from fewbeats.evaluation.report import render_report
 from fewbeats.evaluation.summary import summarize, tabulate_heartbeats
-from fewbeats.io.nifti import atomic_path
 
 
 def evaluate(predictions: Path, cohort: pl.DataFrame, out: Path) -> dict[str, Any]:

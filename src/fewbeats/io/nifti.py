@@ -7,7 +7,6 @@ way, one frame after the other, so that memory stays flat in the number of frame
 
 from __future__ import annotations
 
-import errno
 import logging
 import os
 import tempfile
@@ -21,6 +20,7 @@ import numpy as np
 from isal import igzip
 from nibabel.openers import ImageOpener
 
+from fewbeats.disk import DISK_FULL, atomic_path
 from fewbeats.errors import InputError
 from fewbeats.scan import Reorientation, Scan, Source, canonical_reorientation
 
@@ -33,10 +33,6 @@ if TYPE_CHECKING:
 logging.getLogger("nibabel.global").setLevel(logging.CRITICAL)
 
 CHUNK = 1 << 20
-DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
-NOT_WRITABLE = (
-    errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EISDIR, errno.EEXIST, errno.ENAMETOOLONG,
-)  # fmt: skip
 TIME_UNIT_BITS = 0x38  # of the header's xyzt_units
 MS_PER_UNIT = {8: 1000.0, 16: 1.0, 24: 0.001}
 # 30 beats a minute in 5 frames are 400 ms apart; a longer frame time is a default left in the header.
@@ -360,28 +356,3 @@ def _header(
 def _open_packed(path: Path, *, packed: bool) -> Iterator[IO[bytes]]:
     with igzip.open(path, "wb", compresslevel=1) if packed else path.open("wb") as file:
         yield file
-
-
-@contextmanager
-def atomic_path(path: Path) -> Iterator[Path]:
-    """A partial file beside `path` that takes its name when the block ends well, and is removed otherwise.
-
-    Raises:
-        InputError: the disk is full, or the folder cannot be written.
-    """
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            yield partial
-            partial.replace(path)
-        finally:
-            partial.unlink(missing_ok=True)
-    except OSError as error:
-        if error.errno in DISK_FULL:
-            raise InputError(f"{path}: the disk is full; make room and run again") from error
-        if error.errno in NOT_WRITABLE:
-            raise InputError(
-                f"{path}: cannot be written ({error.strerror}); choose another output folder"
-            ) from error
-        raise

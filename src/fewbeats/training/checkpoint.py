@@ -7,8 +7,8 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from fewbeats.disk import atomic_path
 from fewbeats.errors import InputError
-from fewbeats.training.rundir import whole_file
 
 if TYPE_CHECKING:
     import torch
@@ -79,7 +79,7 @@ def _write(path: Path, tensors: dict[str, torch.Tensor], state: dict[str, Any]) 
     from safetensors.torch import save_file
 
     plain = {n: v.detach().cpu().clone(memory_format=torch.contiguous_format) for n, v in tensors.items()}
-    with whole_file(path) as partial:
+    with atomic_path(path) as partial:
         try:
             save_file(plain, partial, metadata={"state": json.dumps(state)})
         except SafetensorError as error:  # it tells the system's errors in words

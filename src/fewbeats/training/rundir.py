@@ -10,19 +10,16 @@ run/
 
 from __future__ import annotations
 
-import errno
 import json
-import os
 import platform
 import shutil
 import subprocess
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import asdict, is_dataclass
 from importlib import metadata
 from pathlib import Path
 from typing import Any, TypeVar, get_type_hints
 
+from fewbeats.disk import atomic_path, name_disk_trouble
 from fewbeats.errors import InputError
 
 Settings = TypeVar("Settings")
@@ -45,7 +42,7 @@ class RunDir:
 
     def write_json(self, name: str, content: Any) -> None:
         """Write a JSON file so that it is there whole or not at all."""
-        with whole_file(self.path / name) as partial:
+        with atomic_path(self.path / name) as partial:
             partial.write_text(json.dumps(_plain(content), indent=1) + "\n")
 
     def read_json(self, name: str) -> Any:
@@ -99,7 +96,7 @@ class RunDir:
 
     def append_metrics(self, row: dict[str, Any]) -> None:
         """Add one line to the metrics."""
-        with disk_trouble_named(self.path), self.metrics.open("a") as file:
+        with name_disk_trouble(self.path), self.metrics.open("a") as file:
             file.write(json.dumps(_plain(row)) + "\n")
 
     def cut_metrics(self, step: int) -> None:
@@ -107,44 +104,12 @@ class RunDir:
         if self.metrics.is_file():
             lines = [json.loads(line) for line in self.metrics.read_text().splitlines() if line.endswith("}")]
             kept = [json.dumps(row) + "\n" for row in lines if row.get("step", 0) <= step]
-            with whole_file(self.metrics) as partial:
+            with atomic_path(self.metrics) as partial:
                 partial.write_text("".join(kept))
 
     def drop_checkpoint(self) -> None:
         """Remove what only resuming needs."""
         shutil.rmtree(self.checkpoint, ignore_errors=True)
-
-
-@contextmanager
-def disk_trouble_named(folder: Path) -> Iterator[None]:
-    """What a full or closed disk raises, as one line about the run's folder."""
-    try:
-        yield
-    except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            raise InputError(f"{folder}: the disk is full; make room, the same command goes on") from error
-        if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST):
-            raise InputError(
-                f"{folder}: cannot be written ({error.strerror}); choose another --out"
-            ) from error
-        raise
-
-
-@contextmanager
-def whole_file(path: Path) -> Iterator[Path]:
-    """A partial file, this process's own, that takes the name `path` when the block ends well.
-
-    Raises:
-        InputError: the disk is full, or the folder cannot be written.
-    """
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    with disk_trouble_named(path.parent):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            yield partial
-            partial.replace(path)
-        finally:
-            partial.unlink(missing_ok=True)
 
 
 def restore_settings(cls: type[Settings], content: dict[str, Any]) -> Settings:

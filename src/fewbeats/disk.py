@@ -1,0 +1,52 @@
+"""Files that are there whole or not at all, and one line for a disk that refuses."""
+
+from __future__ import annotations
+
+import errno
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from fewbeats.errors import InputError
+
+DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
+NOT_WRITABLE = (
+    errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EISDIR, errno.EEXIST, errno.ENAMETOOLONG,
+)  # fmt: skip
+
+
+@contextmanager
+def name_disk_trouble(path: Path) -> Iterator[None]:
+    """Turn what a full or closed disk raises into one line about `path`.
+
+    Raises:
+        InputError: the disk is full, or the place cannot be written.
+    """
+    try:
+        yield
+    except OSError as error:
+        if error.errno in DISK_FULL:
+            raise InputError(f"{path}: the disk is full; make room and run again") from error
+        if error.errno in NOT_WRITABLE:
+            raise InputError(
+                f"{path}: cannot be written ({error.strerror}); choose another output folder"
+            ) from error
+        raise
+
+
+@contextmanager
+def atomic_path(path: Path) -> Iterator[Path]:
+    """A partial file beside `path`, this process's own, that takes its name when the block ends well.
+
+    Raises:
+        InputError: the disk is full, or the folder cannot be written.
+    """
+    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    with name_disk_trouble(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            yield partial
+            partial.replace(path)
+        finally:
+            partial.unlink(missing_ok=True)
