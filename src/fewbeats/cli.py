@@ -79,7 +79,10 @@ def _command(name: str, arguments: list[str]) -> Any:
     command = getattr(importlib.import_module(module), cls)
     arguments, file = _take_config(arguments)
     from_file = read_config(file, command) if file else []
-    return parse(command, [*from_file, *arguments], prog=f"fewbeats {name}", file=file, from_file=from_file)
+    # What is worked on comes first, or a list of the file would swallow it; the user's own flags come last.
+    first = next((at for at, argument in enumerate(arguments) if argument.startswith("-")), len(arguments))
+    arguments = [*arguments[:first], *from_file, *arguments[first:]]
+    return parse(command, arguments, prog=f"fewbeats {name}", file=file, from_file=from_file)
 
 
 def parse(
@@ -113,17 +116,13 @@ def parse(
 
 
 def _one_line(box: str) -> str:
-    """What tyro says in a box: its first part, and the option it thinks was meant."""
-    inside = [line.strip("│ ") for line in box.splitlines() if line.startswith("│")]
-    message, hint = [], ""
-    for at, line in enumerate(inside):
-        if line.startswith("──"):
-            rest = inside[at + 1 :]
-            hint = f"; perhaps you meant {rest[1].split()[0]}" if rest[0].startswith("Perhaps") else ""
-            break
-        message.append(line)
-    text = " ".join(" ".join(message).split()).partition(" Got errors:")[0].rstrip(".:")
-    return f"{text[:1].lower()}{text[1:]}{hint}"
+    """What tyro says in a box of lines or of dashes: its first part, and the option it thinks was meant."""
+    lines = [line.strip("│ ") for line in box.splitlines() if not line.startswith(("╭", "╰"))]
+    parts = [" ".join(part.split()) for part in re.split(r"\n[─-]{9,}\n", "\n".join(lines))]
+    said, *rest = parts if box.startswith("╭") else parts[1:]  # with dashes, the title is a part
+    text = said.partition(" Got errors:")[0].rstrip(".:")
+    meant = re.match(r"Perhaps you meant: (\S+)", rest[0]) if rest else None
+    return f"{text[:1].lower()}{text[1:]}{f'; perhaps you meant {meant[1]}' if meant else ''}"
 
 
 def _take_config(arguments: list[str]) -> tuple[list[str], Path | None]:

@@ -1,0 +1,135 @@
+"""The house keeps its shape: imports go down, files stay small, everything public says what it is."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+SOURCE = Path(__file__).parents[1] / "src" / "fewbeats"
+FILES = sorted(SOURCE.rglob("*.py"))
+FLOORS = {
+    "errors": 1, "disk": 1, "scan": 1, "sample": 1, "anatomy": 1, "losses": 1,
+    "models": 2, "io": 2, "transforms": 2, "training": 2,
+    "data": 3, "pretraining": 3, "finetuning": 3,
+    "inference": 4, "evaluation": 4,
+    "teachers": 5,
+    "semi_supervised": 6,
+    "study": 7, "commands": 7,
+    "demo": 8,
+    "cli": 9,
+}  # fmt: skip
+
+
+def room(module: str) -> str:
+    """`fewbeats.data.split` -> `data`; the package itself is `fewbeats`."""
+    return module.removeprefix("fewbeats").strip(".").split(".")[0] or "fewbeats"
+
+
+def module_of(file: Path) -> str:
+    return ".".join(["fewbeats", *file.relative_to(SOURCE).with_suffix("").parts]).removesuffix(".__init__")
+
+
+def imports_of(tree: ast.AST) -> set[str]:
+    """Modules of this package that are imported anywhere in a file, inside functions too."""
+    found = set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, "imports are absolute"
+            found.add(node.module or "")
+    return {name for name in found if name.split(".")[0] == "fewbeats"}
+
+
+@pytest.mark.parametrize("file", FILES, ids=module_of)
+def test_imports_go_down_and_rooms_of_one_floor_do_not_know_each_other(file):
+    own = room(module_of(file))
+    for imported in map(room, imports_of(ast.parse(file.read_text()))):
+        if imported not in (own, "fewbeats"):  # the package holds its version alone
+            one_file = not (SOURCE / imported).is_dir()  # nouns on the ground floor build on each other
+            below = FLOORS[imported] < FLOORS[own] or (FLOORS[imported] == FLOORS[own] == 1 and one_file)
+            assert below, f"{own} (floor {FLOORS[own]}) imports {imported} (floor {FLOORS[imported]})"
+
+
+def test_the_ground_floor_has_no_circle():
+    nouns = {name for name, floor in FLOORS.items() if floor == 1}
+    seen: dict[str, set[str]] = {
+        name: {room(m) for m in imports_of(ast.parse((SOURCE / f"{name}.py").read_text()))} for name in nouns
+    }
+    left = set(nouns)
+    while left:
+        free = {name for name in left if not seen[name] & left - {name}}
+        assert free, f"these import each other: {left}"
+        left -= free
+
+
+def test_every_room_has_a_floor():
+    assert {room(module_of(file)) for file in FILES} - {"fewbeats"} <= FLOORS.keys()
+
+
+@pytest.mark.parametrize("file", FILES, ids=module_of)
+def test_files_and_functions_stay_small(file):
+    text = file.read_text()
+    assert len(text.splitlines()) <= 400
+    for node in ast.walk(ast.parse(text)):
+        if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)):
+            assert node.end_lineno - node.lineno < 60, f"{node.name} is too long"
+
+
+@pytest.mark.parametrize("file", FILES, ids=module_of)
+def test_everything_public_has_a_docstring(file):
+    tree = ast.parse(file.read_text())
+    assert ast.get_docstring(tree) or not tree.body, "the file itself"
+    for node in ast.walk(tree):
+        if isinstance(node, ast.ClassDef) and not node.name.startswith("_"):
+            assert ast.get_docstring(node), f"class {node.name}"
+    for node in tree.body:  # methods that fulfill a contract are described by it
+        if isinstance(node, ast.FunctionDef) and not node.name.startswith("_"):
+            assert ast.get_docstring(node), f"function {node.name}"
+
+
+def test_settings_have_a_docstring_under_each_field():
+    """Command-line help is made of them; a part is described by its own class."""
+    for file in FILES:
+        for node in ast.walk(ast.parse(file.read_text())):
+            if isinstance(node, ast.ClassDef) and node.name.endswith("Settings"):
+                for at, line in enumerate(node.body):
+                    if isinstance(line, ast.AnnAssign) and "Settings" not in ast.unparse(line.annotation):
+                        after = node.body[at + 1] if at + 1 < len(node.body) else None
+                        said = isinstance(after, ast.Expr) and isinstance(after.value, ast.Constant)
+                        assert said, f"{node.name}.{ast.unparse(line.target)}"
+
+
+def test_the_command_line_opens_without_heavy_imports():
+    code = (
+        "import sys, fewbeats.cli; assert fewbeats.cli.main(['--help']) == 0;"
+        "heavy = {'torch', 'timm', 'numpy', 'scipy', 'polars', 'nibabel'} & sys.modules.keys();"
+        "assert not heavy, heavy"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, capture_output=True)
+
+
+@pytest.mark.parametrize("command", ["finetune", "predict", "index"])
+def test_help_of_a_command_does_not_import_torch(command):
+    code = (
+        "import sys, fewbeats.cli\n"
+        f"try: fewbeats.cli.main([{command!r}, '--help'])\n"
+        "except SystemExit: pass\n"
+        "heavy = {'torch', 'timm', 'monai', 'highdicom', 'matplotlib'} & sys.modules.keys()\n"
+        "assert not heavy, heavy"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, capture_output=True)
+
+
+def test_help_answers_at_once():
+    seconds = []
+    for _ in range(3):  # the machine may be busy with something else
+        begun = time.perf_counter()
+        subprocess.run([sys.executable, "-m", "fewbeats.cli", "--help"], check=True, capture_output=True)
+        seconds.append(time.perf_counter() - begun)
+    assert min(seconds) < 1.0
