@@ -9,6 +9,7 @@ from typing import Annotated, Literal
 import tyro
 
 from fewbeats.data.phantom import PhantomSettings
+from fewbeats.errors import InputError
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -23,16 +24,27 @@ class Index:
     """Table to write, .csv or .parquet."""
     split: Path | None = None
     """CSV subject,split with the split of each subject (train, tune, dev, test)."""
+    draw: tuple[float, float, float] | None = None
+    """Draw the splits instead: shares of train, tune and dev, by subject, balanced over the groups."""
+    seed: int = 0
+    """Of the draw."""
     convention: str | None = None
     """Meaning of the label values: acdc, mnms, mmwhs, totalsegmentator, emidec, la2018, fewbeats, a file."""
     labels: Path | None = None
     """Folder of masks named like the scans that add to or replace labels (corrected predictions)."""
 
     def run(self) -> Path:
-        """Index and write; returns the table's path."""
+        """Index and write; returns the table's path.
+
+        Raises:
+            InputError: a file that cannot be used, two sources of splits, shares that do not add up to 1.
+        """
         from fewbeats.data.cohort import write_cohort
         from fewbeats.data.index import index
+        from fewbeats.data.split import SPLITS, draw_splits
 
+        if self.split and self.draw:
+            raise InputError("give either --split or --draw")
         cohort = index(
             self.source,
             layout=self.layout,
@@ -40,12 +52,14 @@ class Index:
             convention=self.convention,
             labels=self.labels,
         )
+        if self.draw:
+            cohort = draw_splits(cohort, fractions=dict(zip(SPLITS, self.draw)), seed=self.seed)
         write_cohort(cohort, self.out)
         labeled = cohort.filter(cohort["label"].is_not_null())["subject"].n_unique()
         print(
             f"{self.out}: {len(cohort)} scans of {cohort['subject'].n_unique()} subjects, {labeled} labeled"
         )
-        if self.split:
+        if self.split or self.draw:
             by_split = cohort.group_by("split", maintain_order=True).n_unique().select("split", "subject")
             print(
                 ", ".join(

@@ -56,4 +56,5 @@ def refuse_seen(predictions: Path, cohort, *, cache: Path) -> None:
 
     judged, _ = read_predictions(predictions)
     rows = cohort.filter(pl.col("scan").is_in([scan.scan for scan in judged]))
-    guard_ancestors([load_provenance(predictions)], by_subject(rows, hash_scans(rows, cache=cache)))
+    seen = by_subject(rows, hash_scans(rows, cache=cache))
+    guard_ancestors([load_provenance(predictions)], seen, mend="predict with --split and judge others")

@@ -113,7 +113,7 @@ class Convert:
         Raises:
             InputError: nothing readable, a frame that no scan has, or the output is the input.
         """
-        scans, stem = read_scans(self.path), bare_name(self.path)
+        scans, stem = read_scans(self.path), bare_name(self.path).removesuffix("_4d")
         planned: dict[Path, tuple[Scan, list[int] | None]] = {}
         for number, scan in enumerate(scans, 1):
             name = stem if len(scans) == 1 else f"{stem}_{number}"

@@ -75,6 +75,8 @@ class Finetune:
         started = time.perf_counter()
         if (self.steps is None) == (self.minutes is None):
             raise InputError("give either --steps or --minutes")
+        if not (self.steps or self.minutes or 0) > 0 or self.localizer_steps < 0:
+            raise InputError("--steps, --minutes: give at least 1; --localizer-steps: at least 0")
         data, run = choose_data(self), RunDir(self.out)
         request = {"command": "finetune", "settings": self, "labeled_subjects": data.labeled_subjects}
         if (run.path / "request.json").is_file() and run.claim(request):

@@ -132,6 +132,8 @@ def whole_folder(out: Path, *, names: Iterable[str], mark: str) -> Iterator[Path
     """
     if out.exists() and not out.is_dir():
         raise InputError(f"{out}: is a file; choose a folder for --out")
+    if (out / "request.json").exists():
+        raise InputError(f"{out}: is a training run, which would be overwritten; choose another --out")
     taken = [name for name in names if (out / name).exists()]
     if taken and not (out / mark).is_file():
         raise InputError(f"{out / taken[0]}: would be overwritten; choose another --out")

@@ -175,7 +175,11 @@ def guard_training(
 
 
 def guard_ancestors(
-    ancestors: Iterable[Provenance], held_out: Mapping[str, Iterable[str]], *, transductive: bool = False
+    ancestors: Iterable[Provenance],
+    held_out: Mapping[str, Iterable[str]],
+    *,
+    transductive: bool = False,
+    mend: str = "start from weights that have not",
 ) -> None:
     """Refuse weights, teachers or localizers that have seen held-out scans, themselves or in their lineage.
 
@@ -183,6 +187,7 @@ def guard_ancestors(
         ancestors: provenance of everything a run starts from; or of the run itself, before it is evaluated.
         held_out: subject -> content hashes of its frames (`by_subject`).
         transductive: allow scans that were seen without their labels (the report must say so).
+        mend: what the user is told to do.
 
     Raises:
         InputError: naming the subjects and the run that saw them.
@@ -197,8 +202,7 @@ def guard_ancestors(
             if seen:
                 through = "" if run is start else f" (an ancestor of '{start.run}')"
                 raise InputError(
-                    f"run '{run.run}'{through} has seen held-out subjects: {name_some(seen)}; "
-                    "start from weights that have not"
+                    f"run '{run.run}'{through} has seen held-out subjects: {name_some(seen)}; {mend}"
                 )
 
 
