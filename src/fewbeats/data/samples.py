@@ -7,6 +7,7 @@ It is stored once under a key of its content and the settings, as two memory-map
 from __future__ import annotations
 
 import hashlib
+import io
 import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, replace
@@ -131,8 +132,10 @@ def _key(
 
 def _store(path: Path, array: np.ndarray) -> None:
     """Save an array so that it is there whole or not at all."""
-    with atomic_path(path) as partial, partial.open("wb") as file:
-        np.save(file, array)
+    whole = io.BytesIO()  # numpy itself does not tell that a disk is full
+    np.save(whole, array)
+    with atomic_path(path) as partial:
+        partial.write_bytes(whole.getbuffer())
 
 
 def _position(slice_order: str | None, slices: int) -> np.ndarray | None:

@@ -59,6 +59,8 @@ def load_engine(run: Path | str, *, runtime: str | None = None) -> Engine:
     try:
         settings = restore_settings(SegmentationSettings, config["settings"])
         structures = tuple(config["structures"])
+    except InputError as error:
+        raise InputError(f"{folder.path}: {error}") from error
     except (KeyError, TypeError, AttributeError) as error:
         raise InputError(f"{folder.path}: damaged run.json; restore the run folder from a copy") from error
     runtime = runtime or _fastest(config.get("engines_seconds", {}), folder.path)

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
-from scipy import ndimage
+from scipy import ndimage, special
 
 from fewbeats.finetuning.segmentation import cut_inputs
 from fewbeats.transforms.preprocess import prepare_frame
@@ -66,4 +66,4 @@ def _heart_probability(scan: Scan, t: int, localizer: Engine) -> np.ndarray:
     """(Z, y, x) on the localizer's grid."""
     image, _ = _low_resolution(scan, t, localizer)
     logits = localizer.call(cut_inputs(image, localizer.settings))
-    return 1.0 / (1.0 + np.exp(logits[:, 0] - logits[:, 1]))
+    return special.expit(logits[:, 1] - logits[:, 0])

@@ -1,0 +1,161 @@
+"""Training from the command line: what a run folder holds, which labels it used, other networks."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+
+import numpy as np
+import polars as pl
+import pytest
+
+from conftest import TINY
+from fewbeats.cli import main
+
+FEW = ("--steps=2", "--localizer-steps=0")
+
+
+@pytest.fixture
+def no_onnx(monkeypatch):
+    """As where the packages for ONNX are not installed; writing it takes seconds."""
+    monkeypatch.setattr("fewbeats.inference.engine.can_export", lambda: False)
+
+
+def train(cohort, out, *flags) -> dict:
+    """A run of two steps; returns its run.json."""
+    assert main(["finetune", str(cohort), f"--out={out}", *TINY, *FEW, *map(str, flags)]) == 0
+    return json.loads((out / "run.json").read_text())
+
+
+def test_a_run_folder_holds_all_that_prediction_and_proof_need(small_run):
+    about = json.loads((small_run / "run.json").read_text())
+    assert about["labeled_subjects"] == ["phantom000", "phantom001", "phantom002"]
+    assert about["structures"] == ["LV", "MYO", "RV"]
+    assert about["modalities"] == ["MR"]
+    assert (about["steps"], about["seed"], about["init"]) == (150, 0, "scratch")
+    assert about["settings"]["preprocess"]["size"] == 64
+    assert {"torch", "onnxruntime", "openvino"} == about["engines_seconds"].keys()
+    assert about["versions"]["fewbeats"]
+    provenance = json.loads((small_run / "provenance.json").read_text())
+    assert {s: len(h) for s, h in provenance["labeled"].items()} == dict.fromkeys(
+        about["labeled_subjects"], 3
+    )
+    steps = [json.loads(line)["step"] for line in (small_run / "metrics.jsonl").read_text().splitlines()]
+    assert steps == list(range(10, 151, 10))
+    names = {f.name for f in small_run.iterdir()}
+    assert not {"checkpoint"} & names
+    assert not [n for n in names if "partial" in n]
+    assert (small_run / "localizer" / "network.safetensors").is_file()
+
+
+@pytest.mark.usefixtures("no_onnx")
+def test_budgets_are_nested_and_lists_are_taken(phantoms, tmp_path):
+    one = train(phantoms, tmp_path / "one", "--labeled=1", "--seed=3")["labeled_subjects"]
+    two = train(phantoms, tmp_path / "two", "--labeled=2", "--seed=3")["labeled_subjects"]
+    assert len(one) == 1
+    assert set(one) < set(two)
+    names = tmp_path / "names.txt"
+    names.write_text("phantom002\n")
+    assert train(phantoms, tmp_path / "list", f"--labeled-subjects={names}")["labeled_subjects"] == [
+        "phantom002"
+    ]
+
+
+@pytest.mark.usefixtures("no_onnx")
+def test_the_checkpoint_is_chosen_within_the_label_budget(phantoms, tmp_path, capfd):
+    about = train(phantoms, tmp_path / "run", "--select=best", "--labeled=2")
+    assert "1 of the 2 labeled subjects choose the checkpoint" in capfd.readouterr().out
+    assert len(about["labeled_subjects"]) == 2
+    rows = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    assert all(0 <= row["validation"] <= 1 for row in rows if "validation" in row)
+    assert any("validation" in row for row in rows)
+
+
+def test_only_manual_labels_are_trained_on(phantoms, tmp_path):
+    """A predicted label of a labeled subject is no part of the supervised pool."""
+    from fewbeats.commands.finetune import Finetune, choose_data
+    from fewbeats.data.cohort import read_cohort, write_cohort
+
+    cohort = read_cohort(phantoms)
+    more = cohort.filter(pl.col("subject") == "phantom000").with_columns(
+        scan=pl.lit("again"), label_source=pl.lit("pseudo")
+    )
+    write_cohort(pl.concat([cohort, more]), tmp_path / "cohort.csv")
+    data = choose_data(Finetune(cohort=tmp_path / "cohort.csv", out=tmp_path / "run", steps=1))
+    assert [row["scan"] for row in data.train_rows] == [f"phantom00{i}_4d" for i in range(3)]
+
+
+@pytest.mark.parametrize(
+    "flags",
+    [
+        ["--network.kind=unet3d", "--slab-slices=8", "--batch-size=2", "--localizer-steps=1"],
+        ["--structures", "LV", "--network.context=0"],
+        ["--network.kind=hub", "--network.encoder=mobilenetv3_small_050", "--batch-size=4"],
+    ],
+    ids=["3D", "one structure", "hub"],
+)
+@pytest.mark.usefixtures("no_onnx")
+def test_other_networks_train_and_predict(flags, phantoms, tmp_path):
+    train(phantoms, tmp_path / "run", *flags)
+    assert (
+        main(["predict", str(tmp_path / "run"), str(phantoms), "--split=tune", f"--out={tmp_path / 'm'}"])
+        == 0
+    )
+    assert (tmp_path / "m" / "phantom003_4d.nii.gz").is_file()
+
+
+def test_a_hub_encoder_starts_from_what_timm_gives(phantoms, tmp_path, monkeypatch, capfd):
+    """A stand-in for the network: timm's own model with known weights."""
+    import torch
+    from segmentation_models_pytorch import encoders
+
+    build = encoders.get_encoder
+
+    def offline(name, *, weights=None, **more):
+        made = build(name, weights=None, **more)
+        if weights:
+            with torch.no_grad():
+                for value in made.parameters():
+                    value.fill_(0.01)
+        return made
+
+    monkeypatch.setattr(encoders, "get_encoder", offline)
+    from fewbeats.commands.finetune import start_network
+    from fewbeats.finetuning.segmentation import SegmentationSettings
+    from fewbeats.models.network import NetworkSettings
+
+    settings = SegmentationSettings(network=NetworkSettings(kind="hub", encoder="mobilenetv3_small_050"))
+    network = start_network(settings, 4, "natural", seed=0)
+    assert "timm mobilenetv3_small_050" in capfd.readouterr().out
+    weights = [p for n, p in network.named_parameters() if n.startswith("encoder.") and p.ndim == 4]
+    assert all(np.allclose(w.detach().numpy(), 0.01, atol=0.01) for w in weights)
+
+
+@pytest.mark.usefixtures("no_onnx")
+def test_a_run_starts_from_another_and_keeps_its_provenance(phantoms, small_run, tmp_path):
+    about = train(phantoms, tmp_path / "run", f"--init={small_run}", "--labeled=1")
+    assert about["init"] == str(small_run)
+    provenance = json.loads((tmp_path / "run" / "provenance.json").read_text())
+    assert list(provenance["labeled"]) == about["labeled_subjects"]
+    assert list(provenance["ancestors"][0]["labeled"]) == ["phantom000", "phantom001", "phantom002"]
+
+
+@pytest.mark.usefixtures("no_onnx")
+def test_minutes_become_steps_once(phantoms, tmp_path):
+    out = tmp_path / "run"
+    flags = ["--minutes=0.01", "--localizer-steps=0", "--batch-size=2"]
+    assert main(["finetune", str(phantoms), f"--out={out}", *TINY, *flags]) == 0
+    assert json.loads((out / "run.json").read_text())["steps"] >= 20
+    assert not (out / "localizer").exists()
+
+
+@pytest.mark.slow
+def test_two_processes_train_one_run(phantoms, tmp_path):
+    out = tmp_path / "run"
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2", "--master_port=29637"]
+    command = [*torchrun, "-m", "fewbeats.cli", "finetune", str(phantoms), f"--out={out}", *TINY, *FEW]
+    found = subprocess.run(command, capture_output=True, text=True, timeout=200, check=False)
+    assert found.returncode == 0, found.stderr[-2000:]
+    assert json.loads((out / "run.json").read_text())["steps"] == 2
+    assert not [f for f in out.rglob("*") if "partial" in f.name]
