@@ -25,15 +25,16 @@ if TYPE_CHECKING:
 
 QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
 LEAST_SPREAD = 0.08  # of a gray-value feature: a handful of training scans underestimates it
-FAR = 6.0  # standard deviations from the training images at which gray values are called unlike them
+FAR = 4.0  # standard deviations from the training images at which gray values are called unlike them
 SPACING_TOLERANCE = np.array([2.0, 1.6, 1.6])  # factor beyond the training scans' voxel sizes (z, y, x)
-MOST_TURNED_DEGREES = 45.0  # between the slices' normal and the nearest of the training scans'
+MOST_TURNED_DEGREES = 35.0  # between the slices' normal and the nearest of the training scans'
 SHORT_AXIS = np.array(
     [-0.62, 0.64, -0.45]
 )  # usual normal, base to apex (RAS), where training files lost theirs
 VOLUME_TOLERANCE = 2.5  # factor beyond the training subjects' volumes
-LEAST_ENCLOSED = 0.5  # share of the LV cavity's in-plane outline that borders on myocardium
+LEAST_ENCLOSED = 0.75  # share of the LV cavity's in-plane outline that borders on myocardium
 REGULAR_JUMP = 0.35  # change of LV volume between neighboring frames, as a share of its largest
+FEW_FRAMES = 4.0  # a beat of so many frames may empty the LV from one to the next
 
 
 def describe_gray(image: np.ndarray) -> np.ndarray:
@@ -173,13 +174,8 @@ class Inspector:
                 found.append(f"{structure} of {volumes.max():.0f} mL is far from the training subjects'")
         if self._enclosed and np.median(self._enclosed) < LEAST_ENCLOSED:
             found.append("the LV cavity is not enclosed by myocardium as in a short-axis heart")
-        lv = self.volumes_ml.get("LV")
-        if (
-            lv is not None
-            and len(lv) > 2
-            and lv.max() > 0
-            and np.abs(np.diff(lv)).max() > REGULAR_JUMP * lv.max()
-        ):
+        lv = self.volumes_ml.get("LV", np.zeros(1))
+        if np.abs(np.diff(lv)).max(initial=0.0) > max(REGULAR_JUMP, FEW_FRAMES / len(lv)) * lv.max():
             found.append("the LV volume jumps between neighboring frames")
         return found
 
