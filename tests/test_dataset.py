@@ -243,12 +243,13 @@ def test_other_pixels_are_kept_apart(row, tmp_path):
 
 
 def test_a_broken_off_sample_is_made_again(row, tmp_path, monkeypatch):
-    def full(file, array):
-        file.write(b"half")
+    def full(path, data):
+        with path.open("wb") as file:
+            file.write(data[: len(data) // 2])
         raise OSError(errno.ENOSPC, "No space left on device")
 
     with monkeypatch.context() as patch:
-        patch.setattr(samples_room.np, "save", full)
+        patch.setattr(Path, "write_bytes", full)
         with pytest.raises(InputError, match="disk is full"):
             _prepared(row, tmp_path)
     assert _kept(tmp_path) == {}
