@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Any
 
 import tyro
 
-from fewbeats.data.cohort import is_nifti
 from fewbeats.errors import InputError
 from fewbeats.io.nifti import read_nifti, write_scan
 
@@ -29,6 +28,8 @@ def read_scans(path: Path, *, frame_time_ms: float | None = None) -> list[Scan]:
     Raises:
         InputError: nothing readable is there.
     """
+    from fewbeats.data.cohort import is_nifti
+
     if is_nifti(path) or not path.exists():
         return [read_nifti(path, frame_time_ms=frame_time_ms)]
     from fewbeats.io.dicom import read_dicom
