@@ -159,3 +159,34 @@ def test_two_processes_train_one_run(phantoms, tmp_path):
     assert found.returncode == 0, found.stderr[-2000:]
     assert json.loads((out / "run.json").read_text())["steps"] == 2
     assert not [f for f in out.rglob("*") if "partial" in f.name]
+
+
+def test_the_moving_average_forgets_the_start_of_a_short_run():
+    import torch
+    from torch import nn
+    from torch.optim.swa_utils import AveragedModel
+
+    from fewbeats.finetuning.supervised import moving_average
+
+    weight = nn.Linear(1, 1, bias=False)
+    nn.init.zeros_(weight.weight)
+    average = AveragedModel(weight, multi_avg_fn=moving_average(0.99))
+    expected = 0.0
+    for step in range(60):  # a jump after the first step
+        average.update_parameters(weight)
+        decay = min(0.99, (1 + step) / (10 + step))
+        expected = (
+            weight.weight.item() if step == 0 else decay * expected + (1 - decay) * weight.weight.item()
+        )
+        nn.init.ones_(weight.weight)
+    found = average.module.weight.item()
+    assert found == pytest.approx(expected, rel=1e-5)
+    assert found > 0.999
+    with torch.no_grad():
+        weight.weight.fill_(2.0)
+    for _ in range(5000):
+        average.update_parameters(weight)
+        if int(average.n_averaged) == 2000:  # from here on it is the plain one
+            before = average.module.weight.item()
+            average.update_parameters(weight)
+            assert 2 - average.module.weight.item() == pytest.approx(0.99 * (2 - before), abs=1e-6)

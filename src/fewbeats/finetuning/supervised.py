@@ -31,7 +31,7 @@ class Supervised(Method):
         super().__init__()
         self.network = network
         self.optim = optim
-        self.average = AveragedModel(network, multi_avg_fn=get_ema_multi_avg_fn(ema_decay), use_buffers=True)
+        self.average = AveragedModel(network, multi_avg_fn=moving_average(ema_decay), use_buffers=True)
         self.average.requires_grad_(False)
 
     def forward(self, batch: Batch, progress: float) -> Step:
@@ -66,6 +66,19 @@ class Supervised(Method):
 
     def networks(self) -> dict[str, nn.Module]:
         return {"network": self.average.module}
+
+
+def moving_average(decay: float):
+    """Exponential moving average that reaches back over a tenth of the steps so far at most.
+
+    Otherwise the export of a run of fewer than some 3 / (1 - decay) steps would still hold its random start.
+    """
+
+    def update(averages, values, count) -> None:
+        now = min(decay, (1 + float(count)) / (10 + float(count)))
+        get_ema_multi_avg_fn(now)(averages, values, count)
+
+    return update
 
 
 def _shrink(target: Tensor, logits: Tensor) -> Tensor:
