@@ -190,3 +190,27 @@ def test_the_moving_average_forgets_the_start_of_a_short_run():
             before = average.module.weight.item()
             average.update_parameters(weight)
             assert 2 - average.module.weight.item() == pytest.approx(0.99 * (2 - before), abs=1e-6)
+
+
+def test_batch_norm_is_taken_anew_for_the_exported_network():
+    """Weights that were averaged, or moved, meet statistics of the data they will see."""
+    import torch
+    from torch import nn
+
+    from fewbeats.finetuning.segmentation import RECALIBRATION, recalibrate
+    from fewbeats.sample import Batch
+
+    network = nn.Sequential(nn.Conv2d(1, 2, 1), nn.BatchNorm2d(2))
+    generator, drawn = torch.Generator().manual_seed(0), []
+
+    def batches(start, rank, world):
+        while True:
+            drawn.append(3 + 2 * torch.randn(4, 1, 8, 8, generator=generator))
+            yield Batch(views={"image": drawn[-1]})
+
+    assert not recalibrate(network, batches).training
+    assert len(drawn) == RECALIBRATION
+    seen = network[0](torch.cat(drawn))
+    assert network[1].running_mean == pytest.approx(seen.mean((0, 2, 3)).detach(), abs=1e-4)
+    assert network[1].running_var == pytest.approx(seen.var((0, 2, 3)).detach(), rel=0.02)
+    assert network[1].momentum == 0.1

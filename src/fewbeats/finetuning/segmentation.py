@@ -24,6 +24,9 @@ if TYPE_CHECKING:
     from fewbeats.training.rundir import RunDir
 
 
+RECALIBRATION = 25  # batches from which the exported network's BatchNorm statistics are taken
+
+
 @dataclass(frozen=True, kw_only=True)
 class SegmentationSettings:
     """Everything that decides what a segmentation network becomes, but for its data and its start."""
@@ -107,7 +110,18 @@ def train_segmentation(
     method = Supervised(network, optim=settings.optim, ema_decay=settings.ema_decay)
     augmented = augment(batches, settings, seed=fit_settings.seed)
     steps = fit(method, augmented, settings=fit_settings, run=run, label=label, validation=validation)
-    return exported(method), steps
+    return recalibrate(exported(method), augmented), steps
+
+
+def recalibrate(network: nn.Module, batches: Batches) -> nn.Module:
+    """Take BatchNorm's statistics anew under the averaged weights, which never ran in training mode."""
+    from itertools import islice
+
+    from torch.optim.swa_utils import update_bn
+
+    device = next(network.parameters()).device
+    update_bn((batch.views["image"].to(device) for batch in islice(batches(0, 0, 1), RECALIBRATION)), network)
+    return network.eval()
 
 
 def exported(method: Method) -> nn.Module:
