@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
 SLAB = 16  # slices that pass the network, and are resampled and decided on, together
 ROOM = 1.2  # the field of view is at least this many times the heart
+MOST_ZOOM = 1.5  # beyond it hearts would look smaller than augmentation ever showed them
 
 
 @dataclass(frozen=True)
@@ -67,7 +68,7 @@ def find_region(scan: Scan, model: Model) -> Region:
 
 def fit_view(settings: PreprocessSettings, region: Region) -> PreprocessSettings:
     """A coarser grid where the heart would not fit into the network's field of view."""
-    zoom = max(1.0, ROOM * region.extent_mm / settings.field_of_view_mm)
+    zoom = min(max(1.0, ROOM * region.extent_mm / settings.field_of_view_mm), MOST_ZOOM)
     return replace(settings, spacing_mm=settings.spacing_mm * zoom)
 
 
