@@ -124,7 +124,8 @@ def draw_strips(values: Mapping[str, Mapping[str, float]], title: str, *, struct
             chart.dot(column + aside, min(value, y[1]), kind=kind, says=f"{subject}: {value:.3g}")
         chart.line(column - 0.3, middle, column + 0.3, middle, kind=f"median {structure}")
         label = f"{group} ({len(by_subject)})" if len(values) <= 6 else group
-        chart.text(chart.x(column), chart.bottom + 16, label)
+        lower = 13 if column % 2 and len(values) > 3 else 0  # neighbors on two lines do not collide
+        chart.text(chart.x(column), chart.bottom + 16 + lower, label)
     return chart.svg(f"{title} by group")
 
 
