@@ -9,8 +9,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import TYPE_CHECKING
 
 import numpy as np
+
+if TYPE_CHECKING:
+    from threadpoolctl import ThreadpoolController
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -131,6 +135,14 @@ def linear_matrix(start: float, step: float, count: int, source: int, *, clamp: 
     return weights.astype(np.float32)
 
 
+@lru_cache(maxsize=1)
+def _blas() -> ThreadpoolController:
+    """Products this small gain nothing from BLAS threads, which then spin on and take the network's cores."""
+    from threadpoolctl import ThreadpoolController
+
+    return ThreadpoolController()
+
+
 def _along(volume: np.ndarray, axis: int, weights: np.ndarray, used: slice) -> np.ndarray:
     """Apply a resampling matrix along one of the last three axes."""
     index = [slice(None)] * volume.ndim
@@ -140,11 +152,12 @@ def _along(volume: np.ndarray, axis: int, weights: np.ndarray, used: slice) -> n
         weights, np.eye(len(weights), dtype=np.float32)
     ):
         return part
-    if axis in (2, -1):
-        return part @ weights.T
-    if axis in (1, -2):
-        return np.matmul(weights, part)
-    return np.moveaxis(np.tensordot(weights, np.moveaxis(part, axis, 0), 1), 0, axis)
+    with _blas().limit(limits=1, user_api="blas"):
+        if axis in (2, -1):
+            return part @ weights.T
+        if axis in (1, -2):
+            return np.matmul(weights, part)
+        return np.moveaxis(np.tensordot(weights, np.moveaxis(part, axis, 0), 1), 0, axis)
 
 
 def lay_grid(
