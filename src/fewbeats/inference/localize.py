@@ -9,7 +9,7 @@ import numpy as np
 from scipy import ndimage, special
 
 from fewbeats.finetuning.segmentation import cut_inputs
-from fewbeats.transforms.preprocess import prepare_frame
+from fewbeats.transforms.preprocess import lay_grid, prepare_frame
 
 if TYPE_CHECKING:
     from fewbeats.inference.engine import Engine
@@ -47,7 +47,7 @@ def locate_heart(scan: Scan, localizer: Engine) -> Region:
         return whole_image(scan, found=False)
     largest = 1 + int(np.argmax(ndimage.sum_labels(likely, labels, range(1, count + 1))))
     z, y, x = ndimage.find_objects(labels)[largest - 1]
-    _, grid = _low_resolution(scan, looks[0], localizer)
+    grid = lay_grid(scan.shape[1:], scan.spacing_mm, localizer.settings.preprocess)
     center = [
         start + step * (part.start + part.stop - 1) / 2
         for start, step, part in zip(grid.start[1:], grid.step[1:], (y, x))
@@ -56,14 +56,9 @@ def locate_heart(scan: Scan, localizer: Engine) -> Region:
     return Region((center[0], center[1]), extent, (z.start, z.stop))
 
 
-def _low_resolution(scan: Scan, t: int, localizer: Engine):
-    return prepare_frame(
-        scan.frame(t), scan.spacing_mm, localizer.settings.preprocess, modality=scan.modality or "MR"
-    )
-
-
 def _heart_probability(scan: Scan, t: int, localizer: Engine) -> np.ndarray:
     """(Z, y, x) on the localizer's grid."""
-    image, _ = _low_resolution(scan, t, localizer)
+    settings = localizer.settings.preprocess
+    image, _ = prepare_frame(scan.frame(t), scan.spacing_mm, settings, modality=scan.modality or "MR")
     logits = localizer.call(cut_inputs(image, localizer.settings))
     return special.expit(logits[:, 1] - logits[:, 0])
