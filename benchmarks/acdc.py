@@ -32,7 +32,14 @@ class Arm:
 
 SCRATCH = ("--init", "scratch")
 PLAIN = (*SCRATCH, "--network.kind", "unet2d")
+NARROW = ("--network.decoder-channels", "128", "64", "32", "16", "16")
+ALONE = ("--network.context", "0")
+STRONG = ("--intensity.probability", "0.5", "--intensity.bias-field", "1.0")
 ARMS = {
+    "recipe-alone": Arm(7, 900, (*NARROW, *ALONE)),
+    "recipe-neighbors": Arm(7, 900, NARROW),
+    "recipe-alone-strong": Arm(7, 900, (*NARROW, *ALONE, *STRONG)),
+    "recipe-neighbors-strong": Arm(7, 900, (*NARROW, *STRONG)),
     "natural-7": Arm(7, 900),
     "natural-7-300": Arm(7, 300),
     "natural-7-1800": Arm(7, 1800),

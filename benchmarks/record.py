@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
+import os
 import platform
 import subprocess
 import sys
@@ -63,12 +65,17 @@ def record(table: str, *, run: Path, report: Path, **key: Any) -> None:
 
 
 def append(table: str, rows: pl.DataFrame) -> None:
-    """Add rows to a table of `rows/`; made where it is missing."""
-    file = ROWS / table
-    if file.is_file():
-        rows = pl.concat([pl.read_csv(file), rows], how="diagonal_relaxed")
+    """Add rows to a table of `rows/`; made where it is missing. Two benchmarks may run side by side."""
     ROWS.mkdir(exist_ok=True)
-    rows.write_csv(file)
+    file = ROWS / table
+    folder = os.open(ROWS, os.O_RDONLY)
+    fcntl.flock(folder, fcntl.LOCK_EX)
+    try:
+        if file.is_file():
+            rows = pl.concat([pl.read_csv(file), rows], how="diagonal_relaxed")
+        rows.write_csv(file)
+    finally:
+        os.close(folder)
 
 
 def machine() -> str:
