@@ -39,7 +39,7 @@ ARMS = {
     "recipe-alone": Arm(7, 900, (*NARROW, *ALONE)),
     "recipe-neighbors": Arm(7, 900, NARROW),
     "recipe-alone-strong": Arm(7, 900, (*NARROW, *ALONE, *STRONG)),
-    "recipe-neighbors-strong": Arm(7, 900, (*NARROW, *STRONG)),
+    "recipe-alone-long": Arm(7, 1800, (*NARROW, *ALONE)),
     "natural-7": Arm(7, 900),
     "natural-7-300": Arm(7, 300),
     "natural-7-1800": Arm(7, 1800),

@@ -15,7 +15,7 @@ from fewbeats.anatomy import FEWBEATS_VALUES
 from fewbeats.transforms.preprocess import prepare_frame
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Sequence
 
     from fewbeats.inference.localize import Region
     from fewbeats.inference.segment import Model
@@ -34,6 +34,7 @@ SHORT_AXIS = np.array(
 VOLUME_TOLERANCE = 2.5  # factor beyond the training subjects' volumes
 LEAST_ENCLOSED = 0.75  # share of the LV cavity's in-plane outline that borders on myocardium
 REGULAR_JUMP = 0.35  # change of LV volume between neighboring frames, as a share of its largest
+LONGEST_CUT_MM = 15.0  # outline of a structure along the image's border, over all slices of a frame
 FEW_FRAMES = 4.0  # a beat of so many frames may empty the LV from one to the next
 
 
@@ -110,6 +111,7 @@ class Inspector:
         self.settings = model.segmenter.settings.preprocess
         self.volumes_ml = {s: np.zeros(scan.shape[0]) for s in model.structures}
         self._enclosed: list[float] = []
+        self._cut_mm = dict.fromkeys(model.structures, 0.0)
 
     def see(self, t: int, mask: np.ndarray) -> np.ndarray:
         """Note volumes and shape of the mask (Z, Y, X) of frame t; returns the mask."""
@@ -118,6 +120,9 @@ class Inspector:
             volumes[t] = counts[FEWBEATS_VALUES[structure]] * self.scan.voxel_ml
         if {"LV", "MYO"} <= self.volumes_ml.keys() and counts[FEWBEATS_VALUES["LV"]]:
             self._enclosed.append(enclosed_share(mask))
+        for structure in self._cut_mm:
+            length = border_length_mm(mask == FEWBEATS_VALUES[structure], self.scan.spacing_mm)
+            self._cut_mm[structure] = max(self._cut_mm[structure], length)
         return mask
 
     def warnings(self) -> tuple[str, ...]:
@@ -172,12 +177,25 @@ class Inspector:
                 found.append(f"no {structure} was found")
             elif volumes.max() > most * VOLUME_TOLERANCE or volumes.max() < least / VOLUME_TOLERANCE:
                 found.append(f"{structure} of {volumes.max():.0f} mL is far from the training subjects'")
+        found += [
+            f"{structure} is cut by the image's border"
+            for structure, length in self._cut_mm.items()
+            if length > LONGEST_CUT_MM
+        ]
         if self._enclosed and np.median(self._enclosed) < LEAST_ENCLOSED:
             found.append("the LV cavity is not enclosed by myocardium as in a short-axis heart")
         lv = self.volumes_ml.get("LV", np.zeros(1))
         if np.abs(np.diff(lv)).max(initial=0.0) > max(REGULAR_JUMP, FEW_FRAMES / len(lv)) * lv.max():
             found.append("the LV volume jumps between neighboring frames")
         return found
+
+
+def border_length_mm(mask: np.ndarray, spacing_mm: Sequence[float]) -> float:
+    """Length along which a mask (Z, Y, X) runs into the in-plane border of the image, summed over slices."""
+    _, y_mm, x_mm = spacing_mm
+    along_y = int(mask[:, :, 0].sum() + mask[:, :, -1].sum())
+    along_x = int(mask[:, 0].sum() + mask[:, -1].sum())
+    return along_y * y_mm + along_x * x_mm
 
 
 def enclosed_share(mask: np.ndarray) -> float:
