@@ -446,6 +446,45 @@ def test_dicom_folders_are_subjects_and_may_hold_several_scans(tmp_path):
         open_scan(rows_of(back)["v1_2"])
 
 
+def mend_in_a_viewer(seg):
+    """A person has worked on the first segment of a DICOM SEG."""
+    import pydicom
+
+    data = pydicom.dcmread(seg)
+    data.SegmentSequence[0].SegmentAlgorithmType = "SEMIAUTOMATIC"
+    data.save_as(seg)
+
+
+def test_a_prediction_in_a_dicom_folder_is_no_manual_label(tmp_path, capsys):
+    from fewbeats.cli import main
+    from fewbeats.io.dicom import read_dicom
+    from fewbeats.io.dicom_seg import write_seg
+    from synthetic_dicom import write_cine
+
+    for subject in ("v1", "v2"):
+        write_cine(tmp_path / "src" / subject)
+        (scan,) = read_dicom(tmp_path / "src" / subject)
+        mask = np.zeros(scan.shape, np.uint8)
+        mask[:, 1, 2:5, 3:6], mask[:, 2, 2:5, 3:6] = 1, 2
+        predicted = write_seg(mask, scan, tmp_path / "src" / subject / "seg", structures=["LV", "MYO"])
+    assert main(["index", str(tmp_path / "src"), "--layout=dicom", f"--out={tmp_path / 'c.csv'}"]) == 0
+    said = capsys.readouterr().out
+    assert "2 scans of 2 subjects, 0 labeled" in said
+    assert "labels made by a program: 2;" in said
+    assert read_cohort(tmp_path / "c.csv")["label_source"].to_list() == ["pseudo", "pseudo"]
+    own = tmp_path / "src/v2/own"
+    for drawn in write_seg(mask * (mask == 1), scan, own, structures=["LV"]):
+        mend_in_a_viewer(drawn)
+    rows = rows_of(index(tmp_path / "src", layout="dicom"))
+    assert (rows["v2"]["label"], rows["v2"]["label_source"]) == (str(own), "manual")
+    assert rows["v2"]["convention"] == "fewbeats:LV"  # the network's MYO is not its background
+    assert rows["v1"]["convention"] == "fewbeats:LV+MYO"
+    shutil.rmtree(own)
+    mend_in_a_viewer(predicted[0])
+    row = rows_of(index(tmp_path / "src", layout="dicom"))["v2"]
+    assert (row["label"], row["label_frames"]) == (str(predicted[0]), "0")
+
+
 def test_masks_of_dicom_scans_come_by_name(tmp_path):
     from fewbeats.io.nifti import write_like
 
@@ -605,7 +644,11 @@ def test_real_dicom_folder_with_segmentations(realdata, tmp_path):
     scan = read_dicom(folder)[0]
     mask = np.zeros(scan.shape, np.uint8)
     mask[3, 5:7, 100:120, 90:130] = 1
-    write_seg(mask, scan, folder / "seg", structures=["LV"])
+    files = write_seg(mask, scan, folder / "seg", structures=["LV"])
+    row = index(tmp_path, layout="dicom", check_pixels=False).row(0, named=True)
+    assert (row["label_frames"], row["label_source"]) == ("3", "pseudo")
+    for file in files:
+        mend_in_a_viewer(file)
     row = index(tmp_path, layout="dicom", check_pixels=False).row(0, named=True)
     assert (row["label_frames"], row["convention"], row["label_source"]) == ("3", "fewbeats:LV", "manual")
     assert np.array_equal(open_labels(row, open_scan(row))[3], mask[3])

@@ -55,10 +55,15 @@ class Index:
         if self.draw:
             cohort = draw_splits(cohort, fractions=dict(zip(SPLITS, self.draw)), seed=self.seed)
         write_cohort(cohort, self.out)
-        labeled = cohort.filter(cohort["label"].is_not_null())["subject"].n_unique()
+        labeled = cohort.filter(cohort["label_source"] == "manual")["subject"].n_unique()
         print(
             f"{self.out}: {len(cohort)} scans of {cohort['subject'].n_unique()} subjects, {labeled} labeled"
         )
+        if made := cohort["label_source"].eq("pseudo").sum():
+            print(
+                f"labels made by a program: {made}; nothing is trained on or judged by them (label_source pseudo); "
+                "where a person has mended one, write manual there"
+            )
         if self.split or self.draw:
             by_split = cohort.group_by("split", maintain_order=True).n_unique().select("split", "subject")
             print(

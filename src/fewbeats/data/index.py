@@ -156,11 +156,21 @@ def narrow_fewbeats(rows: Iterable[Row]) -> list[Row]:
     """
     listed = list(rows)
     own = [row for row in listed if row.get("convention") == "fewbeats" and row.get("label")]
-    values = set().union(*(row["_values"] for row in own))
-    drawn = "fewbeats:" + "+".join(s for s, value in FEWBEATS_VALUES.items() if value in values)
+    found: dict[bool, set[int]] = {
+        True: set(),
+        False: set(),
+    }  # a person's labels do not answer for a network's
     for row in own:
-        row["convention"] = drawn
+        found[_is_manual(row)] |= row["_values"]
+    for row in own:
+        values = found[_is_manual(row)]
+        drawn = (structure for structure, value in FEWBEATS_VALUES.items() if value in values)
+        row["convention"] = "fewbeats:" + "+".join(drawn)
     return [{name: cell for name, cell in row.items() if name != "_values"} for row in listed]
+
+
+def _is_manual(row: Row) -> bool:
+    return (row.get("label_source") or "manual") == "manual"
 
 
 def refuse_empty(scan: Scan) -> None:
@@ -196,8 +206,11 @@ def scans_in_dicom(row: Row, path: Path) -> list[tuple[Row, Scan]]:
             else {**row, "image": f"{path}#{number}", "scan": f"{row['scan']}_{number}"}
         )
         mine = [f for f in segs if _refers_to(f, scan, only=len(scans) == 1)]
+        drawn = [f for f in mine if not _is_automatic(f)]  # what a person drew goes before what a network did
         if mine:
-            one = {**one, "label": str(_one_place(mine, segs)), "convention": "fewbeats"}
+            label = str(_one_place(drawn or mine, segs))
+            source = "manual" if drawn else "pseudo"
+            one = {**one, "label": label, "convention": "fewbeats", "label_source": source}
         found.append((one, scan))
     return found
 
@@ -211,6 +224,14 @@ def _refers_to(seg: Path, scan: Scan, *, only: bool) -> bool:
         if only:
             raise
         return False
+
+
+def _is_automatic(seg: Path) -> bool:
+    """Whether a program made all of its segments, and nobody has mended one; `predict` writes such files."""
+    import pydicom
+
+    data = pydicom.dcmread(seg, stop_before_pixels=True, specific_tags=["SegmentSequence"])
+    return all(segment.get("SegmentAlgorithmType") == "AUTOMATIC" for segment in data.SegmentSequence)
 
 
 def _one_place(mine: list[Path], all_of_them: list[Path]) -> Path:

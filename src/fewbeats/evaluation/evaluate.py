@@ -35,8 +35,8 @@ def evaluate(predictions: Path, cohort: pl.DataFrame, out: Path) -> dict[str, An
     scans = join_cohort(predicted, cohort)
     if not any(scan.convention for scan in scans):
         raise InputError(
-            f"{predictions}: none of its {len(predicted)} scans has a manual label in the cohort; "
-            "predict scans of that cohort, or add their labels to its column label"
+            f"{predictions}: none of its {len(predicted)} scans has a manual label in the cohort"
+            f"{_tell_made(scans)}; predict scans of that cohort, or add their labels to its column label"
         )
     measured = [measure_scan(scan) for scan in scans]
     beats = find_heartbeats(measured)
@@ -76,6 +76,12 @@ def write_prediction_report(predictions: Path, out: Path) -> Path:
     beats: Sequence[Heartbeat] = find_heartbeats(measured)
     _write(out / "report.html", render_report(measured, beats, run=run))
     return out / "report.html"
+
+
+def _tell_made(scans: list[PredictedScan]) -> str:
+    """That there are labels, but such as no person drew."""
+    made = [str(s.row["label_source"]) for s in scans if s.row.get("label") and s.convention is None]
+    return f" ({len(made)} labels are {' or '.join(sorted(set(made)))})" if made else ""
 
 
 def _count_caveats(
