@@ -596,6 +596,15 @@ def test_an_image_that_changed_since_is_refused(tmp_path):
         open_scan(row)
 
 
+def test_the_table_tells_the_modality_where_the_file_does_not(tmp_path):
+    row = index(image(tmp_path / "a.nii.gz").parent, layout="folder").row(0, named=True)
+    assert open_scan(row).modality == ""
+    assert open_scan({**row, "modality": "CT"}).modality == "CT"
+    dicom_series(tmp_path / "src/v1", orientation=(1, 0, 0, 0, 1, 0), slices=3, seed=1)
+    row = index(tmp_path / "src", layout="dicom").row(0, named=True)
+    assert open_scan({**row, "modality": "CT"}).modality == "MR"  # the header knows
+
+
 # ---- real scans
 
 

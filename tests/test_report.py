@@ -258,9 +258,7 @@ def test_frames_that_cannot_be_matched_are_refused(cohort):
 def test_labels_of_a_teacher_judge_nothing(cohort):
     cohort.add_pair("s1", label_source="teacher")
     cohort.add_cine("c1")
-    with pytest.raises(
-        InputError, match=r"none of its 3 scans has a manual label .* \(2 labels are teacher\)"
-    ):
+    with pytest.raises(InputError, match=r"none of its 3 scans has a manual label .* \(2 labels are teacher"):
         judge(cohort)
 
 

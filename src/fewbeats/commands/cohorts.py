@@ -61,8 +61,8 @@ class Index:
         )
         if made := cohort["label_source"].eq("pseudo").sum():
             print(
-                f"labels made by a program: {made}; nothing is trained on or judged by them (label_source pseudo); "
-                "where a person has mended one, write manual there"
+                f"labels made by a program: {made}; nothing is trained on or judged by them; where a person "
+                "has mended one, write manual into label_source"
             )
         if self.split or self.draw:
             by_split = cohort.group_by("split", maintain_order=True).n_unique().select("split", "subject")

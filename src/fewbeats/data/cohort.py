@@ -10,6 +10,7 @@ from __future__ import annotations
 import csv
 import difflib
 import re
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -173,7 +174,7 @@ def open_scan(row: Mapping[str, Any]) -> Scan:
     indexed = tuple(row[name] for name in ("frames", "slices", "rows", "columns"))
     if None not in indexed and scan.shape != indexed:
         raise InputError(f"{path}: shape {scan.shape} is not the {indexed} in the cohort; index it again")
-    return scan
+    return replace(scan, modality=scan.modality or row["modality"] or "")  # NIfTI does not tell
 
 
 def open_labels(row: Mapping[str, Any], scan: Scan) -> dict[int, np.ndarray]:

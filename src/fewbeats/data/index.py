@@ -156,10 +156,7 @@ def narrow_fewbeats(rows: Iterable[Row]) -> list[Row]:
     """
     listed = list(rows)
     own = [row for row in listed if row.get("convention") == "fewbeats" and row.get("label")]
-    found: dict[bool, set[int]] = {
-        True: set(),
-        False: set(),
-    }  # a person's labels do not answer for a network's
+    found: dict[bool, set[int]] = {True: set(), False: set()}  # a network draws what a person did not
     for row in own:
         found[_is_manual(row)] |= row["_values"]
     for row in own:
