@@ -10,6 +10,7 @@ import pydicom
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from nibabel.orientations import aff2axcodes
 from pydicom.uid import JPEG2000Lossless, JPEGLSLossless, RLELossless
 
 from fewbeats.io.dicom import read_dicom
@@ -160,6 +161,31 @@ def test_ct_with_one_series_per_phase(tmp_path, phase_in, times):
         assert scan.frame_times_ms is None
     else:
         np.testing.assert_allclose(scan.frame_times_ms, times)
+
+
+@pytest.mark.parametrize("in_plane_mm", [0.4, 0.5])
+def test_axial_ct_is_turned_alike_whatever_its_pixel_size(tmp_path, in_plane_mm):
+    write_ct(tmp_path, phases=(0.0,), grid=Grid(slices=6, distance=0.9, spacing=(in_plane_mm, in_plane_mm)))
+    scan = only(read_dicom(tmp_path))
+    assert aff2axcodes(scan.affine) == ("R", "A", "S")
+    assert_truth(scan, 1, tolerance=1.0)
+
+
+def test_thick_axial_ct_has_not_lost_its_orientation(tmp_path):
+    write_ct(tmp_path, phases=(0.0,), grid=Grid(distance=3.0, spacing=(0.7, 0.7)))
+    scan = only(read_dicom(tmp_path))
+    assert aff2axcodes(scan.affine) == ("L", "P", "I")
+    assert scan.is_stack
+    assert_truth(scan, 1, tolerance=1.0)
+
+
+@pytest.mark.parametrize("thickness", [None, 1.0])
+def test_one_slice_without_a_thick_slice_stays_a_slice(tmp_path, thickness):
+    grid = Grid(slices=1, orientation=CORONAL, spacing=(1.4, 1.4))
+    write_cine(tmp_path, grid=grid, SliceThickness=thickness)
+    scan = only(read_dicom(tmp_path))
+    assert scan.shape == (3, 1, 12, 16)
+    assert scan.is_stack
 
 
 def test_ct_phases_are_sorted_by_phase_not_by_series(tmp_path):

@@ -154,6 +154,13 @@ def test_odd_numbers_of_dimensions(folder):
     np.testing.assert_array_equal(read_nifti(folder / "two.nii").frame(0), array[0, :1])
 
 
+def test_one_slice_is_not_turned_on_its_side(folder):
+    """Whatever depth the header gives it, in a cine too."""
+    coronal = np.array([[1.4, 0, 0, 0], [0, 0, 1.0, 0], [0, -1.4, 0, 0], [0, 0, 0, 1]])
+    path = _save(folder / "one.nii", _values((4, 1, 32, 30), "i2", 7), coronal)
+    assert read_nifti(path).shape == (4, 1, 32, 30)
+
+
 def test_frames_are_written_as_they_come(tmp_path):
     """Never more than one frame in memory: the next is asked for when the last is on its way to disk."""
     alive = []

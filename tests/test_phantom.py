@@ -83,7 +83,7 @@ def test_subjects_beat_like_hearts(seed):
 def test_short_axis_stacks_are_canonical_oblique_and_base_first(seed):
     subject = make_subject(seed)
     scan, _ = make_scan(subject, PhantomSettings(frames=1, matrix=16, pixel_mm=(2.0, 2.0)))
-    assert canonical_reorientation(scan.affine) == Reorientation()
+    assert canonical_reorientation(scan.affine, scan.shape[1:]) == Reorientation()
     assert scan.is_stack
     assert scan.spacing_mm[0] in (pytest.approx(8), pytest.approx(9), pytest.approx(10))
     direction = scan.affine[:3, :3] / np.linalg.norm(scan.affine[:3, :3], axis=0)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from itertools import permutations, product
 
+import nibabel as nib
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -12,11 +13,13 @@ from hypothesis import strategies as st
 from fewbeats.errors import InputError
 from fewbeats.scan import (
     STACK_ANISOTROPY,
+    STACK_MM,
     ArrayPixels,
     Reorientation,
     Scan,
     Source,
     canonical_reorientation,
+    is_orientation_lost,
 )
 
 TURNS = [
@@ -77,21 +80,22 @@ def test_turning_moves_no_voxel(affine, shape, turn):
 @given(affines(), shapes)
 @settings(max_examples=150, deadline=None)
 def test_canonical_stays_as_it_is(affine, shape):
-    turn = canonical_reorientation(affine)
-    turned = turn.affine(affine, shape)
-    again = canonical_reorientation(turned)
-    np.testing.assert_allclose(again.affine(turned, turn.apply(np.zeros(shape)).shape), turned, atol=1e-9)
+    turn = canonical_reorientation(affine, shape)
+    turned, turned_shape = turn.affine(affine, shape), turn.apply(np.zeros(shape)).shape
+    again = canonical_reorientation(turned, turned_shape)
+    np.testing.assert_allclose(again.affine(turned, turned_shape), turned, atol=1e-9)
 
 
 @given(affines(), shapes)
 @settings(max_examples=150, deadline=None)
 def test_a_stack_has_its_slices_along_z_and_a_volume_is_closest_to_ras(affine, shape):
-    turn = canonical_reorientation(affine)
+    turn = canonical_reorientation(affine, shape)
     turned = turn.affine(affine, shape)
     spacing = np.linalg.norm(turned[:3, :3], axis=0)
     direction = turned[:3, :3] / spacing
-    if spacing.max() >= STACK_ANISOTROPY * np.median(spacing):
-        assert np.argmax(spacing) == 2
+    one_slice = shape.count(1) == 1
+    if one_slice or spacing.max() >= max(STACK_MM, STACK_ANISOTROPY * np.median(spacing)):
+        assert turn.apply(np.zeros(shape)).shape[0] == 1 if one_slice else np.argmax(spacing) == 2
         kept = [axis for axis in turn.order if axis != turn.order[0]]
         assert kept == sorted(kept)  # rows and columns are not swapped
     else:
@@ -102,24 +106,64 @@ def test_a_stack_has_its_slices_along_z_and_a_volume_is_closest_to_ras(affine, s
 def test_an_oblique_stack_is_shown_as_radiologists_do():
     affine = np.eye(4)
     affine[:3, :3] = _about(0, 0.4) @ np.diag([1.4, 1.4, 8.0])
-    turned = canonical_reorientation(affine).affine(affine, (9, 6, 5))
+    turned = canonical_reorientation(affine, (9, 6, 5)).affine(affine, (9, 6, 5))
     assert turned[0, 0] < 0  # columns to the left
     assert turned[1, 1] < 0  # rows to the back
 
 
-@given(affines(), shapes)
+@given(affines(), shapes.filter(lambda shape: 1 not in shape))
 @settings(max_examples=100, deadline=None)
 def test_slices_run_from_base_to_apex(affine, shape):
     """Where the orientation is known; the apex is to the left, front and feet."""
     affine[:3, :3] = affine[:3, :3] / np.linalg.norm(affine[:3, :3], axis=0) * [1.4, 1.4, 8.0]
-    turned = canonical_reorientation(affine).affine(affine, shape)
-    if not np.allclose(np.abs(turned[:3, :3]), np.diag([1.4, 1.4, 8.0]), atol=1e-3):
+    turned = canonical_reorientation(affine, shape).affine(affine, shape)
+    if not is_orientation_lost(affine, shape):
         assert turned[:3, 2] @ [-1, 1, -1] > -1e-9
 
 
 def test_a_stack_without_orientation_is_left_as_stored():
-    assert canonical_reorientation(np.diag([1.4, 1.4, 8.0, 1.0])) == Reorientation()
-    assert canonical_reorientation(np.diag([-1.4, 1.4, -8.0, 1.0])) == Reorientation()
+    shape = (9, 6, 5)
+    plain = np.diag([1.4, 1.4, 8.0, 1.0])
+    assert canonical_reorientation(plain, shape) == Reorientation()
+    made_up = nib.Nifti1Image(np.zeros(shape[::-1], "u1"), None).header
+    made_up.set_zooms((1.4, 1.4, 8.0))
+    assert canonical_reorientation(made_up.get_base_affine(), shape) == Reorientation()
+
+
+@pytest.mark.parametrize("in_plane_mm", [0.3, 0.4, 0.45, 0.5, 1.0])
+def test_thin_slices_are_a_volume_however_fine_their_pixels(in_plane_mm):
+    for signs in product((-1, 1), repeat=3):
+        affine = np.diag([*np.multiply(signs, [in_plane_mm, in_plane_mm, 0.9]), 1.0])
+        turned = canonical_reorientation(affine, (9, 6, 5)).affine(affine, (9, 6, 5))
+        assert (np.diag(turned) > 0).all()
+        assert not Scan(pixels=ArrayPixels(np.zeros((1, 9, 6, 5))), affine=turned).is_stack
+
+
+def test_thick_axial_slices_are_shown_alike_however_they_are_stored():
+    for signs in product((-1, 1), repeat=3):
+        if signs != (1, 1, 1):  # as one who lost the orientation writes it
+            affine = np.diag([*np.multiply(signs, [0.7, 0.7, 3.0]), 1.0])
+            turned = canonical_reorientation(affine, (9, 6, 5)).affine(affine, (9, 6, 5))
+            np.testing.assert_allclose(np.diag(turned)[:3], [-0.7, -0.7, -3.0])
+
+
+@pytest.mark.parametrize(("in_plane_mm", "slice_mm"), [(1.5, 3.0), (1.25, 2.5)])
+def test_rounding_does_not_make_a_stack_a_volume(in_plane_mm, slice_mm):
+    for error in (-1e-6, 0, 1e-6):
+        affine = np.diag([-in_plane_mm, -in_plane_mm, slice_mm + error, 1.0])
+        assert canonical_reorientation(affine, (9, 6, 5)).flipped == (True, False, False)
+
+
+@pytest.mark.parametrize("axis", [0, 1, 2])
+def test_one_slice_is_a_slice_whatever_its_depth(axis):
+    shape = tuple(1 if i == axis else 6 for i in range(3))
+    for depth_mm in (0.2, 1.4, 9.0):
+        spacing = [depth_mm if i == 2 - axis else 1.4 for i in range(3)]
+        affine = np.diag([*np.multiply(spacing, [-1, -1, 1]), 1.0])
+        turn = canonical_reorientation(affine, shape)
+        pixels = ArrayPixels(turn.apply(np.zeros(shape))[None])
+        assert pixels.shape == (1, 1, 6, 6)
+        assert Scan(pixels=pixels, affine=turn.affine(affine, shape)).is_stack
 
 
 def test_spacing_and_voxel_volume_follow_the_affine():

@@ -9,15 +9,20 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 
 from fewbeats.errors import InputError
 
-# Through-plane spacing above this multiple of the in-plane spacing makes a stack of slices, whose slice
-# axis must stay Z whatever its direction in the patient; below it a volume, which is turned to RAS+.
-STACK_ANISOTROPY = 2.0
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+# A stack of slices, whose slice axis must stay Z whatever its direction in the patient, has slices far
+# thicker than its pixels, and thick in themselves: thin slices of finer pixels are a volume, which is turned
+# to RAS+. A little below 2 and 2.5 mm, where the rounding of a header would decide.
+STACK_ANISOTROPY = 1.99
+STACK_MM = 2.49
 
 TOWARD_APEX = np.array([-1.0, 1.0, -1.0])
 """The human heart's long axis from base to apex: left, anterior, inferior, in RAS+."""
@@ -87,28 +92,61 @@ class Reorientation:
         return out
 
 
-def canonical_reorientation(affine: np.ndarray) -> Reorientation:
+def slice_axis(spacing_mm: Sequence[float] | np.ndarray, shape: Sequence[int]) -> int | None:
+    """The axis across the slices of a stack: the only one of a single voxel, or the one of largest spacing.
+
+    Args:
+        spacing_mm: of the three axes.
+        shape: voxels along them, in the same order.
+
+    Returns:
+        the axis; None for a volume.
+    """
+    single = [axis for axis, count in enumerate(shape) if count == 1]
+    if len(single) == 1:  # one slice, whatever depth its header gives it
+        return single[0]
+    thick = np.max(spacing_mm) >= max(STACK_MM, STACK_ANISOTROPY * np.median(spacing_mm))
+    return int(np.argmax(spacing_mm)) if thick else None
+
+
+def is_orientation_lost(affine: np.ndarray, shape: tuple[int, int, int]) -> bool:
+    """Whether an affine holds nothing but spacings: all axes plain, as programs write that know no better.
+
+    Also the one nibabel makes up for a header without any: x mirrored, the origin in the middle. The affine
+    alone decides, not the file it is from, so that an image and its mask are always turned alike.
+
+    Args:
+        affine: (4, 4), voxel (x, y, z, 1) -> RAS+ mm.
+        shape: (Z, Y, X).
+    """
+    spacing = np.linalg.norm(affine[:3, :3], axis=0)
+    direction, middle = affine[:3, :3] / spacing, affine @ [*(np.array(shape[::-1]) - 1) / 2, 1.0]
+    made_up = np.allclose(direction, np.diag([-1, 1, 1]), atol=1e-4) and np.allclose(middle[:3], 0, atol=1e-2)
+    return made_up or np.allclose(direction, np.eye(3), atol=1e-4)
+
+
+def canonical_reorientation(affine: np.ndarray, shape: tuple[int, int, int]) -> Reorientation:
     """How to turn a source grid into the canonical one.
 
-    A volume (near-isotropic spacing) goes to the closest RAS+ order. A stack of slices keeps its slices:
-    the axis of largest spacing becomes Z and runs from base to apex. The in-plane axes keep their order and
-    are flipped so that their largest component points to the patient's left, posterior or foot side, as
-    slices are shown in radiology. An affine without rotation (orientation lost) is left as stored.
+    A volume goes to the closest RAS+ order. A stack of slices keeps its slices: the axis across them becomes
+    Z and runs from base to apex. The in-plane axes keep their order and are flipped so that their largest
+    component points to the patient's left, posterior or foot side, as slices are shown in radiology. A stack
+    that lost its orientation is left as stored.
 
     Args:
         affine: (4, 4) source affine, voxel (x, y, z, 1) -> RAS+ mm.
+        shape: (Z, Y, X) of the source.
     """
-    columns = affine[:3, :3]
-    spacing = np.linalg.norm(columns, axis=0)
-    direction = columns / spacing
-    if spacing.max() < STACK_ANISOTROPY * np.median(spacing):
+    spacing = np.linalg.norm(affine[:3, :3], axis=0)
+    direction = affine[:3, :3] / spacing
+    through = slice_axis(spacing, shape[::-1])
+    if through is None:
         order_xyz, signs = _closest_axes(direction), []
         for world, axis in enumerate(order_xyz):
             signs.append(direction[world, axis] < 0)
         return _from_xyz(order_xyz, signs)
-    through = int(np.argmax(spacing))
     order_xyz = [axis for axis in range(3) if axis != through] + [through]
-    if through == 2 and np.allclose(np.abs(direction), np.eye(3), atol=1e-4):
+    if through == 2 and is_orientation_lost(affine, shape):
         return Reorientation()
     signs = []
     for axis in order_xyz[:2]:  # to left, posterior or inferior, all negative in RAS+
@@ -196,9 +234,8 @@ class Scan:
 
     @property
     def is_stack(self) -> bool:
-        """True for a stack of slices (through-plane spacing far above in-plane), False for a volume."""
-        z, y, x = self.spacing_mm
-        return z >= STACK_ANISOTROPY * max(y, x)
+        """True for a stack of slices along Z (`slice_axis`), False for a volume."""
+        return slice_axis(self.spacing_mm, self.shape[1:]) == 0
 
     def frame(self, t: int) -> np.ndarray:
         """Frame t as float32 (Z, Y, X).

@@ -128,7 +128,7 @@ def _build(stack: Stack) -> Scan:
     times_ms, cycle_ms, time_notes = frame_times(slices, rule, values)
     headers = [list(frame) for frame in zip(*slices, strict=True)]  # [t][z]
     affine, shape = _affine(headers[0][0], step_mm), (len(slices), *first.shape)
-    turn = canonical_reorientation(affine)
+    turn = canonical_reorientation(affine, shape)
     backward = turn.flipped[turn.order.index(0)]
     instances = tuple(
         tuple((h.file, h.index) for h in (reversed(frame) if backward else frame)) for frame in headers

@@ -140,7 +140,7 @@ def read_nifti(path: Path | str, *, frame_time_ms: float | None = None) -> Scan:
     image = _load(path)
     header = image.header
     shape, affine = _grid(path, image)
-    turn = canonical_reorientation(affine)
+    turn = canonical_reorientation(affine, shape[1:])
     times, notes = _frame_times(header, shape[0], frame_time_ms)
     if turn != Reorientation():
         notes.append("axes turned to the canonical orientation; results are written on the file's own grid")
