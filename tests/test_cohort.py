@@ -546,6 +546,25 @@ def test_rounded_affine_of_a_viewer_is_accepted(tmp_path):
     assert index(tmp_path, layout="folder", convention="acdc")["label"].null_count() == 0
 
 
+def test_a_mask_of_one_frame_of_a_cine_is_never_taken_in_silence(tmp_path, capsys):
+    from fewbeats.cli import main
+
+    image(tmp_path / "src/c_4d.nii.gz", 3)
+    mask = label(tmp_path / "src/c_label.nii.gz")
+    table = tmp_path / "c.csv"
+    flags = ["--layout=folder", "--convention=acdc", f"--out={table}"]
+    assert main(["index", str(tmp_path / "src"), *flags]) == 0
+    assert "labeled on frame 0 alone: c_4d; where a mask is of another frame" in capsys.readouterr().out
+    row = read_cohort(table).row(0, named=True)
+    assert open_labels({**row, "label_frames": "2"}, open_scan(row)).keys() == {2}
+    with pytest.raises(InputError, match=r"c_label.*1 frames for 3 of the image.*label_frames"):
+        open_labels({**row, "label_frames": None}, open_scan(row))
+    (tmp_path / "fixed").mkdir()
+    shutil.move(mask, tmp_path / "fixed/c_4d.nii.gz")
+    with pytest.raises(InputError, match="save a mask of all"):
+        index(tmp_path / "src", layout="folder", labels=tmp_path / "fixed")
+
+
 def test_label_without_convention_or_image(tmp_path):
     image(tmp_path / "a.nii.gz")
     label(tmp_path / "a_gt.nii.gz")

@@ -41,7 +41,7 @@ class Index:
         """
         from fewbeats.data.cohort import write_cohort
         from fewbeats.data.index import index
-        from fewbeats.data.split import SPLITS, draw_splits
+        from fewbeats.data.split import SPLITS, draw_splits, name_some
 
         if self.split and self.draw:
             raise InputError("give either --split or --draw")
@@ -63,6 +63,12 @@ class Index:
             print(
                 f"labels made by a program: {made}; nothing is trained on or judged by them; where a person "
                 "has mended one, write manual into label_source"
+            )
+        first = cohort.filter(cohort["frames"] > 1, cohort["label_frames"] == "0")["scan"]
+        if len(first):
+            print(
+                f"labeled on frame 0 alone: {name_some(first)}; where a mask is of another frame, write it "
+                "into label_frames"
             )
         if self.split or self.draw:
             by_split = cohort.group_by("split", maintain_order=True).n_unique().select("split", "subject")

@@ -185,7 +185,7 @@ def open_labels(row: Mapping[str, Any], scan: Scan) -> dict[int, np.ndarray]:
         row has no label.
 
     Raises:
-        InputError: the label cannot be read, or its grid is not the image's.
+        InputError: the label cannot be read, its grid is not the image's, or its frames are unknown.
     """
     if row["label"] is None:
         return {}
@@ -200,11 +200,12 @@ def open_labels(row: Mapping[str, Any], scan: Scan) -> dict[int, np.ndarray]:
     check_grid(mask, scan, path=path)
     if len(labels) == scan.shape[0]:
         return {t: labels[t] for t in named or range(len(labels))}
-    if len(labels) != max(1, len(named)):
+    if len(labels) != len(named):
         raise InputError(
-            f"{path}: {len(labels)} frames for {scan.shape[0]} of the image; fill in label_frames"
+            f"{path}: {len(labels)} frames for {scan.shape[0]} of the image; save a mask of all, or write "
+            "into label_frames which they are, as 0;12"
         )
-    return dict(zip(named or [0], labels, strict=True))
+    return dict(zip(named, labels, strict=True))
 
 
 def check_grid(mask: Scan, scan: Scan, *, path: Path) -> None:

@@ -121,8 +121,16 @@ def measure(row: Row, *, check_pixels: bool) -> list[Row]:
             refuse_empty(scan)
         one = {**one, **_geometry(scan), "modality": scan.modality or one.get("modality")}
         one["slice_order"] = _slice_order(one.get("slice_order"), scan)
-        done.append(measure_label(one, scan) if one.get("label") else one)
+        if one.get("label"):
+            one = measure_label({"label_frames": _frame_of_single(one["label"], scan), **one}, scan)
+        done.append(one)
     return done
+
+
+def _frame_of_single(label: str, scan: Scan) -> str | None:
+    """A mask of one frame beside a cine is taken as that of its first; `fewbeats index` says so."""
+    single = is_nifti(Path(label)) and scan.shape[0] > 1 and read_nifti(label).shape[0] == 1
+    return "0" if single else None
 
 
 def measure_label(row: Row, scan: Scan) -> Row:
