@@ -14,6 +14,7 @@ from fewbeats.errors import InputError
 from fewbeats.scan import (
     STACK_ANISOTROPY,
     STACK_MM,
+    TIE,
     ArrayPixels,
     Reorientation,
     Scan,
@@ -100,7 +101,7 @@ def test_a_stack_has_its_slices_along_z_and_a_volume_is_closest_to_ras(affine, s
         assert kept == sorted(kept)  # rows and columns are not swapped
     else:
         alignments = [sum(abs(direction[w, p[w]]) for w in range(3)) for p in permutations(range(3))]
-        assert np.trace(direction) == pytest.approx(max(alignments))
+        assert np.trace(direction) >= max(alignments) - 3 * TIE
 
 
 def test_an_oblique_stack_is_shown_as_radiologists_do():
@@ -118,7 +119,7 @@ def test_slices_run_from_base_to_apex(affine, shape):
     affine[:3, :3] = affine[:3, :3] / np.linalg.norm(affine[:3, :3], axis=0) * [1.4, 1.4, 8.0]
     turned = canonical_reorientation(affine, shape).affine(affine, shape)
     if not is_orientation_lost(affine, shape):
-        assert turned[:3, 2] @ [-1, 1, -1] > -1e-9
+        assert turned[:3, 2] @ [-1, 1, -1] > -8.0 * TIE - 1e-9
 
 
 def test_a_stack_without_orientation_is_left_as_stored():
@@ -164,6 +165,19 @@ def test_one_slice_is_a_slice_whatever_its_depth(axis):
         pixels = ArrayPixels(turn.apply(np.zeros(shape))[None])
         assert pixels.shape == (1, 1, 6, 6)
         assert Scan(pixels=pixels, affine=turn.affine(affine, shape)).is_stack
+
+
+@pytest.mark.parametrize("spacing", [(1.4, 1.4, 8.0), (1.4, 8.0, 1.4), (1.0, 1.0, 1.0)])
+@pytest.mark.parametrize("axis", [0, 1, 2])
+@pytest.mark.parametrize("quarter", [-3, -1, 1, 3])
+def test_a_rounded_affine_is_turned_alike(axis, quarter, spacing):
+    """At 45 degrees two directions are equal but for rounding, which must not decide."""
+    turns = set()
+    for error in np.linspace(-2e-4, 2e-4, 9):
+        affine = np.eye(4)
+        affine[:3, :3] = _about(axis, quarter * np.pi / 4 + error) @ np.diag(spacing)
+        turns.add(canonical_reorientation(affine, (9, 6, 5)))
+    assert len(turns) == 1
 
 
 def test_spacing_and_voxel_volume_follow_the_affine():

@@ -24,6 +24,9 @@ if TYPE_CHECKING:
 STACK_ANISOTROPY = 1.99
 STACK_MM = 2.49
 
+# Directions that differ by less are equal: an affine and its copy through a quaternion are turned alike.
+TIE = 1e-3
+
 TOWARD_APEX = np.array([-1.0, 1.0, -1.0])
 """The human heart's long axis from base to apex: left, anterior, inferior, in RAS+."""
 
@@ -150,17 +153,18 @@ def canonical_reorientation(affine: np.ndarray, shape: tuple[int, int, int]) -> 
         return Reorientation()
     signs = []
     for axis in order_xyz[:2]:  # to left, posterior or inferior, all negative in RAS+
-        largest = int(np.argmax(np.abs(direction[:, axis])))
+        along = np.abs(direction[:, axis])
+        largest = int(np.argmax(along > along.max() - TIE))  # the first of equals
         signs.append(direction[largest, axis] > 0)
-    signs.append(direction[:, through] @ TOWARD_APEX < 0)
+    signs.append(direction[:, through] @ TOWARD_APEX < -TIE)
     return _from_xyz(order_xyz, signs)
 
 
 def _closest_axes(direction: np.ndarray) -> list[int]:
-    """For each world axis the source axis closest to it, each used once."""
+    """For each world axis the source axis closest to it, each used once; of equals the one in its place."""
     from scipy.optimize import linear_sum_assignment
 
-    _, axes = linear_sum_assignment(-np.abs(direction))
+    _, axes = linear_sum_assignment(-np.abs(direction) - TIE * np.eye(3))
     return [int(a) for a in axes]
 
 
