@@ -217,6 +217,18 @@ def test_lost_spacing_gives_no_mm_and_no_ml(cohort):
     assert "HD95 mm" not in page
 
 
+def test_planes_give_no_volumes(cohort):
+    frames = [labels(heart(r), FEWBEATS_VALUES)[2:3] for r in (9, 6)]
+    manual = [labels(heart(r), ACDC)[2:3] for r in (9, 6)]
+    cohort.add("plane", frames, manual, subject="s1", view=None, ends=(0, 1))
+    cohort.add_cine("long", view="4CH")
+    cohort.add_cine("stack", view=None)
+    summary, rows, clinical, _ = judge(cohort)
+    assert summary["dice"]["mean"] == 1.0
+    assert rows.filter(scan="plane")["volume_ml"].null_count() == 6
+    assert clinical["scan"].unique().to_list() == ["stack_4d"]
+
+
 def test_only_structures_the_labels_speak_of_are_judged(cohort):
     manual = labels({"LV": heart(9)["LV"], "MYO": heart(9)["MYO"]}, {"LV": 1, "MYO": 2})
     manual[2, 20, 35] = 3  # infarct is part of the myocardium

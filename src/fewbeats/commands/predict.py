@@ -39,6 +39,8 @@ class Target:
     image: str
     open: Any
     """() -> Scan."""
+    view: str = ""
+    """As in the cohort; empty where nobody says it."""
 
     @property
     def mask(self) -> str:
@@ -82,10 +84,10 @@ class Predict:
         rows = []
         with whole_folder(self.out, names=(t.mask for t in targets), mark="predictions.csv") as folder:
             for target in targets:
-                begun = time.perf_counter()
-                prediction = predict_scan(target.open(), model, folder / target.mask, command=self)
+                begun, scan = time.perf_counter(), target.open()
+                prediction = predict_scan(scan, model, folder / target.mask, command=self)
                 rows.append(_row(target, prediction, time.perf_counter() - begun))
-                print(_summary(target, prediction))
+                print(_summary(target, prediction, slices=scan.shape[1]))
             self._write(folder, rows, model, started)
             provenance.save(folder)
         if self.input.suffix not in COHORT_SUFFIXES:
@@ -188,7 +190,8 @@ def _cohort_targets(path: Path, split: str | None) -> Iterator[Target]:
         )
     check_files(rows)
     for row in rows.iter_rows(named=True):
-        yield Target(row["scan"], row["subject"], row["image"], lambda row=row: open_scan(row))
+        view = row["view"] or ""
+        yield Target(row["scan"], row["subject"], row["image"], lambda row=row: open_scan(row), view)
 
 
 def predict_scan(scan: Scan, model: Model, out: Path, *, command: Predict) -> Prediction:
@@ -261,10 +264,14 @@ def _row(target: Target, prediction: Prediction, seconds: float) -> dict[str, An
     }
 
 
-def _summary(target: Target, prediction: Prediction) -> str:
+def _summary(target: Target, prediction: Prediction, *, slices: int) -> str:
     """One line for the terminal."""
+    from fewbeats.evaluation.clinical import has_volume
+
     if prediction.warnings:
         return f"{target.scan}: warning: {'; '.join(prediction.warnings)}"
+    if not has_volume(slices, target.view):
+        return f"{target.scan}: labeled; a single plane or a long-axis view has no volume"
     lv = prediction.volumes_ml.get("LV")
     if lv is None or prediction.ed_frame is None or prediction.es_frame is None:
         volumes = ", ".join(f"{s} {v[0]:.0f} mL" for s, v in prediction.volumes_ml.items())

@@ -13,7 +13,7 @@ import numpy as np
 from fewbeats.anatomy import CONVENTIONS, PART_OF, Convention, relabel
 from fewbeats.data.cohort import check_grid, is_nifti, open_labels, open_scan
 from fewbeats.errors import InputError
-from fewbeats.evaluation.clinical import find_phases, heartbeat
+from fewbeats.evaluation.clinical import find_phases, has_volume, heartbeat
 from fewbeats.evaluation.metrics import bounding_box, compare
 from fewbeats.evaluation.predictions import PredictedScan
 from fewbeats.io.nifti import read_nifti
@@ -21,8 +21,6 @@ from fewbeats.scan import Scan
 
 Masks = dict[str, np.ndarray]
 FEWBEATS = CONVENTIONS["fewbeats"]
-LONG_AXIS_VIEWS = ("2CH", "3CH", "4CH")
-"""Single planes along the heart: their areas are no volumes."""
 
 
 def split_structures(
@@ -103,7 +101,7 @@ class MeasuredScan:
     rows: list[dict[str, Any]]
     """One row a labeled frame and structure; empty without a manual label."""
     volumes_ml: dict[str, np.ndarray]
-    """Structure -> (T,) predicted volume; empty where the spacing is not to be trusted."""
+    """Structure -> (T,) predicted volume; empty for planes, and where the spacing is not to be trusted."""
     manual_ml: dict[str, np.ndarray]
     """Structure -> (T,) manual volume, NaN in frames without a label."""
     frame_times_ms: np.ndarray | None
@@ -136,11 +134,12 @@ def measure_scan(source: PredictedScan) -> MeasuredScan:
             agreement = compare(predicted[s], mask, spacing_mm=spacing_mm)
             rows.append({"t": t, "structure": s, **asdict(agreement)})
     phases = _phases(source, manual_volumes)
+    in_ml = source.spacing_trusted and has_volume(masks.scan.shape[1], source.view)
     return MeasuredScan(
         source=source,
         frames=frames,
-        rows=[_row(source, row, phases, volumes, manual_volumes) for row in rows],
-        volumes_ml=volumes if source.spacing_trusted else {},
+        rows=[_row(source, row, phases, volumes, manual_volumes, in_ml=in_ml) for row in rows],
+        volumes_ml=volumes if in_ml else {},
         manual_ml=manual_volumes,
         frame_times_ms=masks.scan.frame_times_ms,
     )
@@ -173,15 +172,17 @@ def _row(
     phases: Mapping[int, str],
     volumes: Mapping[str, np.ndarray],
     manual: Mapping[str, np.ndarray],
+    *,
+    in_ml: bool,
 ) -> dict[str, Any]:
-    t, s, trusted = row["t"], row["structure"], source.spacing_trusted
+    t, s = row["t"], row["structure"]
     return {
         "subject": source.subject, "study": source.study, "scan": source.scan,
         "frame": t if len(volumes[s]) > 1 else source.frame, "phase": phases.get(t), "view": source.view,
         "group": source.group, "split": source.split, "structure": s,
         "dice": row["dice"], "hd95_mm": row["hd95_mm"], "assd_mm": row["assd_mm"], "miss": row["miss"],
-        "volume_ml": float(volumes[s][t]) if trusted else None,
-        "manual_volume_ml": float(manual[s][t]) if trusted else None,
+        "volume_ml": float(volumes[s][t]) if in_ml else None,
+        "manual_volume_ml": float(manual[s][t]) if in_ml else None,
         "warned": bool(source.warnings),
     }  # fmt: skip
 
@@ -204,7 +205,7 @@ class Heartbeat:
 
 def find_heartbeats(measured: Iterable[MeasuredScan]) -> list[Heartbeat]:
     """One heartbeat a 4D scan, and one a study that has single-frame files of ED and ES."""
-    usable = [m for m in measured if m.volumes_ml and m.source.view not in LONG_AXIS_VIEWS]
+    usable = [m for m in measured if m.volumes_ml]
     beats = [_beat_of_cine(m) for m in usable if m.frames > 1]
     single = sorted((m for m in usable if m.frames == 1 and m.source.phase), key=_study)
     for _, files in groupby(single, key=_study):
