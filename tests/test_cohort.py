@@ -155,6 +155,9 @@ def test_spreadsheet_habits_are_read(tmp_path):
         ("subject,image,label_frames", "a,a.nii,0;1", "is given without a label"),
         ("subject,image,label,convention,frames,label_frames", "a,a.nii,l.nii,acdc,9,0;9", "goes beyond"),
         ("subject,image,label,convention,label_frames", "a,a.nii,l.nii,acdc,0-9", "is not like 0;12"),
+        ("subject,image,label,convention,label_frames", "a,a.nii,l.nii,acdc,3;03", "names a frame twice"),
+        ("subject,image,frames,ed_frame", "a,a.nii,9,9", "row 3, column 'ed_frame': 9 goes beyond"),
+        ("subject,image,frames,es_frame", "a,a.nii,9,99", "row 3, column 'es_frame': 99 goes beyond"),
         ("subject,image", ",a.nii", "row 3, column 'subject': is empty"),
         ("subject,image", "a,", "row 3, column 'image': is empty"),
         ("subject,image,split", "first,a.nii,dev", "in two splits: first"),
@@ -279,6 +282,13 @@ def test_mnms(tmp_path):
     label(tmp_path / "Training/Labeled/A0S9V9/A0S9V9_sa_gt.nii.gz", 6, drawn=[0])
     with pytest.raises(InputError, match=r"A0S9V9_sa_gt.*empty on one of the frames 0;4"):
         index(tmp_path, layout="mnms")
+    table = tmp_path / "info.csv"
+    table.write_text(table.read_text().replace("A,1,0,4", "A,1,0,99"))
+    with pytest.raises(InputError, match=r"A0S9V9_sa_gt.*frames 0;99, but the image has frames 0 to 5;"):
+        index(tmp_path, layout="mnms")
+    single = label(tmp_path / "single.nii.gz")
+    with pytest.raises(InputError, match=r"single.*label frames 6, but"):
+        open_labels({**row, "label": str(single), "label_frames": "6"}, open_scan(row))
 
 
 def nnunet_source(folder, labels, **more):

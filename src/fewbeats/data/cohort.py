@@ -76,6 +76,7 @@ POSITIVE = ("height_cm", "weight_kg", "frames", "slices", "rows", "columns", "fr
 PATHS = ("image", "label", "convention")
 ABSOLUTE = r"^(/|[A-Za-z]:[\\/])"
 FILE_NAME = r"^[^/\\\x00-\x1f]+$"
+BEYOND = "goes beyond the frames of the image; they are counted from 0"
 KIND_NAMES = {pl.Int64: "a whole number", pl.Float64: "a number", pl.Boolean: "true or false"}
 
 
@@ -191,6 +192,11 @@ def open_labels(row: Mapping[str, Any], scan: Scan) -> dict[int, np.ndarray]:
         return {}
     path = Path(row["label"])
     named = [int(t) for t in (row["label_frames"] or "").split(";") if t]
+    if max(named, default=0) >= scan.shape[0]:
+        raise InputError(
+            f"{path}: is said to label frames {row['label_frames']}, but the image has frames 0 to "
+            f"{scan.shape[0] - 1}; mend the table"
+        )
     if not is_nifti(path):
         from fewbeats.io.dicom_seg import read_seg, seg_frames
 
@@ -336,6 +342,8 @@ def _check(rows: pl.DataFrame, path: Path) -> None:
         _refuse(rows, ~((rows[name] > 0) & (rows[name] < 1e9)), name, path, "is not a positive number")
     for name in FROM_ZERO:
         _refuse(rows, rows[name] < 0, name, path, "is negative; frames are counted from 0")
+    for name in ("ed_frame", "es_frame"):
+        _refuse(rows, rows[name] >= rows["frames"], name, path, BEYOND)
     _check_labels(rows, path)
     check_splits(rows, file=path)
 
@@ -354,8 +362,9 @@ def _check_labels(rows: pl.DataFrame, path: Path) -> None:
             f"is needed for a label; name one of {', '.join(CONVENTIONS)} or an own file")  # fmt: skip
     named = rows["label_frames"]
     _refuse(rows, ~named.str.contains(r"^\d{1,9}(;\d{1,9})*$"), "label_frames", path, "is not like 0;12")
-    last = named.str.split(";").cast(pl.List(pl.Int64), strict=False).list.max()
-    _refuse(rows, last >= rows["frames"], "label_frames", path, "goes beyond the frames of the image")
+    numbers = named.str.split(";").cast(pl.List(pl.Int64), strict=False).list
+    _refuse(rows, numbers.max() >= rows["frames"], "label_frames", path, BEYOND)
+    _refuse(rows, numbers.n_unique() < numbers.len(), "label_frames", path, "names a frame twice")
     for text in rows["convention"].drop_nulls().unique(maintain_order=True):
         try:
             find_convention(text)
