@@ -183,14 +183,24 @@ def write_ct(
 
 
 def write_enhanced(
-    file: Path, *, grid: Grid | None = None, frames: int = 3, modality: str = "MR", syntax: str | None = None
+    file: Path,
+    *,
+    grid: Grid | None = None,
+    frames: int = 3,
+    only: int | None = None,
+    modality: str = "MR",
+    syntax: str | None = None,
 ) -> Path:
-    """One Enhanced MR or CT file, its frames in a scrambled order; MR has trigger delays, CT percents."""
+    """One Enhanced MR or CT file, its frames in a scrambled order; MR has trigger delays, CT percents.
+
+    With `only` it is a series of that frame alone, at temporal position 1.
+    """
     grid = grid or Grid()
     data = header(modality, EnhancedMRImageStorage if modality == "MR" else EnhancedCTImageStorage)
     data.ImageType = ["ORIGINAL", "PRIMARY", "VOLUME", "NONE"]
-    data.SeriesNumber, data.SeriesInstanceUID, data.InstanceNumber = 3, "1.2.3.8", 1
-    data.Rows, data.Columns, data.NumberOfFrames = grid.rows, grid.columns, grid.slices * frames
+    times = list(range(frames)) if only is None else [only]
+    data.SeriesNumber, data.SeriesInstanceUID, data.InstanceNumber = 3 + times[0], f"1.2.3.8.{times[0]}", 1
+    data.Rows, data.Columns, data.NumberOfFrames = grid.rows, grid.columns, grid.slices * len(times)
     data.ContentTime = "120000"
     shared = Dataset()
     shared.PlaneOrientationSequence = [Dataset()]
@@ -202,9 +212,12 @@ def write_enhanced(
     shared.PixelValueTransformationSequence[0].RescaleSlope = 0.5
     shared.PixelValueTransformationSequence[0].RescaleIntercept = -100
     data.SharedFunctionalGroupsSequence = [shared]
-    order = [(z, t) for z in range(grid.slices) for t in range(frames)]
+    order = [(z, t) for z in range(grid.slices) for t in times]
     np.random.default_rng(3).shuffle(order)
     data.PerFrameFunctionalGroupsSequence = [enhanced_frame(grid, z, t, modality) for z, t in order]
+    if only is not None:
+        for item in data.PerFrameFunctionalGroupsSequence:
+            item.FrameContentSequence[0].TemporalPositionIndex = 1
     stored = np.stack([(grid.image(z, t) + 100) * 2 for z, t in order])
     data.PixelData = stored.astype("<u2").tobytes()
     return save(data, file, syntax=syntax)

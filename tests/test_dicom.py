@@ -163,6 +163,31 @@ def test_ct_with_one_series_per_phase(tmp_path, phase_in, times):
         np.testing.assert_allclose(scan.frame_times_ms, times)
 
 
+@pytest.mark.parametrize("phase_in", ["tag", "Heart {:g}%", "ASiR 50% CTA {:g}%", "order"])
+@pytest.mark.parametrize("constant", [{}, {"TriggerTime": 0}, {"TemporalPositionIdentifier": 1}], ids=str)
+def test_a_tag_that_never_changes_does_not_hide_the_phase(tmp_path, phase_in, constant):
+    write_ct(tmp_path, phase_in=phase_in, **constant)
+    scan = only(read_dicom(tmp_path))
+    assert_truth(scan, 3, tolerance=1.0)
+    if phase_in != "order":
+        np.testing.assert_allclose(scan.frame_times_ms, [0, 350, 700])
+
+
+@pytest.mark.parametrize("constant", [{"TriggerTime": 400}, {"NominalPercentageOfCardiacPhase": 70}], ids=str)
+def test_reconstructions_of_one_phase_are_scans_of_their_own(tmp_path, constant):
+    write_ct(tmp_path, phases=(30.0, 60.0), phase_in="ASiR {:g}%", **constant)
+    assert [scan.shape[0] for scan in read_dicom(tmp_path)] == [1, 1]
+
+
+def test_enhanced_mr_with_one_file_per_phase(tmp_path):
+    """Each file counts its own temporal positions from 1; the trigger delays tell them apart."""
+    for t in range(3):
+        write_enhanced(tmp_path / f"{t}.dcm", only=t)
+    scan = only(read_dicom(tmp_path))
+    assert_truth(scan, 3)
+    np.testing.assert_allclose(scan.frame_times_ms, [0, 40, 80])
+
+
 @pytest.mark.parametrize("in_plane_mm", [0.4, 0.5])
 def test_axial_ct_is_turned_alike_whatever_its_pixel_size(tmp_path, in_plane_mm):
     write_ct(tmp_path, phases=(0.0,), grid=Grid(slices=6, distance=0.9, spacing=(in_plane_mm, in_plane_mm)))

@@ -22,6 +22,11 @@ SAME_DIRECTION = 1e-3
 EVEN = 0.1
 """How far a slice may lie from the even grid, as a share of the slice distance; a missing one gives 0.5."""
 PHASE_TAGS = ("NominalPercentageOfCardiacPhase", "TemporalPositionIdentifier", "TriggerTime")
+SAYS_NOTHING = {("TemporalPositionIdentifier", 1.0), ("TriggerTime", 0.0)}
+"""What some scanners write into every series, whatever its phase."""
+
+Rule = tuple[str, int]
+"""What tells phases apart: a tag, and which of the numbers in it."""
 
 
 @dataclass(frozen=True)
@@ -46,16 +51,21 @@ class Series:
         return len(self.frames) / len(self.depths_mm)
 
     @cached_property
-    def phase(self) -> tuple[str, float] | None:
-        """What tells the cardiac phase of this series, and the phase; None where nothing does."""
+    def phases(self) -> dict[Rule, float]:
+        """All that may tell the cardiac phase of this series, the most trusted first."""
+        found: dict[Rule, float] = {}
         for tag in PHASE_TAGS:
             values = {frame.order.get(tag) for frame in self.frames}
             if len(values) == 1 and (value := values.pop()) is not None:
-                return tag, value
+                found[tag, 0] = value
         for unit in ("%", "ms"):
-            if found := re.search(rf"(\d+(?:\.\d+)?)\s*{unit}(?!\w)", self.first.description):
-                return f"{unit} in SeriesDescription", float(found[1])
-        return ("SeriesNumber", self.first.series_number) if self.first.modality == "CT" else None
+            numbers = re.findall(rf"(\d+(?:\.\d+)?)\s*{unit}(?!\w)", self.first.description)
+            found |= {(f"{unit} in SeriesDescription", i): float(n) for i, n in enumerate(numbers)}
+        if self.first.modality == "CT" and all(
+            (tag, value) in SAYS_NOTHING for (tag, _), value in found.items()
+        ):
+            found["SeriesNumber", 0] = self.first.series_number
+        return found
 
 
 @dataclass(kw_only=True)
@@ -63,7 +73,7 @@ class Stack:
     """Series that make one scan. With `phase_rule` each is one cardiac phase, in ascending order of phase."""
 
     series: list[Series] = field(default_factory=list)
-    phase_rule: str = ""
+    phase_rule: Rule | None = None
 
     @property
     def frames(self) -> list[FrameHeader]:
@@ -104,8 +114,8 @@ def join_series(series: Sequence[Series]) -> list[Stack]:
         else:
             stacks.append(Stack(series=[one]))
     for stack in stacks:
-        if stack.phase_rule:
-            stack.series.sort(key=lambda s: s.phase)  # type: ignore[arg-type,return-value]
+        if (rule := stack.phase_rule) is not None:
+            stack.series.sort(key=lambda s: s.phases[rule])
     return sorted(stacks, key=lambda s: -len(s.frames))  # stable: then by series number
 
 
@@ -137,8 +147,8 @@ def _joins(stack: Stack, series: Series) -> bool:
         stack.series.append(series)
         return True
     if _is_next_phase(stack, series):
-        stack.phase_rule = series.phase[0] if series.phase else ""
         stack.series.append(series)
+        stack.phase_rule = _phase_rule(stack.series)
         return True
     return False
 
@@ -159,13 +169,26 @@ def _is_next_phase(stack: Stack, series: Series) -> bool:
     """At the stack's places, one frame each, at a phase the stack does not have yet."""
     if len(stack.series) > 1 and not stack.phase_rule:
         return False
-    rules = {s.phase[0] if s.phase else None for s in (*stack.series, series)}
-    if len(rules) > 1 or None in rules or series.phase in [s.phase for s in stack.series]:
+    if _phase_rule([*stack.series, series]) is None:
         return False
     if any(s.frames_per_slice >= 1.5 for s in (*stack.series, series)):
         return False
     places = stack.series[0].depths_mm
     return _shared(series.depths_mm, places) > 0.5 * max(len(places), len(series.depths_mm))
+
+
+def _phase_rule(series: Sequence[Series]) -> Rule | None:
+    """The first rule by which each series is a phase of its own; None where a tag says two are the same."""
+    for rule in series[0].phases:
+        values = [one.phases[rule] for one in series if rule in one.phases]
+        if len(values) < len(series):
+            continue
+        repeated = {value for value in values if values.count(value) > 1}
+        if not repeated:
+            return rule
+        if rule[0] in PHASE_TAGS and any((rule[0], value) not in SAYS_NOTHING for value in repeated):
+            return None
+    return None
 
 
 def _shared(a: np.ndarray, b: np.ndarray) -> int:

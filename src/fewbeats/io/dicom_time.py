@@ -41,9 +41,10 @@ def order_frames(slices: list[list[FrameHeader]], stack: Stack) -> tuple[str, np
     if len(slices[0]) == 1:
         return "", np.zeros((len(slices), 1)), []
     if stack.phase_rule:
-        phases = {s.first.series_uid: s.phase[1] for s in stack.series if s.phase}
+        rule = stack.phase_rule[0]
+        phases = {one.first.series_uid: one.phases[stack.phase_rule] for one in stack.series}
         values = _sort(slices, lambda header: phases[header.series_uid])
-        return stack.phase_rule, values, [f"frames ordered by {stack.phase_rule}, one series each"]
+        return rule, values, [f"frames ordered by {rule}, one series each"]
     passed_over: list[str] = []
     for tag in TIME_TAGS:
         if not all(tag in header.order for one in slices for header in one):
