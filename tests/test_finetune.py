@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
 
+import nibabel as nib
 import numpy as np
 import polars as pl
 import pytest
 
 from conftest import TINY
 from fewbeats.cli import main
+from fewbeats.data.cohort import read_cohort
 
 FEW = ("--steps=2", "--localizer-steps=0")
 
@@ -139,6 +142,56 @@ def test_a_run_starts_from_another_and_keeps_its_provenance(phantoms, small_run,
     provenance = json.loads((tmp_path / "run" / "provenance.json").read_text())
     assert list(provenance["labeled"]) == about["labeled_subjects"]
     assert list(provenance["ancestors"][0]["labeled"]) == ["phantom000", "phantom001", "phantom002"]
+
+
+def swap_splits(cohort, to, subject="phantom000"):
+    """The cohort with one training subject held out as `dev`."""
+    table = read_cohort(cohort)
+    split = pl.when(pl.col("subject") == subject).then(pl.lit("dev")).otherwise("split").alias("split")
+    table.with_columns(split).write_csv(to)
+    return to
+
+
+@pytest.mark.usefixtures("no_onnx")
+def test_a_runs_weights_are_followed_wherever_they_lie(phantoms, small_run, tmp_path, capfd):
+    swapped = swap_splits(phantoms, tmp_path / "swapped.csv")
+    shutil.copy(small_run / "network.safetensors", tmp_path / "bare.safetensors")
+    starts = {
+        small_run: "has seen held-out subjects: phantom000",
+        small_run / "network.safetensors": "has seen held-out subjects: phantom000",
+        small_run / "localizer" / "network.safetensors": "has seen held-out subjects: phantom000",
+        tmp_path / "bare.safetensors": "use a whole run folder",
+    }
+    for start, complaint in starts.items():
+        flags = [f"--init={start}", "--labeled=1", "--steps=1", "--localizer-steps=0"]
+        assert main(["finetune", str(swapped), f"--out={tmp_path / 'run'}", *TINY, *flags]) == 2
+        assert complaint in capfd.readouterr().err
+
+
+@pytest.mark.usefixtures("no_onnx")
+def test_weights_from_elsewhere_are_noted_as_of_unknown_origin(phantoms, small_run, tmp_path):
+    from safetensors.torch import load_file, save_file
+
+    save_file(load_file(small_run / "network.safetensors"), tmp_path / "theirs.safetensors")
+    train(phantoms, tmp_path / "run", f"--init={tmp_path / 'theirs.safetensors'}", "--labeled=1")
+    provenance = json.loads((tmp_path / "run" / "provenance.json").read_text())
+    assert [a["run"] for a in provenance["ancestors"]] == ["theirs.safetensors (of unknown origin)"]
+
+
+@pytest.mark.usefixtures("no_onnx")
+def test_a_corrected_mask_is_another_request_and_another_place_is_not(phantoms, tmp_path, capfd):
+    table = read_cohort(phantoms).filter(pl.col("subject") == "phantom000")
+    mask = tmp_path / "mask.nii.gz"
+    shutil.copy(table["label"][0], mask)
+    table.with_columns(label=pl.lit(str(mask))).write_csv(tmp_path / "one.csv")
+    train(tmp_path / "one.csv", tmp_path / "run")
+    shutil.copy(tmp_path / "one.csv", tmp_path / "moved.csv")
+    train(tmp_path / "moved.csv", tmp_path / "run")
+    assert "already trained" in capfd.readouterr().out
+    old = nib.load(mask)
+    nib.save(nib.Nifti1Image(np.roll(np.asarray(old.dataobj), 4, 0), old.affine, old.header), mask)
+    assert main(["finetune", str(tmp_path / "one.csv"), f"--out={tmp_path / 'run'}", *TINY, *FEW]) == 2
+    assert "run of other images and labels" in capfd.readouterr().err
 
 
 @pytest.mark.usefixtures("no_onnx")

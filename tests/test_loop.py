@@ -433,7 +433,7 @@ def test_a_folder_belongs_to_one_request(tmp_path):
     run = RunDir(tmp_path / "run")
     assert run.claim({"steps": 3, "optim": RATES}) is False
     assert run.claim({"steps": 3, "optim": RATES}) is False  # to be resumed
-    with pytest.raises(InputError, match="holds a run of other settings"):
+    with pytest.raises(InputError, match="holds a run of other steps"):
         run.claim({"steps": 4, "optim": RATES})
     run.write_config({"steps": 3})
     assert run.claim({"steps": 3, "optim": RATES}) is True

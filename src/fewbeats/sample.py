@@ -29,6 +29,8 @@ class Sample:
     """(z, y, x) of the scan's own grid."""
     position: np.ndarray | None = None
     """(Z,) 0 at the base to 1 at the apex, None where the direction is unknown."""
+    key: str = ""
+    """Digest of the content it was made from and of the settings that made it."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -78,15 +78,15 @@ class Finetune:
         if not (self.steps or self.minutes or 0) > 0 or self.localizer_steps < 0:
             raise InputError("--steps, --minutes: give at least 1; --localizer-steps: at least 0")
         data, run = choose_data(self), RunDir(self.out)
-        request = {"command": "finetune", "settings": self, "labeled_subjects": data.labeled_subjects}
+        samples = read_samples(self, data)  # whatever is wrong with the input shows before the folder is made
+        request = describe_request(self, data, samples)
         if (run.path / "request.json").is_file() and run.claim(request):
             print(f"{run.path}: already trained with these settings")
             return run.path
-        samples = read_samples(self, data)  # whatever is wrong with the input shows before the folder is made
         network = start_network(self.model, len(data.structures) + 1, self.init, seed=self.seed)
         run.claim(request)
         if samples.localizer:
-            _train_localizer(self, samples.localizer, RunDir(run.path / "localizer"))
+            _train_localizer(self, data, samples.localizer, RunDir(run.path / "localizer"))
         _train_segmenter(self, data, samples, network, run, started)
         print(f"{run.path}: trained on {', '.join(data.labeled_subjects)}")
         return run.path
@@ -118,7 +118,7 @@ def choose_data(command: Finetune) -> TrainingData:
     from fewbeats.data.split import labeled_subjects, read_subject_list
 
     cohort = read_cohort(command.cohort)
-    structures = tuple(name_structure(s, file="--structures") for s in command.structures)
+    structures = tuple(dict.fromkeys(name_structure(s, file="--structures") for s in command.structures))
     structures = structures or spoken_structures(cohort)
     if command.labeled_subjects and command.labeled is not None:
         raise InputError("give either --labeled or --labeled-subjects")
@@ -160,26 +160,32 @@ def trace_data(command: Finetune, cohort: pl.DataFrame, rows: pl.DataFrame, cach
         guard_ancestors,
         guard_training,
         hash_scans,
-        load_provenance,
     )
     from fewbeats.data.split import HELD_OUT
 
     held_out = cohort.filter(pl.col("split").is_in(HELD_OUT))
     hashes = hash_scans(pl.concat([rows, held_out]), cache=cache / "hashes.json")
     guard_training(cohort, labeled=rows, hashes=hashes)
-    ancestors = [load_provenance(run)] if (run := _run_of(command.init)) else []
+    ancestors = [] if command.init in STARTS else [trace_weights(Path(command.init))]
     guard_ancestors(ancestors, by_subject(held_out, hashes))
     return Provenance(
         run=command.out.resolve().name, labeled=by_subject(rows, hashes), ancestors=tuple(ancestors)
     )
 
 
-def _run_of(init: str) -> Path | None:
-    """The run folder that initial weights come from; None for those that no run made."""
-    if init in STARTS:
-        return None
-    folder = Path(init) if Path(init).is_dir() else Path(init).parent
-    return folder if Path(init).is_dir() or (folder / "provenance.json").is_file() else None
+def trace_weights(init: Path) -> Provenance:
+    """What initial weights have seen; a file that no run of ours made is noted as of unknown origin.
+
+    Raises:
+        InputError: weights of a run without its `provenance.json`.
+    """
+    from fewbeats.data.provenance import FILE_NAME, Provenance, load_provenance
+    from fewbeats.models.weights import is_of_run
+
+    folder = init if init.is_dir() else init.parent
+    if init.is_dir() or (folder / FILE_NAME).is_file() or is_of_run(init):
+        return load_provenance(folder)
+    return Provenance(run=f"{init.name} (of unknown origin)")
 
 
 def spoken_structures(cohort: pl.DataFrame) -> tuple[str, ...]:
@@ -223,7 +229,23 @@ def read_samples(command: Finetune, data: TrainingData) -> TrainingSamples:
     return TrainingSamples(train, held_back, whole)
 
 
-def _train_localizer(command: Finetune, samples: Sequence[Sample], run: RunDir) -> None:
+def describe_request(command: Finetune, data: TrainingData, samples: TrainingSamples) -> dict[str, Any]:
+    """What decides the outcome of a run; an unfinished one is resumed only by the same.
+
+    Where files lie does not belong to it, what is in them does: a mask that was corrected since is another
+    request.
+    """
+    from dataclasses import asdict
+
+    places = ("cohort", "out", "cache")
+    return {
+        "settings": {name: value for name, value in asdict(command).items() if name not in places},
+        "labeled subjects": data.labeled_subjects,
+        "images and labels": [sample.key for sample in samples.train + samples.held_back],
+    }
+
+
+def _train_localizer(command: Finetune, data: TrainingData, samples: Sequence[Sample], run: RunDir) -> None:
     """A network of the same kind and start that finds "heart" in whole slices at low resolution."""
     if (run.path / "run.json").is_file():
         return
@@ -233,6 +255,7 @@ def _train_localizer(command: Finetune, samples: Sequence[Sample], run: RunDir) 
     network = start_network(settings, 2, init, seed=command.seed, label="localizer")
     fit_settings = FitSettings(steps=command.localizer_steps, seed=command.seed)
     network, _ = _train(network, samples, settings, fit_settings, run, label="localizer")
+    data.provenance.save(run.path)
     _finish(run, network, settings, {"task": "localizer", "structures": ["heart"], "init": init})
 
 

@@ -110,6 +110,7 @@ def _prepare(
         source=row["label_source"] or "manual",
         spacing_mm=scan.spacing_mm,
         position=_position(row["slice_order"], stored.shape[0]),
+        key=key,
     )
 
 

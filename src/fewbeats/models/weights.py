@@ -12,13 +12,27 @@ if TYPE_CHECKING:
     import torch
     from torch import nn
 
+MAKER = "fewbeats"  # key in the metadata of weights that a run has exported
+
 
 def save_weights(state: dict[str, torch.Tensor], path: Path) -> None:
     """Write tensors as safetensors; the caller makes the write atomic."""
     from safetensors.torch import save_file
 
     # safetensors takes neither channels-last nor shared memory.
-    save_file({k: v.detach().cpu().clone(memory_format=_contiguous()) for k, v in state.items()}, path)
+    plain = {k: v.detach().cpu().clone(memory_format=_contiguous()) for k, v in state.items()}
+    save_file(plain, path, metadata={MAKER: "weights of a run; keep its provenance.json beside them"})
+
+
+def is_of_run(path: Path) -> bool:
+    """Whether a safetensors file was written by `save_weights`."""
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(path, "pt") as file:
+            return MAKER in (file.metadata() or {})
+    except (SafetensorError, OSError):
+        return False  # `read_weights` says what is wrong with it
 
 
 def _contiguous() -> torch.memory_format:

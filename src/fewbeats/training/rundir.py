@@ -84,11 +84,14 @@ class RunDir:
         """Make the folder this request's own; returns True where the request is already fulfilled.
 
         Raises:
-            InputError: the folder holds a run of other settings.
+            InputError: the folder holds a run of other settings or data.
         """
         request = json.loads(json.dumps(_plain(request)))
-        if (self.path / "request.json").is_file() and self.read_json("request.json") != request:
-            raise InputError(f"{self.path}: holds a run of other settings; choose another --out or delete it")
+        earlier = self.read_json("request.json") if (self.path / "request.json").is_file() else request
+        if other := [name for name in request if earlier.get(name) != request[name]]:
+            raise InputError(
+                f"{self.path}: holds a run of other {', '.join(other)}; choose another --out or delete it"
+            )
         if self.path.exists() and not self.path.is_dir():
             raise InputError(f"{self.path}: is a file; choose a folder for --out")
         self.write_json("request.json", request)
