@@ -18,7 +18,7 @@ class IntensitySettings:
     gamma: tuple[float, float] = (0.6, 1.6)
     """Exponent on the image scaled to [0, 1]; half of the draws act on the inverted image."""
     bias_field: float = 0.5
-    """Standard deviation of the log of a smooth multiplicative field."""
+    """Standard deviation of the log of a smooth field that multiplies gray values, at its 4 x 4 knots."""
     contrast: tuple[float, float] = (0.65, 1.5)
     """Factor on the deviation from the mean."""
     brightness: float = 0.3
@@ -51,7 +51,10 @@ def augment_intensity(image: Tensor, settings: IntensitySettings, generator: Gen
     outside = image == 0
     out = torch.where(chosen(), _blur(image, uniform(*settings.blur_px)), image)
     out = _lower_resolution(out, chosen().flatten(), settings.low_resolution, generator)
-    out = torch.where(chosen(), out * _bias(out, settings.bias_field, generator), out)
+    # Gray values above the darkest one: scaling z-scores would leave all that lies near the mean as it is.
+    darkest = out.amin((1, 2, 3), keepdim=True)
+    shaded = (out - darkest) * _bias(out, settings.bias_field, generator) + darkest
+    out = torch.where(chosen(), shaded, out)
     out = torch.where(chosen(), out * uniform(*settings.contrast), out)
     shift = torch.randn(batch, 1, 1, 1, generator=generator) * settings.brightness
     out = torch.where(chosen(), out + shift, out)
@@ -80,7 +83,7 @@ def _bias(image: Tensor, strength: float, generator: Generator) -> Tensor:
     import torch
     from torch.nn import functional as F
 
-    knots = torch.randn(image.shape[0], 1, 4, 4, generator=generator) * strength * 0.5
+    knots = torch.randn(image.shape[0], 1, 4, 4, generator=generator) * strength
     return F.interpolate(knots, size=image.shape[-2:], mode="bicubic", align_corners=True).exp()
 
 
