@@ -27,9 +27,9 @@ class NetworkSettings:
     """Resolution levels of a plain U-Net."""
     encoder: str = "resnet34"
     """timm name of the encoder, for hub."""
-    decoder_channels: tuple[int, ...] = (256, 128, 64, 32, 16)
+    decoder_channels: tuple[int, ...] = (128, 64, 32, 16, 16)
     """Channels of the decoder's levels, coarsest first, for lite0 and hub; most of the time is spent here."""
-    context: int = 1
+    context: int = 0
     """Neighboring slices on each side given to a 2D network as further channels."""
 
     @property
