@@ -261,6 +261,24 @@ def test_bad_input_is_named(cohort):
         write_prediction_report(cohort.folder, cohort.folder / "out")
 
 
+@pytest.mark.parametrize(
+    ("ends", "complaint"),
+    [
+        (("abc", 2), r"predictions\.csv: ed_frame of c1_4d is 'abc'"),
+        ((0, "-1"), "es_frame of c1_4d is '-1'"),
+        ((0, 77), r"c1_4d\.nii\.gz: .*predictions\.csv is beyond its frames 0 to 5"),
+    ],
+)
+def test_an_edited_table_of_predictions_is_checked(cohort, ends, complaint):
+    cohort.add_cine("c1", manual=[labels(heart(9), ACDC)] * 6)
+    assert judge(cohort)[0]["subjects"] == 1
+    cohort.predicted[0] |= {"ed_frame": str(ends[0]), "es_frame": f"{ends[1]}"}
+    with pytest.raises(InputError, match=complaint):
+        judge(cohort)
+    cohort.predicted[0] |= {"ed_frame": "1.0", "es_frame": " 2"}
+    assert judge(cohort)[0]["subjects"] == 1
+
+
 def test_frames_that_cannot_be_matched_are_refused(cohort):
     cohort.add_cine("c1", manual=[labels(heart(6), ACDC)] * 2)
     with pytest.raises(InputError, match="label_frames"):

@@ -117,10 +117,15 @@ def measure_scan(source: PredictedScan) -> MeasuredScan:
     """Measure a predicted scan, and judge the frames that have a manual label.
 
     Raises:
-        InputError: unreadable masks, or masks on another grid than the labels.
+        InputError: unreadable masks, masks on another grid than the labels, or ED and ES beyond their frames.
     """
     masks = ScanMasks(source)
     voxel_ml, frames = masks.scan.voxel_ml, masks.frames
+    if max(source.ed_frame or 0, source.es_frame or 0) >= frames:
+        raise InputError(
+            f"{source.mask}: ed_frame or es_frame in predictions.csv is beyond its frames 0 to {frames - 1}; "
+            "mend it"
+        )
     spacing_mm = masks.scan.spacing_mm if source.spacing_trusted else None
     volumes = {s: np.zeros(frames) for s in source.structures}
     manual_volumes = {s: np.full(frames, np.nan) for s in masks.judged}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -84,10 +85,20 @@ def _predicted(folder: Path, row: dict[str, str | None], structures: tuple[str, 
         mask=folder / (row["mask"] or ""),
         image=row["image"] or "",
         structures=structures,
-        ed_frame=int(row["ed_frame"]) if row["ed_frame"] else None,
-        es_frame=int(row["es_frame"]) if row["es_frame"] else None,
+        ed_frame=_frame(folder, row, "ed_frame"),
+        es_frame=_frame(folder, row, "es_frame"),
         warnings=tuple(w.strip() for w in (row["warnings"] or "").split(";") if w.strip()),
     )
+
+
+def _frame(folder: Path, row: dict[str, str | None], name: str) -> int | None:
+    text = (row[name] or "").strip()
+    if not re.fullmatch(r"(\d{1,9}(\.0*)?)?", text):  # spreadsheets write 3.0
+        raise InputError(
+            f"{folder / 'predictions.csv'}: {name} of {row['scan']} is '{text}', not a frame counted from 0; "
+            "mend it"
+        )
+    return int(float(text)) if text else None
 
 
 def join_cohort(predicted: list[PredictedScan], cohort: pl.DataFrame) -> list[PredictedScan]:
