@@ -385,6 +385,19 @@ def tiny_disk(tmp_path):
     subprocess.run(["umount", "-l", str(place)], check=False)
 
 
+@pytest.mark.parametrize("suffix", [".csv", ".parquet"])
+def test_a_table_on_a_full_or_closed_disk(suffix, tiny_disk, phantoms, capfd):
+    def index() -> str:
+        table = tiny_disk / f"cohort{suffix}"
+        return refuse(capfd, "index", phantoms.parent / "source", "--layout=phantom", f"--out={table}")
+
+    (tiny_disk / "filler").write_bytes(bytes(128 * 1024))
+    assert f"cohort{suffix}: the disk is full" in index()
+    subprocess.run(["mount", "-o", "remount,ro", str(tiny_disk)], check=True)
+    assert f"cohort{suffix}: cannot be written" in index()
+    assert files_below(tiny_disk) == {tiny_disk / "filler"}
+
+
 def test_full_disk(tiny_disk, phantoms, small_run, tmp_path, capfd):
     filler = tiny_disk / "filler"
     filler.write_bytes(bytes(64 * 1024))

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import csv
 import difflib
+import io
 import re
 from dataclasses import replace
 from pathlib import Path
@@ -107,10 +108,21 @@ def read_cohort(path: Path | str) -> pl.DataFrame:
 
 
 def write_cohort(cohort: pl.DataFrame, path: Path | str) -> None:
-    """Write a cohort table, CSV or Parquet by suffix; paths below the table's folder become relative.
+    """Write a cohort table as `encode_cohort` has it.
 
     Raises:
         InputError: another suffix, or a folder that cannot be written.
+    """
+    content = encode_cohort(cohort, path)
+    with atomic_path(Path(path)) as partial:
+        partial.write_bytes(content)
+
+
+def encode_cohort(cohort: pl.DataFrame, path: Path | str) -> bytes:
+    """What a table file holds, CSV or Parquet by suffix; paths below the table's folder become relative.
+
+    Raises:
+        InputError: another suffix.
     """
     path = Path(path)
     below = f"{path.parent.absolute()}/"
@@ -119,13 +131,12 @@ def write_cohort(cohort: pl.DataFrame, path: Path | str) -> None:
     table = table.with_columns(
         _resolved(name, Path.cwd()).str.strip_prefix(below) for name in PATHS if name in table.columns
     )
-    with atomic_path(path) as partial:
-        if path.suffix == ".csv":
-            table.write_csv(partial)
-        elif path.suffix == ".parquet":
-            table.write_parquet(partial)
-        else:
-            raise InputError(f"{path}: a cohort is written as .csv or .parquet; choose one")
+    if path.suffix == ".csv":
+        return table.write_csv().encode()
+    if path.suffix == ".parquet":
+        table.write_parquet(whole := io.BytesIO())
+        return whole.getvalue()
+    raise InputError(f"{path}: a cohort is written as .csv or .parquet; choose one")
 
 
 def new_cohort(rows: Iterable[Mapping[str, Any]]) -> pl.DataFrame:
