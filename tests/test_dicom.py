@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import shutil
 import time
 
@@ -11,7 +12,13 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from nibabel.orientations import aff2axcodes
-from pydicom.uid import JPEG2000Lossless, JPEGLSLossless, RLELossless
+from pydicom.uid import (
+    ExplicitVRLittleEndian,
+    ImplicitVRLittleEndian,
+    JPEG2000Lossless,
+    JPEGLSLossless,
+    RLELossless,
+)
 
 from fewbeats.io.dicom import read_dicom
 from fewbeats.scan import Scan
@@ -256,6 +263,19 @@ def test_compressed_pixels(tmp_path, syntax):
     assert_truth(only(read_dicom(tmp_path / "cine")), 2)
     file = write_enhanced(tmp_path / "enhanced.dcm", grid=grid, frames=2, syntax=syntax)
     assert_truth(only(read_dicom(file)), 2)
+
+
+@pytest.mark.parametrize("syntax", [ImplicitVRLittleEndian, ExplicitVRLittleEndian])
+@pytest.mark.parametrize("meta", [True, False])
+def test_files_without_preamble(tmp_path, syntax, meta):
+    for file in write_cine(tmp_path):
+        data = pydicom.dcmread(file)
+        data.file_meta.TransferSyntaxUID = syntax
+        whole = io.BytesIO()
+        data.save_as(whole, enforce_file_format=True)
+        unmarked = whole.getvalue()[132:]
+        file.write_bytes(unmarked if meta else unmarked[12 + int.from_bytes(unmarked[8:12], "little") :])
+    assert_truth(only(read_dicom(tmp_path)), 3)
 
 
 def test_one_frame_is_decoded_without_the_others(tmp_path, monkeypatch):

@@ -57,7 +57,11 @@ def _decode(file: Path, indices: list[int], shape: tuple[int, ...]) -> list[np.n
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            planes = list(iter_pixels(file, indices=indices, raw=True))
+            try:
+                planes = list(iter_pixels(file, indices=indices, raw=True))
+            except AttributeError:  # no transfer syntax
+                syntax = _transfer_syntax(file)
+                planes = list(iter_pixels(file, indices=indices, raw=True, transfer_syntax_uid=syntax))
     except Exception as error:  # every decoder has its own; their text may quote the header
         raise InputError(
             f"{file}: its pixels cannot be decoded (truncated, corrupt, or a compression without a decoder "
@@ -66,6 +70,17 @@ def _decode(file: Path, indices: list[int], shape: tuple[int, ...]) -> list[np.n
     if any(plane.shape != shape for plane in planes):
         raise InputError(f"{file}: its pixels do not have the size its header says; export it again")
     return planes
+
+
+def _transfer_syntax(file: Path) -> str:
+    """What the file names, or where it has no preamble to name one, what its first tag shows."""
+    import pydicom
+    from pydicom.uid import ExplicitVRBigEndian, ExplicitVRLittleEndian, ImplicitVRLittleEndian
+
+    data = pydicom.dcmread(file, stop_before_pixels=True, specific_tags=[], force=True)
+    implicit, little = data.original_encoding
+    explicit = ExplicitVRLittleEndian if little else ExplicitVRBigEndian
+    return data.file_meta.get("TransferSyntaxUID") or (ImplicitVRLittleEndian if implicit else explicit)
 
 
 def read_dicom(path: Path | str) -> list[Scan]:
