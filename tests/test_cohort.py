@@ -345,6 +345,23 @@ def test_msd(tmp_path):
         index(tmp_path, layout="msd")
 
 
+@pytest.mark.parametrize(
+    ("entries", "complaint"),
+    [
+        ({"training": None}, "'training' is not a list"),
+        ({"training": 5}, "'training' is not a list"),
+        ({"test": {"image": "a.nii.gz"}}, "'test' is not a list"),
+        ({"training": [5]}, "names no file"),
+        ({"training": [{"image": "a.nii.gz", "label": 5}]}, "names no file"),
+        ({"test": [None]}, "names no file"),
+    ],
+)
+def test_malformed_list_of_a_decathlon_set(tmp_path, entries, complaint):
+    (tmp_path / "dataset.json").write_text(json.dumps(entries))
+    with pytest.raises(InputError, match=rf"dataset\.json: .*{complaint}"):
+        index(tmp_path, layout="msd")
+
+
 def test_folder_with_labels_apart_beside_and_in_subfolders(tmp_path):
     apart, beside, nested = (tmp_path / n for n in ("apart", "beside", "nested"))
     image(apart / "images/a_ED.nii.gz")

@@ -115,16 +115,19 @@ def msd(source: Path) -> list[Row]:
     if isinstance(channels, dict) and len(channels) > 1:
         raise InputError(f"{file}: several channels ({', '.join(map(str, channels.values()))}) per image; "
                          "keep one, fewbeats reads a fourth dimension as time")  # fmt: skip
-    cases: list[tuple[Any, str | None]] = [(entry, None) for entry in dataset.get("training", [])]
-    cases += [({"image": image}, "test") for image in dataset.get("test", [])]
+    cases: list[tuple[Any, str | None]] = [(entry, None) for entry in _listed(dataset, "training", file)]
+    cases += [({"image": image}, "test") for image in _listed(dataset, "test", file)]
     rows = []
     for entry, split in cases:
-        if not isinstance(entry, dict) or not isinstance(entry.get("image"), str):
-            raise InputError(f"{file}: an entry of 'training' lacks its image; write image and label of each")
-        stem = stem_of(source / entry["image"])
-        label = entry.get("label")
+        found = entry if isinstance(entry, dict) else {}
+        image, label = found.get("image"), found.get("label")
+        if not isinstance(image, str) or not isinstance(label, str | None):
+            raise InputError(
+                f"{file}: an entry of 'training' or 'test' names no file; write image and label of each"
+            )
+        stem = stem_of(source / image)
         rows.append({
-            "subject": subject_of(stem), "scan": stem, "image": str(source / entry["image"]), "split": split,
+            "subject": subject_of(stem), "scan": stem, "image": str(source / image), "split": split,
             "label": str(source / label) if label else None, "convention": str(file),
             "modality": _modality(channels), "frame": frame_of(stem),
         })  # fmt: skip
@@ -290,6 +293,13 @@ def _read_json(file: Path) -> dict[str, Any]:
     if not isinstance(content, dict):
         raise InputError(f"{file}: not a JSON object; mend it")
     return content
+
+
+def _listed(dataset: dict[str, Any], key: str, file: Path) -> list[Any]:
+    entries = dataset.get(key, [])
+    if not isinstance(entries, list):
+        raise InputError(f"{file}: '{key}' is not a list; mend it")
+    return entries
 
 
 def _mnms_table(source: Path) -> dict[str, Row]:
