@@ -104,6 +104,12 @@ def test_the_inside_of_a_single_slice_is_not_surface():
     assert len(there) == 4 * 14
 
 
+def test_a_single_voxel_agrees_with_itself():
+    full = np.ones((1, 1, 1), bool)
+    found = compare(full, full, spacing_mm=(8.0, 1.0, 1.0))
+    assert (found.dice, found.hd95_mm, found.assd_mm, found.miss) == (1.0, 0.0, 0.0, False)
+
+
 def test_masks_of_different_shape_are_refused():
     with pytest.raises(ValueError, match="different shape"):
         compare(np.ones((1, 2, 3), bool), np.ones((1, 3, 2), bool), spacing_mm=None)

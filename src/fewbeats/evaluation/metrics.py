@@ -92,7 +92,7 @@ def surface_distances(
     """
     from scipy.ndimage import distance_transform_edt
 
-    axes = tuple(axis for axis, size in enumerate(predicted.shape) if size > 1)
+    axes = tuple(axis for axis, size in enumerate(predicted.shape) if size > 1) or (0,)  # a single voxel
     flat = tuple(axis for axis in range(3) if axis not in axes)
     box = bounding_box(predicted | manual)  # both surfaces lie in it: distances need nothing beyond
     surfaces = [_surface(mask[box].squeeze(flat)) for mask in (predicted, manual)]
