@@ -69,6 +69,19 @@ def refuse_duplicates_everywhere(folder):
         change(shutil.copy(file, folder / f"copy_{file.name}"), SOPInstanceUID=f"1.2.3.66.1{file.name[4:6]}")
 
 
+def refuse_surplus_frame(folder):
+    """The other positions lack a frame; this one has no copy."""
+    for file in write_cine(folder, frames=4):
+        if file.name.endswith("_003.dcm") and "_002_" not in file.name:
+            file.unlink()
+
+
+def refuse_repeated_slice(folder):
+    write_cine(folder, grid=Grid(slices=6))
+    again = Grid(slices=1, origin=(-11.0, 7.0, 23.0 + 16.9))
+    write_cine(folder / "again", grid=again, SeriesNumber=20, SeriesInstanceUID="1.2.3.20")
+
+
 def refuse_color_alone(folder):
     write_color(folder / "color.dcm")
 
@@ -127,6 +140,8 @@ def refuse_truncated_header(folder):
         (refuse_copied_file, "copy.dcm", "duplicate frames"),
         (refuse_duplicate_with_another_uid, "im_000_002.dcm", "duplicate frames"),
         (refuse_duplicates_everywhere, "im_000", "duplicate frames"),
+        (refuse_surplus_frame, "im_002", "has 4 frames where others have 3, each at another time; add"),
+        (refuse_repeated_slice, "im_002", "only 0.9 mm away, others 8 mm; remove one of the two"),
         (refuse_color_alone, "color.dcm", "color"),
         (refuse_color_in_a_series, "color.dcm", "color"),
         (refuse_nan_slope, "im_003_002.dcm", "RescaleSlope is nan"),

@@ -219,10 +219,15 @@ def _slices(frames: list[FrameHeader], normal: np.ndarray) -> list[list[FrameHea
                 f"are missing; add their files"
             )
         if len(one) > usual:
-            same = [a for a in one if any(a is not b and a.order == b.order for b in one)] or one
+            counted = f"its slice position has {len(one)} frames where others have {usual}"
+            same = [a for a in one if any(a is not b and a.order == b.order for b in one)]
+            if same:
+                raise InputError(
+                    f"{same[0].file}: duplicate frames: {counted} (compare {same[1].file}); remove the copies"
+                )
             raise InputError(
-                f"{same[0].file}: duplicate frames: its slice position has {len(one)} frames where others "
-                f"have {usual} (compare {same[1].file}); remove the copies"
+                f"{one[0].file}: {counted}, each at another time; add the frames that the others lack, or "
+                f"remove this position's surplus"
             )
     return slices
 
@@ -241,6 +246,12 @@ def _slice_step(slices: list[list[FrameHeader]], first: FrameHeader) -> tuple[np
     depths = positions @ first.normal
     if not is_even(depths):
         gaps = np.diff(depths)
+        close = int(np.argmin(gaps))
+        if gaps[close] < 0.5 * np.median(gaps):
+            raise InputError(
+                f"{slices[close][0].file}: repeated slice: {slices[close + 1][0].file} is only "
+                f"{gaps[close]:.4g} mm away, others {np.median(gaps):.4g} mm; remove one of the two"
+            )
         after = slices[int(np.argmax(gaps))][0].file
         raise InputError(
             f"{after}: slice positions are missing or uneven: distances from {gaps.min():.4g} to "
