@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import shutil
+import subprocess
 from base64 import b64decode
 from io import BytesIO
 from pathlib import Path
@@ -15,7 +16,9 @@ import polars as pl
 import pytest
 
 from fewbeats.anatomy import FEWBEATS_VALUES
-from fewbeats.data.cohort import new_cohort
+from fewbeats.commands.evaluate import Evaluate
+from fewbeats.data.cohort import new_cohort, write_cohort
+from fewbeats.data.provenance import Provenance
 from fewbeats.errors import InputError
 from fewbeats.evaluation.evaluate import evaluate, write_prediction_report
 from fewbeats.evaluation.measure import measure_scan
@@ -283,6 +286,24 @@ def test_frames_that_cannot_be_matched_are_refused(cohort):
     cohort.add_cine("c1", manual=[labels(heart(6), ACDC)] * 2)
     with pytest.raises(InputError, match="label_frames"):
         judge(cohort)
+
+
+def test_predictions_that_cannot_be_written_to_are_judged(cohort, tmp_path):
+    cohort.predictions = tmp_path / "closed"
+    cohort.predictions.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=4m", "tmpfs", str(cohort.predictions)]
+    if shutil.which("mount") is None or subprocess.run(mount, capture_output=True, check=False).returncode:
+        pytest.skip("only root may mount a file system")
+    try:
+        cohort.add_pair("s1")
+        predictions, table = cohort.write()
+        Provenance(run="run").save(predictions)
+        write_cohort(table, tmp_path / "cohort.csv")
+        subprocess.run(["mount", "-o", "remount,ro", str(predictions)], check=True)
+        judged = Evaluate(predictions=predictions, cohort=tmp_path / "cohort.csv", out=tmp_path / "out")
+        assert judged.run()["subjects"] == 1
+    finally:
+        subprocess.run(["umount", "-l", str(cohort.predictions)], check=False)
 
 
 def test_labels_of_a_teacher_judge_nothing(cohort):

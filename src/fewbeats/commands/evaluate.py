@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -29,7 +30,8 @@ class Evaluate:
         from fewbeats.evaluation.evaluate import evaluate
 
         cohort = read_cohort(self.cohort)
-        refuse_seen(self.predictions, cohort, cache=self.predictions / "hashes.json")
+        writable = os.access(self.predictions, os.W_OK)  # an archive may be closed; the cache only saves time
+        refuse_seen(self.predictions, cohort, cache=self.predictions / "hashes.json" if writable else None)
         summary = evaluate(self.predictions, cohort, self.out)
         dice = summary["dice"]
         parts = ", ".join(
@@ -43,7 +45,7 @@ class Evaluate:
         return summary
 
 
-def refuse_seen(predictions: Path, cohort, *, cache: Path) -> None:
+def refuse_seen(predictions: Path, cohort, *, cache: Path | None) -> None:
     """Refuse to judge a run on scans that it, or what it started from, was trained on.
 
     Raises:
