@@ -347,6 +347,16 @@ def test_files_that_are_no_images_are_passed_over(tmp_path):
     assert scan.source.path == tmp_path / "series"
 
 
+def test_linked_folders_are_read_once_and_circles_do_no_harm(tmp_path):
+    write_cine(tmp_path / "disk")
+    (tmp_path / "study").mkdir()
+    (tmp_path / "study" / "series").symlink_to(tmp_path / "disk")
+    (tmp_path / "study" / "again").symlink_to(tmp_path / "disk")
+    (tmp_path / "disk" / "back").symlink_to(tmp_path / "study")
+    (tmp_path / "disk" / "gone").symlink_to(tmp_path / "nowhere")
+    assert_truth(only(read_dicom(tmp_path / "study")), 3)
+
+
 def test_other_orientations_and_kinds_are_other_scans_largest_first(tmp_path):
     write_cine(tmp_path / "a_localizer", grid=Grid(orientation=CORONAL), frames=1, SeriesNumber=1,
                SeriesInstanceUID="1.2.3.1")  # fmt: skip

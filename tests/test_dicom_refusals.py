@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import errno
+import os
 import shutil
 import warnings
+from pathlib import Path
 
 import numpy as np
 import pydicom
@@ -149,6 +152,10 @@ def refuse_truncated_header(folder):
         (refuse_zero_bytes, "empty.dcm", "zero bytes"),
         (refuse_foreign, "foreign.dcm", "not a DICOM file"),
         (refuse_no_image, "", "no DICOM image"),
+        (
+            "",
+            "no DICOM image in it; it holds NIfTI files: give one of them, or index the folder",
+        ),
         (refuse_truncated_pixels, "im_001_001.dcm", "truncated"),
         (refuse_truncated_header, "im_001_001.dcm", "truncated"),
     ],
@@ -164,6 +171,21 @@ def test_refused_with_the_file_and_the_mend(tmp_path, write, named, said):
     assert "\n" not in message
     assert "; " in message, "the mend is missing"
     assert not any(part in message for part in PATIENT_NAME.split("^"))
+
+
+def test_a_folder_that_may_not_be_entered_is_named(tmp_path, monkeypatch):
+    write_cine(tmp_path / "open")
+    (tmp_path / "closed").mkdir()
+    enter = os.scandir
+
+    def scandir(folder):
+        if Path(folder).name == "closed":
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(folder))
+        return enter(folder)
+
+    monkeypatch.setattr(os, "scandir", scandir)
+    with pytest.raises(InputError, match=r"closed: cannot be read .*; check its rights"):
+        read_dicom(tmp_path)
 
 
 def test_missing_path(tmp_path):

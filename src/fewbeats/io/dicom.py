@@ -122,7 +122,19 @@ def read_dicom(path: Path | str) -> list[Scan]:
 
 
 def _files(folder: Path) -> list[Path]:
-    found = (Path(base) / name for base, _, names in os.walk(folder) for name in names)
+    """All files below, in linked folders too; each folder once, however many links lead to it or back."""
+
+    def refuse(error: OSError) -> None:
+        raise InputError(f"{error.filename}: cannot be read ({error.strerror}); check its rights") from error
+
+    found, seen = [], set()
+    for base, folders, names in os.walk(folder, followlinks=True, onerror=refuse):
+        if (real := os.path.realpath(base)) in seen:
+            folders.clear()
+            continue
+        seen.add(real)
+        folders.sort()
+        found += [Path(base) / name for name in names]
     return sorted(file for file in found if not file.name.startswith(".") and file.is_file())
 
 
