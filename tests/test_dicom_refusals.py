@@ -8,6 +8,7 @@ import shutil
 import warnings
 from pathlib import Path
 
+import nibabel as nib
 import numpy as np
 import pydicom
 import pytest
@@ -120,6 +121,15 @@ def refuse_no_image(folder):
     (folder / "README.txt").write_text("nothing here")
 
 
+def refuse_nifti(folder):
+    (folder / "sub").mkdir()
+    nib.save(nib.Nifti1Image(np.zeros((4, 3, 2), "u1"), np.eye(4)), folder / "sub" / "heart.nii.gz")
+
+
+def refuse_two_file_nifti(folder):
+    nib.save(nib.Nifti1Pair(np.zeros((4, 3, 2), "u1"), np.eye(4)), folder / "heart.img")
+
+
 def refuse_truncated_pixels(folder):
     file = write_cine(folder)[4]
     file.write_bytes(file.read_bytes()[:-100])
@@ -153,9 +163,11 @@ def refuse_truncated_header(folder):
         (refuse_foreign, "foreign.dcm", "not a DICOM file"),
         (refuse_no_image, "", "no DICOM image"),
         (
+            refuse_nifti,
             "",
             "no DICOM image in it; it holds NIfTI files: give one of them, or index the folder",
         ),
+        (refuse_two_file_nifti, "", "no DICOM image in it; convert"),
         (refuse_truncated_pixels, "im_001_001.dcm", "truncated"),
         (refuse_truncated_header, "im_001_001.dcm", "truncated"),
     ],

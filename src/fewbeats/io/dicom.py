@@ -106,7 +106,7 @@ def read_dicom(path: Path | str) -> list[Scan]:
     files = [root] if root.is_file() else _files(root)
     headers = [header for file in files for header in read_headers(file)]
     if not headers:
-        raise InputError(f"{root}: no DICOM image in it; give the folder or file of an image series")
+        raise InputError(f"{root}: no DICOM image in it; {_mend_without_dicom(files)}")
     _refuse_copies(headers)
     scans, left_out = [], []
     for stack in join_series(split_series(headers)):
@@ -136,6 +136,15 @@ def _files(folder: Path) -> list[Path]:
         folders.sort()
         found += [Path(base) / name for name in names]
     return sorted(file for file in found if not file.name.startswith(".") and file.is_file())
+
+
+def _mend_without_dicom(files: list[Path]) -> str:
+    names = [file.name.lower() for file in files]
+    if any(name.endswith((".nii", ".nii.gz")) for name in names):
+        return "it holds NIfTI files: give one of them, or index the folder first and give the cohort table"
+    if any(name.endswith((".hdr", ".img", ".img.gz")) for name in names):
+        return "convert Analyze and two-file NIfTI images (.hdr and .img) to .nii.gz"
+    return "give the folder or file of an image series"
 
 
 def _refuse_copies(headers: list[FrameHeader]) -> None:
