@@ -387,6 +387,19 @@ def test_folder_with_labels_apart_beside_and_in_subfolders(tmp_path):
     assert cohort["label"].null_count() == 0
 
 
+def test_links_to_folders_are_followed_once(tmp_path):
+    elsewhere, src = tmp_path / "elsewhere", tmp_path / "src"
+    for patient in ("patient001", "patient002"):
+        image(elsewhere / patient / f"{patient}_frame01.nii.gz")
+        (elsewhere / patient / "Info.cfg").write_text("ED: 1\nES: 2\n")
+        (elsewhere / patient / "up").symlink_to(src)
+        src.mkdir(exist_ok=True)
+        (src / patient).symlink_to(elsewhere / patient)
+    for layout in ("acdc", "folder"):
+        cohort = index(src, layout=layout)
+        assert sorted(cohort["subject"]) == ["patient001", "patient002"]
+
+
 def test_nominal_spacing_is_not_trusted(tmp_path):
     image(tmp_path / "a.nii.gz", affine=np.diag([1.0, 1.0, 10.0, 1.0]))
     image(tmp_path / "b.nii.gz", affine=np.diag([1.2, 1.2, 10.0, 1.0]), seed=1)
