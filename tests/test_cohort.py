@@ -387,6 +387,13 @@ def test_folder_with_labels_apart_beside_and_in_subfolders(tmp_path):
     assert cohort["label"].null_count() == 0
 
 
+def test_phases_are_read_from_names_however_they_are_written(tmp_path):
+    for name in ("a_ED", "a_es", "b-ed", "c_red"):
+        image(tmp_path / f"{name}.nii.gz")
+    found = index(tmp_path, layout="folder").sort("scan").select("subject", "phase").rows()
+    assert found == [("a", "ED"), ("a", "ES"), ("b", "ED"), ("c_red", None)]
+
+
 def test_links_to_folders_are_followed_once(tmp_path):
     elsewhere, src = tmp_path / "elsewhere", tmp_path / "src"
     for patient in ("patient001", "patient002"):

@@ -162,11 +162,11 @@ def folder(source: Path) -> list[Row]:
     for image in images:
         inside = image.relative_to(images_folder).parts[:-1]
         stem = stem_of(image)
-        phase = re.search(r"_(ED|ES)$", stem)
+        phase = re.search(r"[_\-](ED|ES)$", stem, re.IGNORECASE)
         rows.append({
             "subject": inside[0] if inside else subject_of(stem), "scan": "_".join((*inside, stem)),
             "image": str(image), "label": str(found[image]) if image in found else None,
-            "frame": frame_of(stem), "phase": phase[1] if phase else None,
+            "frame": frame_of(stem), "phase": phase[1].upper() if phase else None,
         })  # fmt: skip
     return rows
 
