@@ -195,15 +195,17 @@ def test_a_gzipped_file_is_unpacked_only_as_far_as_needed(folder, monkeypatch):
 # Time
 
 
+@pytest.mark.parametrize("axis", [4, 5])
 @pytest.mark.parametrize(
     ("unit", "step", "expected_ms"),
     [("msec", 33.5, 33.5), ("sec", 0.04, 40.0), ("usec", 25_000.0, 25.0), ("sec", 1.0, None),
      ("msec", 0.0, None), ("unknown", 40.0, None)],
 )  # fmt: skip
-def test_frame_times_come_from_the_header(folder, unit, step, expected_ms):
-    image = nib.Nifti1Image(np.zeros((4, 4, 2, 3), "u1"), np.eye(4))
+def test_frame_times_come_from_the_header(folder, unit, step, expected_ms, axis):
+    image = nib.Nifti1Image(np.zeros((4, 4, 2, 3) if axis == 4 else (4, 4, 2, 1, 3), "u1"), np.eye(4))
     image.header.set_xyzt_units("mm", unit)
-    image.header["pixdim"][4] = step
+    image.header["pixdim"][4:6] = 7.0
+    image.header["pixdim"][axis] = step
     nib.save(image, folder / "times.nii")
     scan = read_nifti(folder / "times.nii")
     if expected_ms is None:

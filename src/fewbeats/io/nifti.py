@@ -243,7 +243,8 @@ def _frame_times(
     unit_ms = MS_PER_UNIT.get(int(header["xyzt_units"]) & TIME_UNIT_BITS)
     if unit_ms is None:
         return None, ["frame time unknown: the header names no unit of time"]
-    step_ms = float(header["pixdim"][4]) * unit_ms
+    axis = next(i for i in range(4, 8) if header["dim"][i] > 1)  # time is the fifth where the fourth is empty
+    step_ms = float(header["pixdim"][axis]) * unit_ms
     if not 0.0 < step_ms <= LONGEST_FRAME_MS:
         return None, [f"frame time unknown: {step_ms:g} ms in the header is no time between heart phases"]
     return np.arange(frames) * step_ms, [f"frame time {step_ms:g} ms from the header"]
