@@ -15,6 +15,7 @@ import pytest
 import synthetic_dicom
 from conftest import TINY
 from fewbeats.cli import main
+from fewbeats.errors import InputError
 
 SHORT = ("--steps=2", "--localizer-steps=2", *TINY)
 
@@ -355,6 +356,22 @@ def test_nothing_but_an_earlier_result_is_written_over(cohort, small_run, tmp_pa
     assert "overwritten" in refuse(capfd, "convert", single, single.parent)
     assert "frames 0 to 2" in refuse(capfd, "convert", image, tmp_path / "two", "--frames", "0", "3")
     assert not (tmp_path / "two").exists()
+
+
+def test_the_report_of_an_earlier_prediction_goes_away(tmp_path):
+    from fewbeats.commands.predict import whole_folder
+
+    (tmp_path / "report.html").write_text("of something else")
+    with (
+        pytest.raises(InputError, match=r"report\.html: would be overwritten"),
+        whole_folder(tmp_path, names=["report.html"], mark="predictions.csv"),
+    ):
+        pass
+    (tmp_path / "predictions.csv").write_text("earlier")
+    for name, left in (("report.html", True), ("b.nii.gz", False)):
+        with whole_folder(tmp_path, names=["b.nii.gz", "report.html"], mark="predictions.csv") as folder:
+            (folder / name).write_text("new")
+        assert (tmp_path / "report.html").exists() == left
 
 
 @pytest.mark.parametrize("place", ["a file", "below a file"])

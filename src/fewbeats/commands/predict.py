@@ -8,7 +8,7 @@ import os
 import resource
 import shutil
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -82,7 +82,8 @@ class Predict:
         targets = list(find_targets(self))
         model, provenance = load_model(self.model, runtime=self.runtime), load_provenance(self.model)
         rows = []
-        with whole_folder(self.out, names=(t.mask for t in targets), mark="predictions.csv") as folder:
+        names = [*(target.mask for target in targets), "report.html"]
+        with whole_folder(self.out, names=names, mark="predictions.csv") as folder:
             for target in targets:
                 begun, scan = time.perf_counter(), target.open()
                 prediction = predict_scan(scan, model, folder / target.mask, command=self)
@@ -121,12 +122,12 @@ class Predict:
 
 
 @contextmanager
-def whole_folder(out: Path, *, names: Iterable[str], mark: str) -> Iterator[Path]:
+def whole_folder(out: Path, *, names: Sequence[str], mark: str) -> Iterator[Path]:
     """A hidden folder in `out` whose content moves into `out` when the block ends well; else it is removed.
 
     Args:
         out: made where it is missing.
-        names: files that will be written.
+        names: files that are part of such a result; what an earlier one has and this one lacks goes away.
         mark: file that an earlier result holds, without which nothing in `out` is overwritten.
 
     Raises:
@@ -143,10 +144,14 @@ def whole_folder(out: Path, *, names: Iterable[str], mark: str) -> Iterator[Path
     try:
         staging.mkdir(parents=True)
         yield staging
+        written = {whole.name for whole in staging.iterdir()}
         for whole in sorted(staging.iterdir()):
             if (out / whole.name).is_dir():
                 shutil.rmtree(out / whole.name)
             whole.replace(out / whole.name)
+        for name in taken:
+            if name not in written:
+                (out / name).unlink(missing_ok=True)
     finally:
         shutil.rmtree(staging, ignore_errors=True)
         if fresh:
