@@ -192,6 +192,22 @@ def test_a_gzipped_file_is_unpacked_only_as_far_as_needed(folder, monkeypatch):
     assert scan.pixels._file._unpacked < array.nbytes / 4
 
 
+@pytest.mark.parametrize(
+    ("unit", "mm"), [("micron", 0.001), ("mm", 1.0), ("meter", 1000.0), ("unknown", 1.0)]
+)
+def test_lengths_are_in_the_headers_unit(folder, unit, mm):
+    affine = np.diag([-1.4, -1.4, 8.0, 1.0])
+    affine[:3, 3] = 30.0, -20.0, 10.0
+    image = nib.Nifti1Image(np.zeros((4, 3, 2), "u1"), np.diag([1 / mm, 1 / mm, 1 / mm, 1]) @ affine)
+    image.header.set_xyzt_units(unit, "msec")
+    nib.save(image, folder / "units.nii")
+    scan = read_nifti(folder / "units.nii")
+    np.testing.assert_allclose(scan.source.affine, affine, rtol=1e-6)
+    assert any("unit of length" in note for note in scan.source.notes) == (mm != 1.0)
+    write_like(folder / "mask.nii", [scan.frame(0)], scan=scan)
+    np.testing.assert_allclose(read_nifti(folder / "mask.nii").affine, scan.affine, rtol=1e-6)
+
+
 # Time
 
 

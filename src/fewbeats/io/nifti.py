@@ -33,7 +33,9 @@ if TYPE_CHECKING:
 logging.getLogger("nibabel.global").setLevel(logging.CRITICAL)
 
 CHUNK = 1 << 20
-TIME_UNIT_BITS = 0x38  # of the header's xyzt_units
+SPACE_UNIT_BITS = 0x07  # of the header's xyzt_units
+MM_PER_UNIT = {1: 1000.0, 3: 0.001}
+TIME_UNIT_BITS = 0x38
 MS_PER_UNIT = {8: 1000.0, 16: 1.0, 24: 0.001}
 # 30 beats a minute in 5 frames are 400 ms apart; a longer frame time is a default left in the header.
 LONGEST_FRAME_MS = 400.0
@@ -142,6 +144,8 @@ def read_nifti(path: Path | str, *, frame_time_ms: float | None = None) -> Scan:
     shape, affine = _grid(path, image)
     turn = canonical_reorientation(affine, shape[1:])
     times, notes = _frame_times(header, shape[0], frame_time_ms)
+    if (factor := _mm_per_unit(header)) != 1.0:
+        notes.append(f"the header's unit of length is {factor:g} mm; results are written in mm")
     if turn != Reorientation():
         notes.append("axes turned to the canonical orientation; results are written on the file's own grid")
     return Scan(
@@ -211,7 +215,8 @@ def _grid(path: Path, image: Any) -> tuple[tuple[int, int, int, int], np.ndarray
             f"{path}: shape {tuple(header.get_data_shape())} is not a 3D or 4D image; split or convert it"
         )
     x, y, z, t = (*shape, 1)[:4]
-    affine = np.asarray(header.get_best_affine(), float)
+    affine = np.array(header.get_best_affine(), float)
+    affine[:3] *= _mm_per_unit(header)
     if not np.isfinite(affine).all() or abs(np.linalg.det(affine[:3, :3])) < 1e-9:
         raise InputError(
             f"{path}: the header's affine is not usable (a spacing of 0 or NaN?); rewrite the header"
@@ -222,6 +227,10 @@ def _grid(path: Path, image: Any) -> tuple[tuple[int, int, int, int], np.ndarray
     if not _named_gzip(path) and path.stat().st_size < needed:
         raise InputError(f"{path}: truncated: the pixels end early; copy or export the file again")
     return (t, z, y, x), affine
+
+
+def _mm_per_unit(header: nib.Nifti1Header) -> float:
+    return MM_PER_UNIT.get(int(header["xyzt_units"]) & SPACE_UNIT_BITS, 1.0)
 
 
 def _lacks_spacing(path: Path, image: Any, shape: tuple[int, int, int]) -> bool:
