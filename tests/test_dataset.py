@@ -125,7 +125,7 @@ def test_an_unknown_direction_has_no_position():
 
 
 @pytest.mark.parametrize("depth", [4, 8, 12])
-def test_slabs_are_the_middle_or_get_empty_slices(depth):
+def test_slabs_are_drawn_from_thick_stacks_and_thin_ones_get_empty_slices(depth):
     sampler = SliceSampler(STACKS, 5, depth=depth, slab=True)
     (batch,) = _take(sampler, 1)
     assert sorted(batch.subject) == [s.subject for s in STACKS]  # one slab a stack
@@ -138,9 +138,19 @@ def test_slabs_are_the_middle_or_get_empty_slices(depth):
         if beside >= 0:
             wanted = [0] * (beside // 2) + values + [0] * (beside - beside // 2)
         else:
-            wanted = values[-beside // 2 : -beside // 2 + depth]
+            first = values.index(int(batch.views["image"][i, 0, 0, 0]))
+            wanted = values[first : first + depth]
         assert batch.views["image"][i, :, 0, 0].tolist() == wanted
         assert batch.target[i, :, 3, 1].tolist() == [v % 256 for v in wanted]
+
+
+def test_every_slice_of_a_thick_stack_is_drawn():
+    seen = {
+        int(value)
+        for batch in _take(SliceSampler([_stack(9, 1)], 4, depth=4, slab=True), 20)
+        for value in batch.views["image"][..., 0, 0].flatten()
+    }
+    assert seen == {100 + z for z in range(9)}
 
 
 # Kept samples

@@ -290,7 +290,7 @@ def test_the_best_state_is_kept(tmp_path):
         batches,
         settings=short(),
         run=RunDir(tmp_path),
-        validation=Validation(score=score, every=3),
+        validation=Validation(score=score, times=3),
     )
     assert len(states) == 3
     assert _equal(method.state_dict(), states[1])  # the first of two as good
@@ -299,7 +299,7 @@ def test_the_best_state_is_kept(tmp_path):
 
 def test_the_best_survives_a_kill(tmp_path):
     def judge(values: dict[int, float]) -> Validation:
-        return Validation(score=lambda method: values[int(method.average.n_averaged)], every=2)
+        return Validation(score=lambda method: values[int(method.average.n_averaged)], times=4)
 
     values = {2: 0.1, 4: 0.8, 6: 0.3, 8: 0.4, 9: 0.5}
     whole, broken = norm_method(), norm_method()

@@ -204,7 +204,7 @@ def real(realdata, tmp_path_factory) -> tuple[Model, pl.DataFrame]:
 def region_of(labels: np.ndarray) -> Region:
     """Where a perfect localizer would look."""
     rows, columns = (np.flatnonzero(labels.any((0, axis))) for axis in (2, 1))
-    return Region((float(rows[[0, -1]].mean()), float(columns[[0, -1]].mean())), 0.0, (0, len(labels)))
+    return Region((float(rows[[0, -1]].mean()), float(columns[[0, -1]].mean())), 0.0)
 
 
 @pytest.mark.realdata

@@ -20,7 +20,7 @@ def train(out: Path) -> None:
         "norm": (
             norm_method(),
             FitSettings(minutes=0.004, log_every=2, checkpoint_seconds=0.0),
-            Validation(score=lambda method: float(method.network[0].weight.detach().sum()), every=4),
+            Validation(score=lambda method: float(method.network[0].weight.detach().sum()), times=4),
         ),
     }
     for name, (method, settings, validation) in runs.items():

@@ -24,11 +24,9 @@ if TYPE_CHECKING:
 
     from fewbeats.data.provenance import Provenance
     from fewbeats.sample import Sample
-    from fewbeats.training.loop import Validation
 
 STARTS = ("scratch", "natural")
 HELD_BACK = 0.25  # share of the labeled subjects that choose the checkpoint with `select: best`
-EVALUATIONS = 10  # of the checkpoint during a run with `select: best`
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -355,19 +353,7 @@ def _train(
         fit_settings=fit_settings,
         run=run,
         label=label,
-        validation=_validation(held, settings, fit_settings) if held else None,
-    )
-
-
-def _validation(
-    held: Sequence[Sample], settings: SegmentationSettings, fit_settings: FitSettings
-) -> Validation:
-    """Mean Dice over the held back subjects, on the network's grid."""
-    from fewbeats.finetuning.segmentation import score_samples, validate_with
-
-    steps = fit_settings.steps or 1000
-    return validate_with(
-        lambda network: score_samples(network, held, settings), every=max(1, steps // EVALUATIONS)
+        held_back=held,
     )
 
 

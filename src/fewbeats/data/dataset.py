@@ -33,7 +33,8 @@ class SliceSampler:
         while True:
             first = (step * world + rank) * self.batch_size
             drawn = [self._index(first + i, int(offsets[-1])) for i in range(self.batch_size)]
-            yield self._batch(drawn, offsets)
+            heights = np.random.default_rng([self.seed, step, rank]).random(self.batch_size)
+            yield self._batch(drawn, heights, offsets)
             step += 1
 
     def _index(self, position: int, total: int) -> int:
@@ -41,13 +42,13 @@ class SliceSampler:
         epoch, within = divmod(position, total)
         return int(_shuffled(self.seed, epoch, total)[within])
 
-    def _batch(self, drawn: list[int], offsets: np.ndarray) -> Batch:
+    def _batch(self, drawn: list[int], heights: np.ndarray, offsets: np.ndarray) -> Batch:
         images, targets, chosen, places = [], [], [], []
-        for index in drawn:
+        for index, height in zip(drawn, heights):
             which = int(np.searchsorted(offsets, index, side="right")) - 1
             sample, z = self.samples[which], index - int(offsets[which])
-            cut = _slab if self.slab else _neighbors
-            image, target = cut(sample, z, self.depth)
+            cut = _slab(sample, height, self.depth) if self.slab else _neighbors(sample, z, self.depth)
+            image, target = cut
             images.append(image)
             targets.append(target)
             chosen.append(sample)
@@ -83,12 +84,12 @@ def _neighbors(sample: Sample, z: int, depth: int) -> tuple[np.ndarray, np.ndarr
     return sample.image[around], sample.mask[z : z + 1]
 
 
-def _slab(sample: Sample, z: int, depth: int) -> tuple[np.ndarray, np.ndarray]:
-    """The middle `depth` slices and their masks (depth, Y, X), empty slices added where there are fewer."""
+def _slab(sample: Sample, height: float, depth: int) -> tuple[np.ndarray, np.ndarray]:
+    """`depth` slices from a height in [0, 1) on, and their masks; empty ones are added to thin stacks."""
     assert sample.mask is not None
     missing = depth - len(sample.image)
     if missing > 0:
         padding = ((missing // 2, missing - missing // 2), (0, 0), (0, 0))
         return np.pad(sample.image, padding), np.pad(sample.mask, padding)
-    first = -missing // 2
+    first = int(height * (1 - missing))
     return sample.image[first : first + depth], sample.mask[first : first + depth]

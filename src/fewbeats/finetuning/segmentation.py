@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
+from copy import deepcopy
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
@@ -85,7 +86,7 @@ def train_segmentation(
     fit_settings: FitSettings,
     run: RunDir,
     label: str = "training",
-    validation: Validation | None = None,
+    held_back: Sequence[Sample] = (),
 ) -> tuple[nn.Module, int]:
     """Train a network on batches of wide, raw slices; they are augmented and cut to size here.
 
@@ -96,7 +97,7 @@ def train_segmentation(
         fit_settings: length and seed.
         run: folder for metrics and checkpoints.
         label: name on the progress bar.
-        validation: choose the best state instead of the last.
+        held_back: samples that choose the best state; the last one is taken without them.
 
     Returns:
         the network to export (moving average, evaluation mode) and the number of steps.
@@ -109,6 +110,11 @@ def train_segmentation(
     network.to(memory_format=layout)
     method = Supervised(network, optim=settings.optim, ema_decay=settings.ema_decay)
     augmented = augment(batches, settings, seed=fit_settings.seed)
+
+    def score(method: Method) -> float:
+        return score_samples(recalibrate(deepcopy(exported(method)), augmented), held_back, settings)
+
+    validation = Validation(score=score) if held_back else None
     steps = fit(method, augmented, settings=fit_settings, run=run, label=label, validation=validation)
     return recalibrate(exported(method), augmented), steps
 
@@ -168,14 +174,6 @@ def transform(batch: Batch, settings: SegmentationSettings, generator) -> Batch:
         return replace(batch, views={"image": image[:, None]}, target=target)
     image = image.contiguous(memory_format=torch.channels_last)
     return replace(batch, views={"image": image}, target=target[:, 0])
-
-
-ScoreNetwork = Callable[["nn.Module"], float]
-
-
-def validate_with(score: ScoreNetwork, *, every: int) -> Validation:
-    """Judge a method by the network it would export."""
-    return Validation(score=lambda method: score(exported(method)), every=every)
 
 
 def score_samples(network: nn.Module, samples: Sequence[Sample], settings: SegmentationSettings) -> float:

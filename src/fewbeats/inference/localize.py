@@ -26,16 +26,14 @@ class Region:
     """(y, x)."""
     extent_mm: float
     """Larger in-plane side of the heart's bounding box; 0 where it was not looked for."""
-    slices: tuple[int, int]
-    """First slice of the heart and the one after its last."""
     found: bool = True
     """False when the network saw no heart: the region is then the image's own middle."""
 
 
 def whole_image(scan: Scan, *, found: bool = True) -> Region:
-    """The image's middle and all its slices."""
-    _, z, y, x = scan.shape
-    return Region(((y - 1) / 2, (x - 1) / 2), 0.0, (0, z), found)
+    """The image's middle."""
+    _, _, y, x = scan.shape
+    return Region(((y - 1) / 2, (x - 1) / 2), 0.0, found)
 
 
 def locate_heart(scan: Scan, localizer: Engine) -> Region:
@@ -46,14 +44,14 @@ def locate_heart(scan: Scan, localizer: Engine) -> Region:
     if count == 0:
         return whole_image(scan, found=False)
     largest = 1 + int(np.argmax(ndimage.sum_labels(likely, labels, range(1, count + 1))))
-    z, y, x = ndimage.find_objects(labels)[largest - 1]
+    _, y, x = ndimage.find_objects(labels)[largest - 1]
     grid = lay_grid(scan.shape[1:], scan.spacing_mm, localizer.settings.preprocess)
     center = [
         start + step * (part.start + part.stop - 1) / 2
         for start, step, part in zip(grid.start[1:], grid.step[1:], (y, x))
     ]
     extent = localizer.settings.preprocess.spacing_mm * max(y.stop - y.start, x.stop - x.start)
-    return Region((center[0], center[1]), extent, (z.start, z.stop))
+    return Region((center[0], center[1]), extent)
 
 
 def _heart_probability(scan: Scan, t: int, localizer: Engine) -> np.ndarray:

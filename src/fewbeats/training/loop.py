@@ -53,8 +53,12 @@ class Validation:
 
     score: Callable[[Method], float]
     """Higher is better."""
-    every: int
-    """Steps between evaluations."""
+    times: int = 10
+    """Evaluations, spread evenly over the run; its last step is one of them."""
+
+    def is_due(self, step: int, total: int) -> bool:
+        """Whether to evaluate after `step` of `total` steps."""
+        return step == total or step % max(1, total // self.times) == 0
 
 
 def fit(
@@ -216,7 +220,7 @@ class _Loop:
                     )
                 if self.step % self.settings.log_every == 0 or self.step == self.total:
                     self._log(loss, logs)
-                if validation and (self.step % validation.every == 0 or self.step == self.total):
+                if validation and validation.is_due(self.step, self.total):
                     self._validate(validation)
                 if time.perf_counter() - saved > self.settings.checkpoint_seconds or self.step == self.total:
                     self.save()
