@@ -134,6 +134,17 @@ def test_labels_are_whole_numbers(folder):
             read_labels(path)
 
 
+@pytest.mark.parametrize("stored", ["f4", "f8", "i4"])
+@pytest.mark.parametrize(("largest", "held"), [(255, "u1"), (256, "u2"), (70_000, "i4"), (-1, "i4")])
+def test_labels_take_no_more_memory_than_their_values(folder, stored, largest, held):
+    values = np.zeros((3, 2, 2, 2), stored)
+    values[1, 0, 0, 0] = largest  # not in the first frame, and not in the last
+    values[2, 0, 0, 0] = 4
+    _, labels = read_labels(_save(folder / "labels.nii", values))
+    np.testing.assert_array_equal(labels, values)
+    assert labels.dtype == held
+
+
 @pytest.mark.parametrize("name", ["a.nii", "a.nii.gz", "A.NII.GZ"])
 def test_the_case_of_a_files_name_does_not_matter(tmp_path, name):
     array = _values((1, 3, 4, 5), "i2", 1)
