@@ -242,6 +242,23 @@ def test_other_suffixes_and_missing_tables(tmp_path):
     assert [f.name for f in tmp_path.iterdir()] == ["c.xlsx"]  # nothing half-written
 
 
+def test_indexing_again_keeps_what_was_edited_by_hand(tmp_path, capsys):
+    from fewbeats.cli import main
+
+    image(tmp_path / "src/a.nii.gz")
+    table, kept = tmp_path / "c.csv", tmp_path / "c.csv.bak"
+    command = ["index", str(tmp_path / "src"), "--layout=folder", f"--out={table}"]
+    for _ in range(2):
+        assert main(command) == 0
+        assert not kept.exists()
+    written = table.read_bytes()
+    table.write_bytes(edited := written + b"b,b.nii\n")
+    for _ in range(2):  # the second time there is nothing to keep, and the edits are still there
+        assert main(command) == 0
+        assert (table.read_bytes(), kept.read_bytes()) == (written, edited)
+    assert capsys.readouterr().out.count(f"{kept}: the table that was there") == 1
+
+
 # ---- layouts
 
 

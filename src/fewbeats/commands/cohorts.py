@@ -9,6 +9,7 @@ from typing import Annotated, Literal
 import tyro
 
 from fewbeats.data.phantom import PhantomSettings
+from fewbeats.disk import atomic_path
 from fewbeats.errors import InputError
 
 
@@ -39,7 +40,7 @@ class Index:
         Raises:
             InputError: a file that cannot be used, two sources of splits, shares that do not add up to 1.
         """
-        from fewbeats.data.cohort import write_cohort
+        from fewbeats.data.cohort import encode_cohort, write_cohort
         from fewbeats.data.index import index
         from fewbeats.data.split import SPLITS, draw_splits, name_some
 
@@ -54,6 +55,8 @@ class Index:
         )
         if self.draw:
             cohort = draw_splits(cohort, fractions=dict(zip(SPLITS, self.draw)), seed=self.seed)
+        if kept := _keep_edited(self.out, encode_cohort(cohort, self.out)):
+            print(f"{kept}: the table that was there, which differs")
         write_cohort(cohort, self.out)
         labeled = cohort.filter(cohort["label_source"] == "manual")["subject"].n_unique()
         print(
@@ -78,6 +81,17 @@ class Index:
                 )
             )
         return self.out
+
+
+def _keep_edited(table: Path, content: bytes) -> Path | None:
+    """A copy of a table about to be overwritten by another content: it may have been edited by hand."""
+    before = table.read_bytes() if table.is_file() else content
+    if before == content:
+        return None
+    copy = table.with_name(f"{table.name}.bak")
+    with atomic_path(copy) as partial:
+        partial.write_bytes(before)
+    return copy
 
 
 @dataclass(frozen=True, kw_only=True)
