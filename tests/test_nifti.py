@@ -219,6 +219,18 @@ def test_lengths_are_in_the_headers_unit(folder, unit, mm):
     np.testing.assert_allclose(read_nifti(folder / "mask.nii").affine, scan.affine, rtol=1e-6)
 
 
+@pytest.mark.parametrize(("shift_mm", "said"), [(0.0, False), (0.2, False), (12.0, True)])
+def test_two_affines_that_disagree_are_said(folder, shift_mm, said):
+    image = nib.Nifti1Image(np.zeros((4, 3, 2), "u1"), np.diag([1.4, 1.4, 8.0, 1.0]))
+    other = image.affine.copy()
+    other[0, 3] = shift_mm
+    image.set_qform(other, code=1)
+    nib.save(image, folder / "two.nii")
+    scan = read_nifti(folder / "two.nii")
+    assert any("sform and qform" in note for note in scan.source.notes) == said
+    np.testing.assert_array_equal(scan.affine, image.affine)
+
+
 # Time
 
 

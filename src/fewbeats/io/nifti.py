@@ -19,6 +19,7 @@ import nibabel as nib
 import numpy as np
 from isal import igzip
 from nibabel.openers import ImageOpener
+from nibabel.spatialimages import HeaderDataError
 
 from fewbeats.disk import DISK_FULL, atomic_path
 from fewbeats.errors import InputError
@@ -144,8 +145,7 @@ def read_nifti(path: Path | str, *, frame_time_ms: float | None = None) -> Scan:
     shape, affine = _grid(path, image)
     turn = canonical_reorientation(affine, shape[1:])
     times, notes = _frame_times(header, shape[0], frame_time_ms)
-    if (factor := _mm_per_unit(header)) != 1.0:
-        notes.append(f"the header's unit of length is {factor:g} mm; results are written in mm")
+    notes += _grid_notes(header, affine, shape[1:])
     if turn != Reorientation():
         notes.append("axes turned to the canonical orientation; results are written on the file's own grid")
     return Scan(
@@ -237,6 +237,22 @@ def _grid(path: Path, image: Any) -> tuple[tuple[int, int, int, int], np.ndarray
 
 def _mm_per_unit(header: nib.Nifti1Header) -> float:
     return MM_PER_UNIT.get(int(header["xyzt_units"]) & SPACE_UNIT_BITS, 1.0)
+
+
+def _grid_notes(header: nib.Nifti1Header, affine: np.ndarray, shape: tuple[int, int, int]) -> list[str]:
+    factor, notes = _mm_per_unit(header), []
+    if factor != 1.0:
+        notes.append(f"the header's unit of length is {factor:g} mm; results are written in mm")
+    if header["sform_code"] and header["qform_code"]:
+        try:
+            other = header.get_qform() * factor
+        except (ValueError, HeaderDataError):  # unusable, and not used
+            return notes
+        z, y, x = shape
+        off_mm = (np.abs(other - affine)[:3] @ [x - 1, y - 1, z - 1, 1]).max()
+        if off_mm > np.linalg.norm(affine[:3, :3], axis=0).min():
+            notes.append(f"sform and qform of the header are up to {off_mm:.3g} mm apart; the sform is used")
+    return notes
 
 
 def _lacks_spacing(path: Path, image: Any, shape: tuple[int, int, int]) -> bool:
