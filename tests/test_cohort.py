@@ -136,12 +136,21 @@ def test_spreadsheet_habits_are_read(tmp_path):
     assert row["image"].endswith("/a.nii")
 
 
+def test_a_table_in_another_encoding(tmp_path):
+    file = tmp_path / "c.csv"
+    for encoding in ("utf-16", "utf-16-le"):
+        file.write_text("subject,image\na,a.nii\n", encoding=encoding)
+        with pytest.raises(InputError, match=r"c\.csv: not UTF-8 text; save it as CSV UTF-8"):
+            read_cohort(file)
+
+
 @pytest.mark.parametrize(
     ("header", "line", "complaint"),
     [
         ("subject,image,frame", "a,a.nii,x", r"row 3, column 'frame': 'x' is not a whole number"),
         ("subject,image,weight_kg", "a,a.nii,heavy", r"column 'weight_kg': 'heavy' is not a number"),
         ("subject,image,weight_kg", "a,a.nii,-3", r"column 'weight_kg': -3.0 is not a positive"),
+        ("subject,image,height_cm", "a,a.nii,1.75", "'height_cm': 1.75 is too small; write centimeters"),
         ("subject,image,spacing_z_mm", "a,a.nii,nan", r"column 'spacing_z_mm': nan is not a positive"),
         ("subject,image,frame", "a,a.nii,-1", "counted from 0"),
         ("subject,image,phase", "a,a.nii,end", "'end' is none of ED, ES"),
@@ -163,6 +172,7 @@ def test_spreadsheet_habits_are_read(tmp_path):
         ("subject,image,split", "first,a.nii,dev", "in two splits: first"),
         ("subject,image,lable", "a,a.nii,l.nii", "unknown column 'lable'; rename it to label"),
         ("subject,picture", "a,a.nii", "has no column 'image'"),
+        ("subject,image,image", "a,a.nii,b.nii", "column 'image' stands twice"),
         ("subject;image", "a;a.nii", "separate columns by commas"),
         ("subject,image", "a,a.nii,b", "row 3 has 3 cells for 2 columns"),
         ("subject,image", "M\udcfcller,a.nii", "save it as CSV UTF-8"),

@@ -74,6 +74,7 @@ ALLOWED = {
 FROM_ZERO = ("frame", "ed_frame", "es_frame")
 POSITIVE = ("height_cm", "weight_kg", "frames", "slices", "rows", "columns", "frame_time_ms",
             "spacing_z_mm", "spacing_y_mm", "spacing_x_mm")  # fmt: skip
+SMALLEST_CM = 20  # the smallest newborns are above
 PATHS = ("image", "label", "convention")
 ABSOLUTE = r"^(/|[A-Za-z]:[\\/])"
 FILE_NAME = r"^[^/\\\x00-\x1f]+$"
@@ -265,7 +266,10 @@ def _read_text_columns(path: Path) -> pl.DataFrame:
         if path.suffix == ".parquet":
             return pl.read_parquet(path).cast(pl.String)
         if path.suffix == ".csv":
-            return pl.read_csv(path.read_bytes(), infer_schema=False)
+            content = path.read_bytes()
+            if b"\0" in content:  # UTF-16, which polars reads as odd names
+                raise InputError(f"{path}: not UTF-8 text; save it as CSV UTF-8")
+            return pl.read_csv(content, infer_schema=False)
     except (pl.exceptions.PolarsError, OSError, pl.exceptions.PanicException) as error:
         raise InputError(f"{path}: {_why_unreadable(path)}") from error
     raise InputError(f"{path}: a cohort is a .csv or .parquet file; rename or convert it")
@@ -296,6 +300,9 @@ def _check_header(names: list[str], path: Path) -> None:
             raise InputError(f"{path}: has no column '{name}'{hint or '; add it'}")
     absent = [name for name in SCHEMA if name not in names]
     for name in names:
+        once = re.sub(r"_duplicated_\d+$", "", name)  # polars renames the second
+        if once != name and once in names:
+            raise InputError(f"{path}: column '{once}' stands twice; take one out")
         near = difflib.get_close_matches(name.strip().lower(), absent, n=1, cutoff=0.8)
         if name not in SCHEMA and (near or name.startswith("_")):
             raise InputError(f"{path}: unknown column '{name}'; rename it{f' to {near[0]}' if near else ''}")
@@ -351,6 +358,7 @@ def _check(rows: pl.DataFrame, path: Path) -> None:
         _refuse(rows, ~rows[name].is_in(allowed), name, path, f"is none of {', '.join(allowed)}")
     for name in POSITIVE:
         _refuse(rows, ~((rows[name] > 0) & (rows[name] < 1e9)), name, path, "is not a positive number")
+    _refuse(rows, rows["height_cm"] < SMALLEST_CM, "height_cm", path, "is too small; write centimeters")
     for name in FROM_ZERO:
         _refuse(rows, rows[name] < 0, name, path, "is negative; frames are counted from 0")
     for name in ("ed_frame", "es_frame"):
