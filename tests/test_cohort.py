@@ -444,6 +444,14 @@ def test_nominal_spacing_is_not_trusted(tmp_path):
     assert index(tmp_path, layout="folder", convention="acdc")["slice_order"].null_count() == 2
 
 
+def test_nominal_spacing_in_a_header_without_an_affine(tmp_path):
+    bare = nib.Nifti1Image(np.arange(1, 481, dtype=np.int16).reshape(SHAPE).T, None)
+    for name, pixel_mm in (("a", 1.0), ("b", 1.2)):
+        bare.header.set_zooms((pixel_mm, pixel_mm, 10.0))  # both codes stay 0
+        nib.save(bare, tmp_path / f"{name}.nii.gz")
+    assert index(tmp_path, layout="folder")["spacing_trusted"].to_list() == [False, True]
+
+
 def test_slice_order_is_that_of_the_slices_as_read(tmp_path):
     upward = np.array(
         [[0, 1.4, 0, 5], [-1.4, 0, 0, 2], [0, 0, 8.0, 1], [0, 0, 0, 1]]

@@ -270,6 +270,11 @@ def _geometry(scan: Scan) -> Row:
 
 
 def _is_nominal(scan: Scan) -> bool:
-    """A stack with pixels of exactly 1 mm, unturned and at the origin: by one who knew no geometry."""
-    affine = scan.source.affine
-    return scan.is_stack and np.array_equal(affine, np.diag([1.0, 1.0, affine[2, 2], 1.0]))
+    """A stack with pixels of exactly 1 mm, unturned and at the origin: by one who knew no geometry.
+
+    A header without any affine comes to the same: it is read as mirrored in x, around its middle.
+    """
+    z_mm = scan.source.affine[2, 2]
+    written, missing = np.diag([1.0, 1.0, z_mm, 1.0]), np.diag([-1.0, 1.0, z_mm, 1.0])
+    missing[:3, 3] = missing[:3, :3] @ (np.array(scan.source.shape[::-1]) - 1) / -2
+    return scan.is_stack and any(np.array_equal(scan.source.affine, lost) for lost in (written, missing))
