@@ -565,6 +565,10 @@ def test_a_prediction_in_a_dicom_folder_is_no_manual_label(tmp_path, capsys):
     mend_in_a_viewer(predicted[0])
     row = rows_of(index(tmp_path / "src", layout="dicom"))["v2"]
     assert (row["label"], row["label_frames"]) == (str(predicted[0]), "0")
+    shutil.move(tmp_path / "src/v2/seg", tmp_path / "elsewhere")
+    (tmp_path / "src/v2/linked").symlink_to(tmp_path / "elsewhere")
+    row = rows_of(index(tmp_path / "src", layout="dicom"))["v2"]
+    assert row["label"] == str(tmp_path / "src/v2/linked" / predicted[0].name)
 
 
 def test_masks_of_dicom_scans_come_by_name(tmp_path):
