@@ -12,6 +12,7 @@ import numpy as np
 from scipy import ndimage
 
 from fewbeats.anatomy import FEWBEATS_VALUES
+from fewbeats.scan import is_orientation_lost
 from fewbeats.transforms.preprocess import prepare_frame
 
 if TYPE_CHECKING:
@@ -95,10 +96,10 @@ def _range(values: Iterable[float]) -> list[float]:
 
 def slice_normal(scan: Scan) -> np.ndarray | None:
     """Unit normal (RAS) of a stack's slices; None for a volume, and where a file lost its orientation."""
-    turned = scan.source.affine[:3, :3] / np.linalg.norm(scan.source.affine[:3, :3], axis=0)
-    lost = not scan.source.instances and np.allclose(np.abs(turned), np.eye(3), atol=1e-4)
+    if not scan.is_stack or is_orientation_lost(scan.source.affine, scan.source.shape):
+        return None
     normal = scan.affine[:3, 2]
-    return None if lost or not scan.is_stack else normal / np.linalg.norm(normal)
+    return normal / np.linalg.norm(normal)
 
 
 class Inspector:
