@@ -86,7 +86,7 @@ def machine() -> str:
 
 
 def _headline(report: Path) -> dict[str, Any]:
-    """Dice with its interval and the error of the LV ejection fraction."""
+    """Dice with its interval and the error of the LV ejection fraction, warned scans included."""
     summary = json.loads((report / "summary.json").read_text())
     low, high = summary["dice"]["ci95"] or (None, None)
     ef = summary["ef_percent"].get("LV", {})
@@ -98,5 +98,6 @@ def _headline(report: Path) -> dict[str, Any]:
         "hd95_mm": summary["hd95_mm"]["mean"],
         "lvef_mae": ef.get("mae"),
         "lvef_bias": ef.get("bias"),
+        "lvef_mae_quoted": (ef.get("quoted") or {}).get("mae"),
         "withheld": summary.get("withheld_heartbeats"),
     }

@@ -206,7 +206,10 @@ def test_a_warning_withholds_the_ejection_fraction_but_not_the_dice(cohort):
     assert clinical.filter(subject="s2")["predicted"].null_count() == len(clinical.filter(subject="s2"))
     assert clinical.filter(subject="s2")["manual"].null_count() == 0
     assert (summary["warned_scans"], summary["withheld_heartbeats"]) == (2, 1)
-    assert summary["ef_percent"]["LV"]["subjects"] == 1
+    assert clinical.filter(subject="s2")["from_masks"].null_count() == 0
+    agreement = summary["ef_percent"]["LV"]
+    assert (agreement["subjects"], agreement["quoted"]["subjects"]) == (2, 1)  # failures are judged, too
+    assert "in the 1 without a warning" in page
     assert "the heart is cut; too dark" in page
 
 

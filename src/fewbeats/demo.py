@@ -33,8 +33,9 @@ class Demo:
         images, table, trained = self.out / "phantom", self.out / "cohort.csv", self.out / "run"
         if not (images / "subjects.csv").is_file():
             Phantom(out=images, settings=PhantomSettings(subjects=self.subjects)).run()
-        Index(source=images, layout="phantom", out=table, draw=(0.5, 0.0, 0.5)).run()
-        _keep_two_frames(table)
+        if not table.is_file():
+            Index(source=images, layout="phantom", out=table, draw=(0.5, 0.0, 0.5)).run()
+            _keep_two_frames(table)
         Finetune(
             cohort=table, out=trained, labeled=4, steps=self.steps, localizer_steps=self.steps // 4
         ).run()

@@ -190,7 +190,8 @@ def spoken_structures(cohort: pl.DataFrame) -> tuple[str, ...]:
     """Structures the cohort's labels speak of, wholes before parts left out, in the usual order."""
     from fewbeats.anatomy import FEWBEATS_VALUES, PART_OF, find_convention
 
-    conventions = cohort.filter(cohort["label"].is_not_null())["convention"].drop_nulls().unique()
+    manual = cohort.filter(cohort["label"].is_not_null(), cohort["label_source"] == "manual")
+    conventions = manual["convention"].drop_nulls().unique()
     spoken = {s for name in conventions for s in find_convention(name).speaks_of}
     return tuple(s for s in FEWBEATS_VALUES if s in spoken and s not in PART_OF)
 

@@ -201,11 +201,16 @@ class Heartbeat:
     group: str
     scans: tuple[str, ...]
     predicted: dict[str, float]
-    """Empty where a warning withholds it."""
+    """As the masks give them, trusted or not."""
     manual: dict[str, float]
     """Empty without manual labels at both ends."""
     withheld: tuple[str, ...]
-    """The warnings that withhold the predicted quantities."""
+    """The warnings that withhold the predicted quantities from whoever asks for a patient's."""
+
+    @property
+    def quoted(self) -> dict[str, float]:
+        """The predicted quantities that may be told of a patient."""
+        return {} if self.withheld else self.predicted
 
 
 def find_heartbeats(measured: Iterable[MeasuredScan]) -> list[Heartbeat]:
@@ -254,7 +259,7 @@ def _beat(
         study=first.study,
         group=first.group,
         scans=tuple(m.source.scan for m in scans),
-        predicted={} if warnings else predicted,
+        predicted=predicted,
         manual=manual,
         withheld=warnings,
     )

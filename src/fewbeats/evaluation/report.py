@@ -285,7 +285,7 @@ def _subjects(rows: pl.DataFrame, beats: Sequence[Heartbeat]) -> list[dict[str, 
         for score in ("dice", "hd95_mm", "assd_mm")
     }
     judged_last = sorted(beats, key=lambda b: bool(b.manual))  # of several heartbeats the judged one is shown
-    ef = {b.subject: [v.get("lv_ef_percent") for v in (b.predicted, b.manual)] for b in judged_last}
+    ef = {b.subject: [v.get("lv_ef_percent") for v in (b.quoted, b.manual)] for b in judged_last}
     found = []
     about = rows.group_by("subject").agg(pl.first("group"), pl.sum("miss"), pl.any("warned")).sort("subject")
     for subject, group, misses, warned in about.rows():

@@ -16,15 +16,21 @@ SCORES = ("dice", "hd95_mm", "assd_mm")
 
 
 def tabulate_heartbeats(beats: Sequence[Heartbeat]) -> pl.DataFrame:
-    """One row a heartbeat and quantity: predicted and manual value, null where there is none."""
+    """One row a heartbeat and quantity: values null where there is none.
+
+    `predicted` is also null where a warning withholds it; `from_masks` is not, so that a method is judged by
+    its failures, too.
+    """
     rows = [
-        (b.subject, b.study, b.group, b.scans[0], q, QUANTITIES[q][1], b.predicted.get(q), b.manual.get(q))
+        (b.subject, b.study, b.group, b.scans[0], q, QUANTITIES[q][1],
+         b.quoted.get(q), b.manual.get(q), b.predicted.get(q))
         for b in beats
         for q in QUANTITIES
         if q in b.predicted or q in b.manual
-    ]
+    ]  # fmt: skip
     text = ("subject", "study", "group", "scan", "quantity", "unit")
-    schema = dict.fromkeys(text, pl.String) | {"predicted": pl.Float64, "manual": pl.Float64}
+    values = ("predicted", "manual", "from_masks")
+    schema = dict.fromkeys(text, pl.String) | dict.fromkeys(values, pl.Float64)
     return pl.DataFrame(rows, schema=schema, orient="row")
 
 
@@ -40,7 +46,7 @@ def summarize(rows: pl.DataFrame, clinical: pl.DataFrame, structures: Sequence[s
         structures: in the order wanted.
     """
     judged = [s for s in structures if s in set(rows["structure"])]
-    agreement = _clinical_agreement(clinical)
+    agreement, quoted = (_clinical_agreement(clinical, column) for column in ("from_masks", "predicted"))
     sides = {"LV": "lv_ef_percent", "RV": "rv_ef_percent"}
     return {
         "subjects": rows["subject"].n_unique(),
@@ -51,7 +57,9 @@ def summarize(rows: pl.DataFrame, clinical: pl.DataFrame, structures: Sequence[s
         "ci95_by_structure": _intervals(rows, judged),
         "misses": int(rows["miss"].sum()),
         "judged_masks": len(rows),
-        "ef_percent": {side: agreement[q] for side, q in sides.items() if q in agreement},
+        "ef_percent": {
+            side: {**agreement[q], "quoted": quoted.get(q)} for side, q in sides.items() if q in agreement
+        },
         "clinical": agreement,
         "groups": _scores_by(rows, "group", judged),
         "phases": _scores_by(rows, "phase", judged),
@@ -99,15 +107,13 @@ def average_over_structures(averaged: pl.DataFrame, score: str) -> pl.DataFrame:
     return averaged.group_by("subject").agg(pl.col(score).mean()).sort("subject")
 
 
-def _clinical_agreement(clinical: pl.DataFrame) -> dict[str, Any]:
-    """Bland-Altman by quantity, the subject as the unit."""
-    both = clinical.drop_nulls(["predicted", "manual"])
-    by_subject = (
-        both.group_by("quantity", "subject").agg(pl.col("predicted", "manual").mean()).sort("subject")
-    )
+def _clinical_agreement(clinical: pl.DataFrame, column: str) -> dict[str, Any]:
+    """Bland-Altman of a column of predictions by quantity, the subject as the unit."""
+    both = clinical.drop_nulls([column, "manual"])
+    by_subject = both.group_by("quantity", "subject").agg(pl.col(column, "manual").mean()).sort("subject")
     found = {}
     for q in QUANTITIES:
         pairs = by_subject.filter(pl.col("quantity") == q)
         if len(pairs):
-            found[q] = asdict(bland_altman(pairs["predicted"].to_list(), pairs["manual"].to_list()))
+            found[q] = asdict(bland_altman(pairs[column].to_list(), pairs["manual"].to_list()))
     return found
