@@ -32,21 +32,22 @@ class Arm:
 
 SCRATCH = ("--init", "scratch")
 PLAIN = (*SCRATCH, "--network.kind", "unet2d")
+ANY_SIDE = ("--spatial.turned", "1")
 FIELD = ("--intensity.probability", "0.5", "--intensity.bias-field", "1.0")
 ARMS = {
-    "natural-7": Arm(7, 1800),
-    "scratch-7": Arm(7, 1800, SCRATCH),
-    "scratch-7-3600": Arm(7, 3600, SCRATCH),
-    "scratch-7-7200": Arm(7, 7200, SCRATCH),
-    "plain-7": Arm(7, 900, PLAIN),
-    "plain-7-1800": Arm(7, 1800, PLAIN),
-    "plain-7-3600": Arm(7, 3600, PLAIN),
-    "natural-45": Arm(45, 7200),
-    "print-3": Arm(3, 1800, splits="acdc.csv", subjects="labeled_3"),
-    "print-7": Arm(7, 1800, splits="acdc.csv", subjects="labeled_7"),
+    "natural-7": Arm(7, 1400),
+    "scratch-7": Arm(7, 1400, SCRATCH),
+    "scratch-7-2800": Arm(7, 2800, SCRATCH),
+    "scratch-7-5600": Arm(7, 5600, SCRATCH),
+    "plain-7": Arm(7, 700, PLAIN),
+    "plain-7-1400": Arm(7, 1400, PLAIN),
+    "plain-7-2800": Arm(7, 2800, PLAIN),
+    "natural-45": Arm(45, 5600),
+    "print-3": Arm(3, 1400, splits="acdc.csv", subjects="labeled_3"),
+    "print-7": Arm(7, 1400, splits="acdc.csv", subjects="labeled_7"),
     # Looked at on `tune` alone, before the bias field acted on gray values above the darkest:
     "recipe-alone": Arm(7, 900),
-    "recipe-alone-long": Arm(7, 1800),
+    "recipe-alone-long": Arm(7, 1400),
     "recipe-alone-strong": Arm(7, 900, FIELD),
     "recipe-neighbors": Arm(7, 900, ("--network.context", "1")),
 }

@@ -14,7 +14,7 @@ from fewbeats.transforms.spatial import SpatialSettings, apply_spatial, draw_spa
 
 STILL = SpatialSettings(
     rotation_degrees=0, scale=(1, 1), anisotropy=0, shift_px=0, elastic_px=0, elastic_probability=0,
-    flip=False, crop_probability=0,
+    turned=0, flip=False, crop_probability=0,
 )  # fmt: skip
 NEUTRAL = IntensitySettings(
     probability=1.0, gamma=(1, 1), bias_field=0, contrast=(1, 1), brightness=0, blur_px=(1e-3, 1e-3), noise=0,
@@ -109,6 +109,13 @@ def test_ranges_are_respected_and_used():
     np.testing.assert_allclose(singular[:, 0], singular[:, 1], rtol=1e-4)  # no stretch unless asked for
 
 
+def test_a_share_is_turned_by_any_angle():
+    turn, _ = _affine_of(_draw(replace(STILL, rotation_degrees=20, turned=0.3), batch=600))
+    angle = np.abs(np.degrees(np.arctan2(turn[:, 1, 0], turn[:, 0, 0])))
+    assert (angle > 20.01).mean() == pytest.approx(0.3 * 160 / 180, abs=0.06)
+    assert angle.max() > 170
+
+
 def test_stretch_keeps_the_area():
     turn, _ = _affine_of(_draw(replace(STILL, anisotropy=0.2), batch=200))
     ratio = turn[:, 1, 1] / turn[:, 0, 0]
@@ -118,7 +125,7 @@ def test_stretch_keeps_the_area():
 
 @pytest.mark.parametrize(("flip", "share"), [(True, 0.5), (False, 0.0)])
 def test_half_are_mirrored_only_where_allowed(flip, share):
-    settings = replace(STILL, flip=flip, rotation_degrees=180)
+    settings = replace(STILL, flip=flip, turned=1.0)
     turn, _ = _affine_of(_draw(settings, batch=400))
     assert (np.linalg.det(turn) < 0).mean() == pytest.approx(share, abs=0.08)
 

@@ -18,20 +18,12 @@ from fewbeats.cli import main
 from fewbeats.finetuning.segmentation import SegmentationSettings, localizer_settings
 from fewbeats.inference.engine import Engine
 from fewbeats.inference.localize import Region, locate_heart, whole_image
-from fewbeats.inference.segment import (
-    Model,
-    average_views,
-    find_region,
-    fit_view,
-    known_views,
-    segment_frames,
-)
+from fewbeats.inference.segment import Model, find_region, fit_view, segment_frames
 from fewbeats.io.dicom import read_dicom
 from fewbeats.io.dicom_seg import read_seg
 from fewbeats.models.network import NetworkSettings
 from fewbeats.scan import ArrayPixels, Scan, Source
 from fewbeats.transforms.preprocess import PreprocessSettings
-from fewbeats.transforms.spatial import SpatialSettings
 
 STRUCTURES = ("LV", "MYO", "RV")
 
@@ -293,35 +285,6 @@ def test_the_answer_lands_where_it_belongs(dims):
     region = Region((22.0, 45.0), 50.0)
     (found,) = segment_frames(scan, model, region)
     np.testing.assert_array_equal(found, truth)
-
-
-def test_views_are_turned_back_and_averaged():
-    """What turns with the image stays; what a network adds by place, here a ramp, cancels over all sides."""
-    image = np.random.default_rng(0).normal(size=(5, 12, 12)).astype(np.float32)
-    ramp = np.arange(12, dtype=np.float32) + np.linspace(3, 7, 12, dtype=np.float32)[:, None]
-    engine = replace(oracle("segmenter"), call=lambda batch: np.stack([batch[:, 0], batch[:, 0] + ramp], 1))
-    views = known_views(SpatialSettings())
-    assert len(set(views)) == 8
-    found = average_views(image, views, engine)
-    np.testing.assert_allclose(found[0], image, atol=1e-5)
-    np.testing.assert_allclose(found[1], image + ramp.mean(), atol=1e-4)
-    np.testing.assert_array_equal(average_views(image, views[:1], engine)[1], image + ramp)
-
-
-def test_only_sides_that_augmentation_shows_are_looked_at():
-    assert known_views(SpatialSettings(rotation_degrees=30, flip=False)) == [(0, False)]
-    assert known_views(SpatialSettings(rotation_degrees=30)) == [(0, False), (0, True)]
-
-
-@pytest.mark.parametrize(
-    ("frames", "views", "calls"), [(4, "auto", 8), (5, "auto", 1), (1, "one", 1), (5, "all", 8)]
-)
-def test_a_cine_is_seen_once_and_few_frames_from_all_sides(frames, views, calls):
-    engine, count = ranked(oracle("segmenter")), []
-    counted = replace(engine, call=lambda batch: count.append(1) or engine.call(batch))
-    scan = make_scan(make_truth(), frames=frames)
-    list(segment_frames(scan, Model(counted, None), Region((22.0, 45.0), 50.0), views=views))
-    assert len(count) == calls * frames
 
 
 def test_the_localizer_leads_there():

@@ -68,8 +68,6 @@ class Predict:
     """Time between frames, where a NIfTI header does not know it."""
     runtime: Literal["torch", "onnxruntime", "openvino"] | None = None
     """By default the fastest, as measured when the run was trained."""
-    views: Literal["auto", "one", "all"] = "auto"
-    """all: average over the image turned and mirrored as in training; auto: for scans of up to 4 frames."""
 
     def run(self) -> Path:
         """Predict; returns the folder.
@@ -116,7 +114,6 @@ class Predict:
                 },
                 "labeled_subjects": config.get("labeled_subjects", []),
                 "runtime": model.segmenter.runtime,
-                "views": self.views,
                 "split": self.split,
                 "seconds": time.perf_counter() - started,
                 "peak_memory_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
@@ -212,8 +209,7 @@ def predict_scan(scan: Scan, model: Model, out: Path, *, command: Predict) -> Pr
         scan = replace(scan, modality=model.modalities[0])
     region = find_region(scan, model)
     inspector = Inspector(scan, model, region)
-    frames = segment_frames(scan, model, region, views=command.views)
-    masks = (inspector.see(t, mask) for t, mask in enumerate(frames))
+    masks = (inspector.see(t, mask) for t, mask in enumerate(segment_frames(scan, model, region)))
     write_like(out, masks, scan=scan)
     if scan.source.instances:
         _write_seg(out, scan, model.structures)

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
 import numpy as np
 from scipy import ndimage
@@ -20,11 +20,9 @@ from fewbeats.transforms.preprocess import Grid, lay_grid, normalize
 if TYPE_CHECKING:
     from fewbeats.scan import Scan
     from fewbeats.transforms.preprocess import PreprocessSettings
-    from fewbeats.transforms.spatial import SpatialSettings
 
 SLAB = 16  # slices that pass the network, and are resampled and decided on, together
 ROOM = 1.2  # the field of view is at least this many times the heart
-FEW_FRAMES = 4  # scans of so many frames are seen from all sides by default; a cine would take too long
 MOST_ZOOM = 1.5  # beyond it hearts would look smaller than augmentation ever showed them
 
 
@@ -74,17 +72,8 @@ def fit_view(settings: PreprocessSettings, region: Region) -> PreprocessSettings
     return replace(settings, spacing_mm=settings.spacing_mm * zoom)
 
 
-def segment_frames(
-    scan: Scan, model: Model, region: Region, *, views: Literal["auto", "one", "all"] = "auto"
-) -> Iterator[np.ndarray]:
+def segment_frames(scan: Scan, model: Model, region: Region) -> Iterator[np.ndarray]:
     """Masks (Z, Y, X) uint8 in the `fewbeats` convention, one a frame, on the scan's canonical grid.
-
-    Args:
-        scan: canonical.
-        model: from `load_model`.
-        region: from `find_region`.
-        views: all averages the logits over the image turned and mirrored as augmentation has shown it in
-            training (up to 8 times the network's time); auto does so for up to `FEW_FRAMES` frames.
 
     Raises:
         InputError: a frame cannot be read, or is empty.
@@ -92,38 +81,17 @@ def segment_frames(
     view = fit_view(model.segmenter.settings.preprocess, region)
     grid = lay_grid(scan.shape[1:], scan.spacing_mm, view, center=region.center)
     inside = grid.inside()
-    every = views == "all" or (views == "auto" and scan.shape[0] <= FEW_FRAMES)
-    sides = known_views(model.segmenter.settings.spatial) if every else [(0, False)]
     for t in range(scan.shape[0]):
         values = scan.frame(t)
         if values.min() == values.max():
             raise InputError(f"{scan.source.path}: frame {t} is empty (one gray value); export it again")
         image = normalize(grid.sample(values), inside, view, modality=scan.modality or "MR")
-        logits = average_views(image, sides, model.segmenter)
-        yield keep_largest(_decide(logits, grid, model.segmenter), model.structures)
+        yield keep_largest(_decide(image, grid, model.segmenter), model.structures)
 
 
-def known_views(spatial: SpatialSettings) -> list[tuple[int, bool]]:
-    """(quarter turns, mirrored) of every view of a square image that augmentation draws from."""
-    turns = range(4) if spatial.rotation_degrees >= 180 else (0,)
-    return [(turn, mirrored) for mirrored in (False, True)[: 1 + spatial.flip] for turn in turns]
-
-
-def average_views(image: np.ndarray, views: Sequence[tuple[int, bool]], engine: Engine) -> np.ndarray:
-    """(Z, Y, X) -> logits (classes, Z, Y, X), averaged over turned and mirrored copies, each turned back."""
-    call = _slide if engine.settings.network.dims == 3 else _slice_by_slice
-    total: np.ndarray | None = None
-    for turn, mirrored in views:
-        seen = np.rot90(image, turn, (-2, -1))
-        logits = call(seen[..., ::-1] if mirrored else seen, engine)
-        back = np.rot90(logits[..., ::-1] if mirrored else logits, -turn, (-2, -1))
-        total = back if total is None else total + back
-    assert total is not None
-    return total / len(views) if len(views) > 1 else total
-
-
-def _decide(logits: np.ndarray, grid: Grid, engine: Engine) -> np.ndarray:
-    """Logits on the network's grid -> label values on the scan's grid, slab by slab."""
+def _decide(image: np.ndarray, grid: Grid, engine: Engine) -> np.ndarray:
+    """Network input -> label values on the scan's grid, slab by slab."""
+    logits = _slide(image, engine) if engine.settings.network.dims == 3 else _slice_by_slice(image, engine)
     values = np.array([0, *(FEWBEATS_VALUES[s] for s in engine.structures)], np.uint8)
     mask = np.zeros(grid.source_shape, np.uint8)
     depth, rows, columns = grid.box

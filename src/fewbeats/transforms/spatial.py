@@ -13,8 +13,11 @@ if TYPE_CHECKING:
 class SpatialSettings:
     """Ranges of the random in-plane transform; 0 switches a part off."""
 
-    rotation_degrees: float = 180.0
+    rotation_degrees: float = 45.0
     """Rotation about the through-plane axis, uniform in +- this."""
+    turned: float = 0.2
+    """Share of samples that are rotated by any angle instead, and mirrored where `flip` allows. Where a heart
+    lies on its side of the body helps to tell its ventricles apart, and a few scans are stored otherwise."""
     scale: tuple[float, float] = (0.75, 1.35)
     """Magnification, log-uniform."""
     anisotropy: float = 0.1
@@ -26,7 +29,7 @@ class SpatialSettings:
     elastic_probability: float = 0.3
     """Share of samples that are bent."""
     flip: bool = True
-    """Mirror half of the samples; for scans whose stored chirality is not known to be one and the same."""
+    """Mirror half of the turned samples; for scans whose stored chirality is not known to be the same."""
     crop_probability: float = 0.15
     """Share of samples whose outer field of view is blanked, as in scans cropped close to the heart."""
 
@@ -50,11 +53,13 @@ def draw_spatial(
     def uniform(low: float, high: float) -> Tensor:
         return low + (high - low) * torch.rand(batch, generator=generator)
 
-    angle = torch.deg2rad(uniform(-settings.rotation_degrees, settings.rotation_degrees))
+    turned = uniform(0, 1) < settings.turned
+    reach = torch.where(turned, 180.0, settings.rotation_degrees)
+    angle = torch.deg2rad(uniform(-1, 1) * reach)
     low, high = (torch.log(torch.tensor(float(v))) for v in settings.scale)
     size = torch.exp(uniform(float(low), float(high)))
     stretch = torch.exp(uniform(-settings.anisotropy, settings.anisotropy))
-    mirror = torch.where(uniform(0, 1) < 0.5, -1.0, 1.0) if settings.flip else torch.ones(batch)
+    mirror = torch.where(turned & (uniform(0, 1) < 0.5) & settings.flip, -1.0, 1.0)
     scale_x, scale_y = mirror / (size * stretch), stretch / size
     cos, sin = torch.cos(angle), torch.sin(angle)
     # Pixel offsets from the output's center are turned and scaled about the source's center, then shifted.
