@@ -46,10 +46,12 @@ ARMS = {
     "print-3": Arm(3, 1400, splits="acdc.csv", subjects="labeled_3"),
     "print-7": Arm(7, 1400, splits="acdc.csv", subjects="labeled_7"),
     # Looked at on `tune` alone, before the bias field acted on gray values above the darkest:
-    "recipe-alone": Arm(7, 900),
-    "recipe-alone-long": Arm(7, 1400),
-    "recipe-alone-strong": Arm(7, 900, FIELD),
-    "recipe-neighbors": Arm(7, 900, ("--network.context", "1")),
+    "recipe-alone": Arm(7, 900, ANY_SIDE),
+    "recipe-alone-strong": Arm(7, 900, (*ANY_SIDE, *FIELD)),
+    "recipe-neighbors": Arm(7, 900, (*ANY_SIDE, "--network.context", "1")),
+    # ... and since then, the first of them seen from eight sides in prediction, which made no difference:
+    "recipe-any-side": Arm(7, 1800, ANY_SIDE),
+    "recipe-upright": Arm(7, 900, ("--spatial.turned", "0")),
 }
 
 
