@@ -26,9 +26,9 @@ def realdata(request) -> Path:
 TINY = (
     "--init=scratch", "--network.kind=unet2d", "--network.base-channels=8", "--network.levels=4",
     "--batch-size=8", "--preprocess.size=64", "--preprocess.spacing-mm=2.5", "--optim.learning-rate=0.01",
-    "--ema-decay=0.95", "--spatial.rotation-degrees=15", "--spatial.turned=0", "--spatial.scale", "0.9", "1.1",
-    "--spatial.shift-px=4", "--spatial.elastic-probability=0", "--spatial.crop-probability=0",
-    "--intensity.probability=0",
+    "--ema-decay=0.95", "--spatial.rotation-degrees=15", "--spatial.turned=0",
+    "--spatial.scale", "0.9", "1.1", "--spatial.shift-px=4", "--spatial.elastic-probability=0",
+    "--spatial.crop-probability=0", "--intensity.probability=0",
 )  # fmt: skip
 """Flags of a network that learns phantoms of 64 pixels in seconds."""
 SPLITS = ("train", "train", "train", "tune", "dev", "dev")

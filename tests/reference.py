@@ -69,3 +69,43 @@ def holm(p_values: list[float]) -> list[float]:
     for place, i in enumerate(ranked):
         adjusted[i] = max(min(1.0, (m - k) * p_values[j]) for k, j in enumerate(ranked[: place + 1]))
     return adjusted
+
+
+def info_nce(embeddings: list[list[float]], positives: dict[int, list[int]], temperature: float) -> float:
+    """Contrast of anchors with their positives, pair by pair; anchors without one are left out."""
+    from math import exp, log, sqrt
+
+    def similarity(a, b):
+        length = sqrt(sum(x * x for x in a)) * sqrt(sum(x * x for x in b))
+        return sum(x * y for x, y in zip(a, b)) / length / temperature
+
+    anchors = []
+    for i, others in positives.items():
+        everyone = sum(exp(similarity(embeddings[i], z)) for a, z in enumerate(embeddings) if a != i)
+        terms = [-log(exp(similarity(embeddings[i], embeddings[p])) / everyone) for p in others]
+        if terms:
+            anchors.append(sum(terms) / len(terms))
+    return sum(anchors) / len(anchors)
+
+
+def distillation(
+    seen: dict[str, list[list[float]]],
+    told: dict[str, list[list[float]]],
+    *,
+    teacher_temperature: float,
+    student_temperature: float,
+) -> float:
+    """DINO's cross-entropy over pairs of different views, image by image."""
+    from math import exp, log
+
+    def shares(scores, temperature):
+        powers = [exp(s / temperature) for s in scores]
+        return [p / sum(powers) for p in powers]
+
+    losses = []
+    for g, v in product(seen, told):
+        if g != v:
+            for teacher, student in zip(seen[g], told[v]):
+                q, p = shares(teacher, teacher_temperature), shares(student, student_temperature)
+                losses.append(-sum(a * log(b) for a, b in zip(q, p)))
+    return sum(losses) / len(losses)

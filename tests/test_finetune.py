@@ -93,7 +93,7 @@ def test_only_manual_labels_are_trained_on(phantoms, tmp_path):
     "flags",
     [
         ["--network.kind=unet3d", "--slab-slices=8", "--batch-size=2", "--localizer-steps=1"],
-        ["--structures", "LV", "--network.context=0"],
+        ["--structures", "LV", "--network.context=1"],
         ["--network.kind=hub", "--network.encoder=mobilenetv3_small_050", "--batch-size=4"],
     ],
     ids=["3D", "one structure", "hub"],
@@ -124,11 +124,10 @@ def test_a_hub_encoder_starts_from_what_timm_gives(phantoms, tmp_path, monkeypat
         return made
 
     monkeypatch.setattr(encoders, "get_encoder", offline)
-    from fewbeats.commands.finetune import start_network
-    from fewbeats.finetuning.segmentation import SegmentationSettings
+    from fewbeats.commands.start import start_network
     from fewbeats.models.network import NetworkSettings
 
-    settings = SegmentationSettings(network=NetworkSettings(kind="hub", encoder="mobilenetv3_small_050"))
+    settings = NetworkSettings(kind="hub", encoder="mobilenetv3_small_050", context=1)
     network = start_network(settings, 4, "natural", seed=0)
     assert "timm mobilenetv3_small_050" in capfd.readouterr().out
     weights = [p for n, p in network.named_parameters() if n.startswith("encoder.") and p.ndim == 4]

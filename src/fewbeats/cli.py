@@ -27,6 +27,7 @@ COMMANDS = {
     ),
     "phantom": ("fewbeats.commands.cohorts", "Phantom", "write a cohort of beating hearts with known truth"),
     "index": ("fewbeats.commands.cohorts", "Index", "list a folder's scans in a cohort table"),
+    "pretrain": ("fewbeats.commands.pretrain", "Pretrain", "learn an encoder from scans without labels"),
     "finetune": ("fewbeats.commands.finetune", "Finetune", "train on the labels of a few subjects"),
     "predict": ("fewbeats.commands.predict", "Predict", "label every frame of a scan or a cohort"),
     "evaluate": ("fewbeats.commands.evaluate", "Evaluate", "judge predictions, write the report"),

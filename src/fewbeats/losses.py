@@ -50,3 +50,29 @@ def _merge_into_background(log_probabilities: Tensor, known: Tensor) -> Tensor:
     unknown[:, 0] = True  # background itself joins the sum
     background = log_probabilities.masked_fill(~unknown, float("-inf")).logsumexp(1, keepdim=True)
     return torch.cat([background, log_probabilities[:, 1:]], 1)
+
+
+def contrastive_loss(embeddings: Tensor, positives: Tensor, *, temperature: float) -> Tensor:
+    """InfoNCE with any number of positives an anchor.
+
+    For anchor i with positives P(i): -1 / |P(i)| sum over p in P(i) of
+    log(exp(s_ip / t) / sum over a != i of exp(s_ia / t)), s the cosine similarity; the mean over all anchors
+    that have a positive. With the other view as the only positive it is NT-Xent (Chen et al., SimCLR, eq. 1),
+    with slices of near position it is PCL's (Zeng et al., MICCAI 2021).
+
+    Args:
+        embeddings: (N, D), of any length.
+        positives: (N, N) bool; the diagonal is ignored.
+        temperature: t.
+
+    Returns:
+        scalar.
+    """
+    unit = F.normalize(embeddings.float(), dim=1)
+    own = torch.eye(len(unit), dtype=torch.bool, device=unit.device)
+    similarity = (unit @ unit.T / temperature).masked_fill(own, float("-inf"))
+    log_share = similarity.log_softmax(1).masked_fill(own, 0.0)
+    wanted = positives & ~own
+    count = wanted.sum(1)
+    per_anchor = -(log_share * wanted).sum(1) / count.clamp_min(1)
+    return per_anchor[count > 0].mean()

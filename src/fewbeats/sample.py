@@ -46,7 +46,11 @@ class Batch:
     weight: torch.Tensor | None = None
     """(B,) or like `target`: weight in the loss."""
     position: torch.Tensor | None = None
-    """(B,) 0 base to 1 apex, NaN where unknown."""
+    """(B,) share of the stack's height, 0 to 1; from base to apex where `directed`."""
+    directed: torch.Tensor | None = None
+    """(B,) bool: the direction of the stack is known."""
+    scan: torch.Tensor | None = None
+    """(B,) number of the scan in its pool."""
     subject: tuple[str, ...] = ()
     frame: tuple[int, ...] = ()
     source: tuple[str, ...] = ()

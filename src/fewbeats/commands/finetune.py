@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import tyro
 
+from fewbeats.commands.start import STARTS, start_network, trace_weights
 from fewbeats.errors import InputError
 from fewbeats.finetuning.segmentation import SegmentationSettings, localizer_settings
 from fewbeats.training.loop import FitSettings
@@ -25,7 +26,6 @@ if TYPE_CHECKING:
     from fewbeats.data.provenance import Provenance
     from fewbeats.sample import Sample
 
-STARTS = ("scratch", "natural")
 HELD_BACK = 0.25  # share of the labeled subjects that choose the checkpoint with `select: best`
 
 
@@ -81,7 +81,7 @@ class Finetune:
         if (run.path / "request.json").is_file() and run.claim(request):
             print(f"{run.path}: already trained with these settings")
             return run.path
-        network = start_network(self.model, len(data.structures) + 1, self.init, seed=self.seed)
+        network = start_network(self.model.network, len(data.structures) + 1, self.init, seed=self.seed)
         run.claim(request)
         if samples.localizer:
             _train_localizer(self, data, samples.localizer, RunDir(run.path / "localizer"))
@@ -171,21 +171,6 @@ def trace_data(command: Finetune, cohort: pl.DataFrame, rows: pl.DataFrame, cach
     )
 
 
-def trace_weights(init: Path) -> Provenance:
-    """What initial weights have seen; a file that no run of ours made is noted as of unknown origin.
-
-    Raises:
-        InputError: weights of a run without its `provenance.json`.
-    """
-    from fewbeats.data.provenance import FILE_NAME, Provenance, load_provenance
-    from fewbeats.models.weights import is_of_run
-
-    folder = init if init.is_dir() else init.parent
-    if init.is_dir() or (folder / FILE_NAME).is_file() or is_of_run(init):
-        return load_provenance(folder)
-    return Provenance(run=f"{init.name} (of unknown origin)")
-
-
 def spoken_structures(cohort: pl.DataFrame) -> tuple[str, ...]:
     """Structures the cohort's labels speak of, wholes before parts left out, in the usual order."""
     from fewbeats.anatomy import FEWBEATS_VALUES, PART_OF, find_convention
@@ -251,7 +236,7 @@ def _train_localizer(command: Finetune, data: TrainingData, samples: Sequence[Sa
     settings, init = localizer_settings(command.model.network), command.init
     if init not in STARTS:  # a run's weights have learned another task
         init = "natural" if settings.network.kind == "lite0" else "scratch"
-    network = start_network(settings, 2, init, seed=command.seed, label="localizer")
+    network = start_network(settings.network, 2, init, seed=command.seed, label="localizer")
     fit_settings = FitSettings(steps=command.localizer_steps, seed=command.seed)
     network, _ = _train(network, samples, settings, fit_settings, run, label="localizer")
     data.provenance.save(run.path)
@@ -295,39 +280,6 @@ def _train_segmenter(
     }
     data.provenance.save(run.path)
     _finish(run, network, settings, about)
-
-
-def start_network(
-    settings: SegmentationSettings, classes: int, init: str, *, seed: int, label: str = "training"
-) -> nn.Module:
-    """A network with the wanted start; says what was loaded.
-
-    Raises:
-        InputError: the weights do not exist or do not fit.
-    """
-    import torch
-
-    from fewbeats.models.network import build_network
-
-    torch.manual_seed(seed)
-    network = build_network(settings.network, classes=classes)
-    print(f"{label}: {_load_start(network, settings, init)}")
-    return network
-
-
-def _load_start(network: nn.Module, settings: SegmentationSettings, init: str) -> str:
-    from fewbeats.models.pretrained2d import load_natural
-    from fewbeats.models.weights import read_weights, transfer_weights
-
-    if init == "scratch":
-        return "random start"
-    if init == "natural":
-        return f"encoder from {load_natural(network, settings.network)}"
-    path = Path(init)
-    if path.is_dir():
-        RunDir(path).read_config()
-        path = RunDir(path).weights()
-    return f"from {init}: {transfer_weights(network, read_weights(path), source=init)}"
 
 
 def _train(

@@ -113,7 +113,7 @@ def hash_scans(rows: pl.DataFrame, *, cache: Path | None = None) -> dict[str, li
     known = _read_cache(cache)
     hashes, size_before = {}, len(known)
     for row in rows.iter_rows(named=True):
-        key = _file_key(row["image"])
+        key = file_key(row["image"])
         found = known.get(key) if key else None
         hashes[row["scan"]] = found or frame_hashes(open_scan(row))
         if key:
@@ -232,7 +232,7 @@ def _from_json(content: dict) -> Provenance:
     )
 
 
-def _file_key(image: str) -> str | None:
+def file_key(image: str) -> str | None:
     """Path, size and time of change of a file; None for a folder, whose own time says little."""
     path = Path(image)
     if not path.is_file():

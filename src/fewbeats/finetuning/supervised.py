@@ -10,7 +10,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from fewbeats.losses import dice_ce_loss
 from fewbeats.training.method import Method, ParameterGroup, Step
-from fewbeats.training.optim import OptimSettings, warmup_cosine
+from fewbeats.training.optim import OptimSettings, scheduled_group
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -48,17 +48,9 @@ class Supervised(Method):
     def parameter_groups(self) -> list[ParameterGroup]:
         encoder = tuple(p for n, p in self.network.named_parameters() if n.startswith("encoder."))
         decoder = tuple(p for n, p in self.network.named_parameters() if not n.startswith("encoder."))
-        peak = self.optim.learning_rate
-        schedule = {"warmup": self.optim.warmup, "final": self.optim.final_rate}
-
-        def decay(_: float) -> float:
-            return self.optim.weight_decay
-
         return [
-            ParameterGroup(
-                "encoder", encoder, warmup_cosine(peak * self.optim.encoder_rate_factor, **schedule), decay
-            ),
-            ParameterGroup("decoder", decoder, warmup_cosine(peak, **schedule), decay),
+            scheduled_group("encoder", encoder, self.optim, factor=self.optim.encoder_rate_factor),
+            scheduled_group("decoder", decoder, self.optim),
         ]
 
     def after_update(self, progress: float) -> None:

@@ -178,11 +178,9 @@ class Inspector:
                 found.append(f"no {structure} was found")
             elif volumes.max() > most * VOLUME_TOLERANCE or volumes.max() < least / VOLUME_TOLERANCE:
                 found.append(f"{structure} of {volumes.max():.0f} mL is far from the training subjects'")
-        found += [
-            f"{structure} is cut by the image's border"
-            for structure, length in self._cut_mm.items()
-            if length > LONGEST_CUT_MM
-        ]
+        for structure, length in self._cut_mm.items():
+            if length > LONGEST_CUT_MM:
+                found.append(f"{structure} is cut by the image's border")
         if self._enclosed and np.median(self._enclosed) < LEAST_ENCLOSED:
             found.append("the LV cavity is not enclosed by myocardium as in a short-axis heart")
         lv = self.volumes_ml.get("LV", np.zeros(1))

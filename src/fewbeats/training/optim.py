@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     import torch
+    from torch import nn
 
     from fewbeats.training.method import ParameterGroup
 
@@ -39,6 +40,21 @@ def warmup_cosine(peak: float, *, warmup: float, final: float) -> Callable[[floa
         return peak * (final + (1 - final) * 0.5 * (1 + math.cos(math.pi * done)))
 
     return rate
+
+
+def scheduled_group(
+    name: str, parameters: Iterable[nn.Parameter], optim: OptimSettings, *, factor: float = 1.0
+) -> ParameterGroup:
+    """Parameters that follow the schedule, their peak rate multiplied by `factor`."""
+    from fewbeats.training.method import ParameterGroup
+
+    rate = warmup_cosine(optim.learning_rate * factor, warmup=optim.warmup, final=optim.final_rate)
+    return ParameterGroup(name, tuple(parameters), rate, lambda _: optim.weight_decay)
+
+
+def one_group(module: nn.Module, optim: OptimSettings) -> list[ParameterGroup]:
+    """All trainable parameters of a module under the name "network"."""
+    return [scheduled_group("network", (p for p in module.parameters() if p.requires_grad), optim)]
 
 
 def build_optimizer(groups: list[ParameterGroup]) -> torch.optim.AdamW:

@@ -1,0 +1,229 @@
+"""Pretrain an encoder on scans without labels."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import tyro
+
+from fewbeats.commands.start import STARTS, start_network, trace_weights
+from fewbeats.errors import InputError
+from fewbeats.models.network import NetworkSettings
+from fewbeats.pretraining.settings import DinoSettings, MimSettings, PclSettings, SimclrSettings
+from fewbeats.training.loop import FitSettings
+from fewbeats.training.optim import OptimSettings
+from fewbeats.training.rundir import RunDir
+from fewbeats.transforms.intensity import IntensitySettings
+from fewbeats.transforms.preprocess import PreprocessSettings
+from fewbeats.transforms.spatial import SpatialSettings
+from fewbeats.transforms.views import Views, ViewSettings
+
+if TYPE_CHECKING:
+    import polars as pl
+
+    from fewbeats.data.pool import SlicePool
+    from fewbeats.data.provenance import Provenance
+    from fewbeats.training.method import Method
+
+COLLAPSED = 0.1  # spread of embeddings below which different slices are all one to the encoder
+
+
+@dataclass(frozen=True, kw_only=True)
+class Pretrain:
+    """Learn an encoder from every frame and slice of a cohort's training subjects; no label is opened."""
+
+    method: tyro.conf.Positional[Literal["simclr", "pcl", "dino", "mim"]]
+    """simclr: views of a slice attract; pcl: slices of one height attract; dino: self-distillation;
+    mim: blanked patches are painted in."""
+    cohort: tyro.conf.Positional[Path]
+    """Cohort table (CSV or Parquet) from `fewbeats index`."""
+    out: Path
+    """Run folder. An unfinished run in it is resumed."""
+    steps: int | None = None
+    """Training steps."""
+    minutes: float | None = None
+    """Wall-clock budget of the training instead, turned into steps by timing."""
+    pool_subjects: int | None = None
+    """Number of subjects to learn from, drawn by the seed and nested; all of split train by default."""
+    center: Literal["image", "motion"] = "motion"
+    """Middle of the field of view: image, or motion (what changes over the beat)."""
+    init: str = "scratch"
+    """scratch, natural (weights from photographs), a run folder, or a .safetensors file."""
+    seed: int = 0
+    """Draw of the subjects, start of the weights, order of the slices."""
+    batch_size: int = 32
+    """Slices a step and process."""
+    cache: Path | None = None
+    """Folder of preprocessed scans; `sample-cache` beside the run by default."""
+    network: NetworkSettings = field(default_factory=NetworkSettings)
+    """As it will be fine-tuned."""
+    preprocess: PreprocessSettings = field(default_factory=PreprocessSettings)
+    spatial: SpatialSettings = field(default_factory=SpatialSettings)
+    intensity: IntensitySettings = field(default_factory=IntensitySettings)
+    optim: OptimSettings = field(default_factory=OptimSettings)
+    simclr: SimclrSettings = field(default_factory=SimclrSettings)
+    pcl: PclSettings = field(default_factory=PclSettings)
+    dino: DinoSettings = field(default_factory=DinoSettings)
+    mim: MimSettings = field(default_factory=MimSettings)
+
+    def run(self) -> Path:
+        """Train; returns the run folder.
+
+        Raises:
+            InputError: the cohort, its scans or the settings cannot be used.
+        """
+        from fewbeats.data.pool import PoolSampler
+        from fewbeats.training.loop import fit
+        from fewbeats.transforms.views import with_views
+
+        started = time.perf_counter()
+        if (self.steps is None) == (self.minutes is None):
+            raise InputError("give either --steps or --minutes")
+        method, views = build_method(self)  # whatever is wrong with the settings shows before scans are read
+        rows, provenance = choose_pool(self)
+        pool = read_pool(self, rows)
+        run = RunDir(self.out)
+        if run.claim({"settings": self.describe(), "images": provenance.unlabeled}):
+            print(f"{run.path}: already trained with these settings")
+            return run.path
+        sampler = PoolSampler(pool, self.batch_size, self.network.context, self.seed)
+        batches = with_views(sampler, views, seed=self.seed)
+        fit_settings = FitSettings(steps=self.steps, minutes=self.minutes, seed=self.seed)
+        steps = fit(method, batches, settings=fit_settings, run=run, label=self.method)
+        provenance.save(run.path)
+        seconds = time.perf_counter() - started
+        finish(self, run, method, {"steps": steps, "slices": len(pool), "seconds": seconds})
+        return run.path
+
+    def describe(self) -> dict[str, Any]:
+        """What decides the outcome: all but places, and of the methods the chosen one."""
+        aside = {"cohort", "out", "cache", *METHODS} - {self.method}
+        return {name: value for name, value in asdict(self).items() if name not in aside}
+
+
+METHODS = ("simclr", "pcl", "dino", "mim")
+
+
+def build_method(command: Pretrain) -> tuple[Method, Views]:
+    """The method on its network, and the views it wants.
+
+    Raises:
+        InputError: the settings do not fit each other.
+    """
+    from fewbeats.pretraining import dino, mim, pcl, simclr
+
+    if command.network.dims != 2:
+        raise InputError(f"--network.kind {command.network.kind}: pretraining is for 2D networks")
+    if command.method in ("simclr", "pcl") and command.batch_size < 4:
+        raise InputError(f"--batch-size {command.batch_size}: too few negatives; give at least 4")
+    size = command.preprocess.size
+    if size % command.network.stride:
+        raise InputError(f"--preprocess.size {size}: must be a multiple of {command.network.stride}")
+    channels = command.network.in_channels
+    network = start_network(command.network, channels, command.init, seed=command.seed)
+    settings, optim = getattr(command, command.method), command.optim
+    shown = ViewSettings(size=size, spatial=command.spatial, intensity=command.intensity)
+    if command.method == "mim":
+        method: Method = mim.Mim(network, settings=settings, optim=optim, size=size)
+        views: Callable = mim.views
+    elif command.method == "dino":
+        method, views = dino.Dino(network, settings=settings, optim=optim), partial(dino.views, dino=settings)
+    elif command.method == "pcl":
+        method, views = pcl.Pcl(network, settings=settings, optim=optim), pcl.views
+    else:
+        method, views = simclr.Simclr(network, settings=settings, optim=optim), simclr.views
+    return method, lambda image, generator: views(image, shown, generator)
+
+
+def choose_pool(command: Pretrain) -> tuple[pl.DataFrame, Provenance]:
+    """Scans to learn from, none of a held-out subject under whatever name, and what the run will have seen.
+
+    Raises:
+        InputError: no scan, a missing file, or a held-out subject in the pool or in the start's lineage.
+    """
+    import polars as pl
+
+    from fewbeats.data.cohort import check_files, read_cohort
+    from fewbeats.data.provenance import (
+        Provenance,
+        by_subject,
+        guard_ancestors,
+        guard_training,
+        hash_scans,
+    )
+    from fewbeats.data.split import HELD_OUT, draw_order
+
+    cohort = read_cohort(command.cohort)
+    rows = cohort.filter(pl.col("split") == "train")
+    subjects = draw_order(rows["subject"].unique(), command.seed)
+    if not subjects:
+        raise InputError(f"{command.cohort}: no subject of split train to learn from; set the splits")
+    if command.pool_subjects is not None and not 1 <= command.pool_subjects <= len(subjects):
+        raise InputError(f"--pool-subjects {command.pool_subjects}: split train has {len(subjects)}")
+    rows = rows.filter(pl.col("subject").is_in(subjects[: command.pool_subjects]))
+    check_files(rows)
+    held_out = cohort.filter(pl.col("split").is_in(HELD_OUT))
+    hashes = hash_scans(pl.concat([rows, held_out]), cache=_cache(command) / "hashes.json")
+    guard_training(cohort, labeled=rows.clear(), unlabeled=rows, hashes=hashes)
+    ancestors = [] if command.init in STARTS else [trace_weights(Path(command.init))]
+    guard_ancestors(ancestors, by_subject(held_out, hashes))
+    seen = Provenance(
+        run=command.out.resolve().name, unlabeled=by_subject(rows, hashes), ancestors=tuple(ancestors)
+    )
+    return rows, seen
+
+
+def read_pool(command: Pretrain, rows: pl.DataFrame) -> SlicePool:
+    """Raises:
+    InputError: a scan cannot be read, or the pool is too small for the method.
+    """
+    from fewbeats.data.pool import prepare_pool
+
+    pool = prepare_pool(rows, command.preprocess, cache=_cache(command), center=command.center)
+    if command.method == "pcl" and pool.slices.max() < 2:
+        raise InputError(
+            f"{command.cohort}: scans of one slice have no neighbors; take simclr instead of pcl"
+        )
+    if len(pool) < command.batch_size:
+        raise InputError(
+            f"{command.cohort}: {len(pool)} slices are fewer than --batch-size {command.batch_size}; lower it"
+        )
+    return pool
+
+
+def _cache(command: Pretrain) -> Path:
+    return command.cache or command.out.parent / "sample-cache"
+
+
+def finish(command: Pretrain, run: RunDir, method: Method, about: dict[str, Any]) -> None:
+    """Export the weights, mark the run finished, and say so where it learned nothing."""
+    from accelerate import PartialState
+
+    from fewbeats.disk import atomic_path
+    from fewbeats.models.weights import save_weights
+
+    if not PartialState().is_main_process:
+        return
+    collapsed = last_spread(run) < COLLAPSED
+    with atomic_path(run.weights()) as file:
+        save_weights(method.networks()["network"].state_dict(), file)
+    run.write_config({"task": "pretraining", **command.describe(), **about, "collapsed": collapsed})
+    run.drop_checkpoint()
+    print(f"{run.path}: {command.method} saw {about['slices']} slices in {about['steps']} steps")
+    if collapsed:
+        print(f"{run.path}: collapsed, to the encoder all slices are one; lower --optim.learning-rate")
+
+
+def last_spread(run: RunDir) -> float:
+    """Mean spread of the embeddings over the last tenth of the log; infinite where the method has none."""
+    import json
+
+    rows = [json.loads(line) for line in run.metrics.read_text().splitlines()]
+    values = [row["spread"] for row in rows if "spread" in row]
+    last = values[-max(1, len(values) // 10) :]
+    return sum(last) / len(last) if last else float("inf")

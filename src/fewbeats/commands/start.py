@@ -1,0 +1,65 @@
+"""What a network starts from, and what those weights have seen."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from fewbeats.training.rundir import RunDir
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from fewbeats.data.provenance import Provenance
+    from fewbeats.models.network import NetworkSettings
+
+STARTS = ("scratch", "natural")
+"""Starts that no run made; anything else is a run folder or a .safetensors file."""
+
+
+def start_network(
+    settings: NetworkSettings, classes: int, init: str, *, seed: int, label: str = "training"
+) -> nn.Module:
+    """A network with the wanted start; says what was loaded.
+
+    Raises:
+        InputError: the weights do not exist or do not fit.
+    """
+    import torch
+
+    from fewbeats.models.network import build_network
+
+    torch.manual_seed(seed)
+    network = build_network(settings, classes=classes)
+    print(f"{label}: {_load_start(network, settings, init)}")
+    return network
+
+
+def _load_start(network: nn.Module, settings: NetworkSettings, init: str) -> str:
+    from fewbeats.models.pretrained2d import load_natural
+    from fewbeats.models.weights import read_weights, transfer_weights
+
+    if init == "scratch":
+        return "random start"
+    if init == "natural":
+        return f"encoder from {load_natural(network, settings)}"
+    path = Path(init)
+    if path.is_dir():
+        RunDir(path).read_config()
+        path = RunDir(path).weights()
+    return f"from {init}: {transfer_weights(network, read_weights(path), source=init)}"
+
+
+def trace_weights(init: Path) -> Provenance:
+    """What initial weights have seen; a file that no run of ours made is noted as of unknown origin.
+
+    Raises:
+        InputError: weights of a run without its `provenance.json`.
+    """
+    from fewbeats.data.provenance import FILE_NAME, Provenance, load_provenance
+    from fewbeats.models.weights import is_of_run
+
+    folder = init if init.is_dir() else init.parent
+    if init.is_dir() or (folder / FILE_NAME).is_file() or is_of_run(init):
+        return load_provenance(folder)
+    return Provenance(run=f"{init.name} (of unknown origin)")

@@ -1,0 +1,211 @@
+"""Unlabeled scans -> batches of slices, for methods that see no label; memory does not grow with the pool.
+
+Every frame of every scan is laid on the network's grid and kept once per file; a batch reads its slices when
+it is drawn. The field of view is centered without labels: on the image, or on what moves.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+import torch
+from scipy import ndimage
+
+from fewbeats.data.cohort import open_scan
+from fewbeats.data.provenance import file_key
+from fewbeats.data.samples import MARGIN
+from fewbeats.disk import atomic_path
+from fewbeats.errors import InputError
+from fewbeats.sample import Batch
+from fewbeats.transforms.preprocess import PreprocessSettings, prepare_frame
+
+if TYPE_CHECKING:
+    import polars as pl
+
+    from fewbeats.scan import Scan
+
+Centering = Literal["image", "motion"]
+REVISION = 1  # of what is stored; part of its key
+MOST_LOOKS = 8  # frames that motion is judged by
+MOVING_PERCENT = 6.0  # of the image's area that counts as what moves
+NEAR_MIDDLE_MM = (
+    70.0  # whoever plans a cardiac scan puts the heart near its middle; arms and bowels move, too
+)
+SMOOTH_MM = 8.0  # the beating heart is one region of several cm; edges of still things are thin
+
+
+@dataclass(frozen=True)
+class SlicePool:
+    """All slices of all frames of the pool's scans, addressed by cumulative offsets."""
+
+    files: tuple[Path, ...]
+    """Stored arrays (T, Z, S, S) float16, each once."""
+    which: np.ndarray
+    """(N,) for each scan its file."""
+    frames: np.ndarray
+    """(N,) T."""
+    slices: np.ndarray
+    """(N,) Z."""
+    order: np.ndarray
+    """(N,) 1 base first, -1 apex first, 0 unknown."""
+
+    def __len__(self) -> int:
+        return int((self.frames * self.slices).sum())
+
+    def read(self, scan: int, t: int, z: int, context: int) -> np.ndarray:
+        """(1 + 2 context, S, S) a slice and its neighbors, the stack's last slice repeated beyond it."""
+        stored = np.load(self.files[self.which[scan]], mmap_mode="r")
+        around = np.clip(np.arange(z - context, z + context + 1), 0, stored.shape[1] - 1)
+        return np.asarray(stored[t, around])
+
+    def heights(self, scan: np.ndarray, z: np.ndarray) -> np.ndarray:
+        """Share of the stack's height of slices, from the base where the direction is known."""
+        height = z / np.maximum(self.slices[scan] - 1, 1)
+        return np.where(self.order[scan] < 0, 1 - height, height)
+
+
+@dataclass(frozen=True)
+class PoolSampler:
+    """Draws slices, all different within a step; what is drawn depends on (seed, step) alone."""
+
+    pool: SlicePool
+    batch_size: int
+    context: int = 0
+    seed: int = 0
+
+    def __call__(self, start: int, rank: int, world: int) -> Iterator[Batch]:
+        """Batches from step `start` on; each rank gets its own share of a step's slices."""
+        offsets = np.cumsum(self.pool.frames * self.pool.slices)
+        step = start
+        while True:
+            draw = np.random.default_rng([self.seed, step])
+            drawn = draw.choice(len(self.pool), self.batch_size * world, replace=False)
+            yield self._batch(drawn[rank::world], offsets)
+            step += 1
+
+    def _batch(self, drawn: np.ndarray, offsets: np.ndarray) -> Batch:
+        scan = np.searchsorted(offsets, drawn, side="right")
+        within = drawn - (offsets - self.pool.frames * self.pool.slices)[scan]
+        t, z = np.divmod(within, self.pool.slices[scan])
+        image = np.stack([self.pool.read(*place, self.context) for place in zip(scan, t, z)])
+        return Batch(
+            views={"image": torch.from_numpy(image.astype(np.float32))},
+            position=torch.from_numpy(self.pool.heights(scan, z).astype(np.float32)),
+            directed=torch.from_numpy(self.pool.order[scan] != 0),
+            scan=torch.from_numpy(scan),
+        )
+
+
+def prepare_pool(
+    rows: pl.DataFrame, settings: PreprocessSettings, *, cache: Path, center: Centering = "motion"
+) -> SlicePool:
+    """Every frame of every scan of `rows`, laid on the network's grid and stored where it is not yet.
+
+    Args:
+        rows: of a cohort; labels are not opened.
+        settings: the network's grid.
+        cache: folder of stored scans, created when needed.
+        center: image, or motion: the middle of what changes over the frames of a cine, or between the
+            single-frame files of one study; the image's own where there is nothing to compare.
+
+    Raises:
+        InputError: no scan, or one that cannot be read.
+    """
+    if rows.is_empty():
+        raise InputError("no unlabeled scan to learn from; give the cohort subjects of split train")
+    siblings = _siblings(rows)
+    files: dict[Path, int] = {}
+    shapes: list[tuple[int, int]] = []
+    which: list[int] = []
+    for row in rows.iter_rows(named=True):
+        path = _store(row, siblings.get(_heart(row), ()), settings, cache, center)
+        which.append(files.setdefault(path, len(files)))
+        frames, slices = np.load(path, mmap_mode="r").shape[:2]
+        shapes.append((frames, slices))
+    order = {"base_first": 1, "apex_first": -1}
+    return SlicePool(
+        files=tuple(files),
+        which=np.array(which),
+        frames=np.array([frames for frames, _ in shapes]),
+        slices=np.array([slices for _, slices in shapes]),
+        order=np.array([order.get(o, 0) for o in rows["slice_order"]]),
+    )
+
+
+def motion_center(frames: Sequence[np.ndarray], spacing_mm: Sequence[float]) -> tuple[float, float] | None:
+    """(y, x) middle of the region whose gray values change most over frames (Z, Y, X); None for one frame.
+
+    Change counts the less the farther it is from the image's middle.
+    """
+    if len(frames) < 2:
+        return None
+    change = np.std([frame.astype(np.float32) for frame in frames], axis=0).mean(0)
+    change = ndimage.gaussian_filter(change, [SMOOTH_MM / s for s in spacing_mm[1:]])
+    for axis, step_mm in enumerate(spacing_mm[1:]):
+        away_mm = (np.arange(change.shape[axis]) - (change.shape[axis] - 1) / 2) * step_mm
+        likely = np.exp(-0.5 * (away_mm / NEAR_MIDDLE_MM) ** 2)
+        change = change * (likely[:, None] if axis == 0 else likely)
+    moving, _ = ndimage.label(change >= np.percentile(change, 100 - MOVING_PERCENT))
+    strength = ndimage.sum_labels(change, moving, np.arange(1, moving.max() + 1))
+    y, x = ndimage.center_of_mass(moving == 1 + int(np.argmax(strength)))
+    return float(y), float(x)
+
+
+def _heart(row: Mapping[str, Any]) -> tuple:
+    return tuple(row[name] for name in ("subject", "study", "view", "slices", "rows", "columns"))
+
+
+def _siblings(rows: pl.DataFrame) -> dict[tuple, list[dict[str, Any]]]:
+    """Single-frame files of one heart on one grid."""
+    found: dict[tuple, list[dict[str, Any]]] = {}
+    for row in rows.filter(rows["frames"] == 1).iter_rows(named=True):
+        found.setdefault(_heart(row), []).append(row)
+    return found
+
+
+def _store(
+    row: Mapping[str, Any],
+    siblings: Sequence[Mapping[str, Any]],
+    settings: PreprocessSettings,
+    cache: Path,
+    center: Centering,
+) -> Path:
+    """The stored array of a scan."""
+    modality = row["modality"] or "MR"
+    seen = [row["image"], *([s["image"] for s in siblings] if center == "motion" else [])]
+    keys = [file_key(image) for image in seen]  # None for a folder, which is then read again
+    about = json.dumps([REVISION, asdict(settings), center, modality, seen, keys], sort_keys=True)
+    key = hashlib.sha256(about.encode()).hexdigest()[:32]
+    path = cache / key[:2] / f"{key}.pool.npy"
+    if path.is_file() and None not in keys:
+        return path
+    scan = open_scan(row)
+    middle = motion_center(_looks(scan, siblings), scan.spacing_mm) if center == "motion" else None
+    size = int(settings.size * MARGIN)
+    with atomic_path(path) as partial:
+        stored: np.memmap | None = None
+        for t in range(scan.shape[0]):
+            image, _ = prepare_frame(
+                scan.frame(t), scan.spacing_mm, settings, center=middle, size=size, modality=modality
+            )
+            if stored is None:
+                shape = (scan.shape[0], *image.shape)
+                stored = np.lib.format.open_memmap(partial, mode="w+", dtype=np.float16, shape=shape)
+            stored[t] = image
+        assert stored is not None
+        stored.flush()
+    return path
+
+
+def _looks(scan: Scan, siblings: Sequence[Mapping[str, Any]]) -> list[np.ndarray]:
+    """Frames of one heart to judge its motion by."""
+    if scan.shape[0] == 1:
+        return [open_scan(row).frame(0) for row in siblings]
+    chosen = np.unique(np.linspace(0, scan.shape[0] - 1, MOST_LOOKS).round().astype(int))
+    return [scan.frame(int(t)) for t in chosen]

@@ -1,0 +1,85 @@
+"""What stands on an encoder: its pooled features, and the projectors of self-supervised methods."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+def encoder_of(network: nn.Module) -> nn.Module:
+    """The part of a U-Net that its runs and this package call encoder."""
+    encoder = network.encoder
+    assert isinstance(encoder, nn.Module)
+    return encoder
+
+
+def pool_features(network: nn.Module, image: Tensor) -> Tensor:
+    """Global average of the encoder's coarsest map, (B, C, Y, X) -> (B, D)."""
+    maps = encoder_of(network)(image)
+    coarsest = maps[-1] if isinstance(maps, (list, tuple)) else maps
+    return coarsest.flatten(2).mean(2)
+
+
+def feature_width(network: nn.Module) -> int:
+    """D of `pool_features`."""
+    encoder: Any = encoder_of(network)
+    widths = getattr(encoder, "out_channels", None) or encoder.output_channels  # of smp, of nnU-Net's
+    return int(widths[-1])
+
+
+class Projector(nn.Sequential):
+    """Multi-layer perceptron without activation after its last layer: (B, D) -> (B, widths[-1])."""
+
+    def __init__(self, inputs: int, widths: tuple[int, ...], activation: type[nn.Module] = nn.ReLU):
+        layers: list[nn.Module] = []
+        for i, (before, after) in enumerate(zip((inputs, *widths), widths)):
+            layers += [nn.Linear(before, after)] + [activation()] * (i < len(widths) - 1)
+        super().__init__(*layers)
+
+
+class PrototypeHead(nn.Module):
+    """DINO's head: perceptron to a bottleneck on the unit sphere, then weight-normed prototypes.
+
+    Args:
+        inputs: D of the features.
+        hidden: width of the two hidden layers.
+        bottleneck: width before the prototypes.
+        prototypes: number of outputs K; their weights have unit length, so only directions are learned.
+    """
+
+    def __init__(self, inputs: int, *, hidden: int, bottleneck: int, prototypes: int):
+        super().__init__()
+        self.projector = Projector(inputs, (hidden, hidden, bottleneck), nn.GELU)
+        self.prototypes = nn.Linear(bottleneck, prototypes, bias=False)
+        for module in self.projector:
+            if isinstance(module, nn.Linear):
+                nn.init.trunc_normal_(module.weight, std=0.02)
+                nn.init.zeros_(module.bias)
+
+    def forward(self, features: Tensor) -> Tensor:
+        directions = F.normalize(self.prototypes.weight, dim=1)
+        return F.linear(F.normalize(self.projector(features), dim=1), directions)
+
+
+@torch.no_grad()
+def spread(embeddings: Tensor) -> float:
+    """How far a batch's embeddings (B, D) point apart: about 1 for random directions, 0 for a collapse."""
+    unit = F.normalize(embeddings.float(), dim=1)
+    return float(unit.std(0).mean() * unit.shape[1] ** 0.5)
+
+
+def gather_ranks(tensor: Tensor) -> Tensor:
+    """Rows of all processes in order of rank, with gradient; the tensor itself where there is one process."""
+    from torch import distributed
+
+    if not (distributed.is_available() and distributed.is_initialized()):
+        return tensor
+    from torch.distributed.nn.functional import all_gather
+
+    return torch.cat(all_gather(tensor.contiguous()))

@@ -1,0 +1,126 @@
+"""DINO: a student learns from views what its own moving average sees in others, without negatives.
+
+Caron et al., Emerging Properties in Self-Supervised Vision Transformers, ICCV 2021,
+https://arxiv.org/abs/2104.14294; for cine MR de Mooij et al., https://arxiv.org/abs/2409.18100.
+
+    teacher t starts as a copy of student s (encoder and head)
+    for a batch of slices x:
+        G = two large views, L = several small views
+        q_g = softmax((t(g) - c) / tau_t) for g in G;  p_v = softmax(s(v) / tau_s) for v in G and L
+        loss = mean over g, v != g of -sum q_g log p_v
+        c = m c + (1 - m) mean t(G);  t = l t + (1 - l) s, l from 0.996 to 1 by a cosine
+    keep the teacher's encoder
+"""
+
+from __future__ import annotations
+
+import math
+from copy import deepcopy
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from fewbeats.models.heads import (
+    PrototypeHead,
+    encoder_of,
+    feature_width,
+    gather_ranks,
+    pool_features,
+    spread,
+)
+from fewbeats.training.method import Method, ParameterGroup, Step
+from fewbeats.training.optim import OptimSettings, scheduled_group
+from fewbeats.transforms.views import ViewSettings, draw_view
+
+if TYPE_CHECKING:
+    from torch import Generator, Tensor
+
+    from fewbeats.pretraining.settings import DinoSettings
+    from fewbeats.sample import Batch
+
+LARGE = ("large0", "large1")
+
+
+def views(
+    image: Tensor, settings: ViewSettings, generator: Generator, *, dino: DinoSettings
+) -> dict[str, Tensor]:
+    """Two large views and several small ones, of the same magnification, from anywhere in the large field."""
+    small = replace(
+        settings,
+        size=int(settings.size * dino.small_size),
+        spatial=replace(settings.spatial, shift_px=settings.size * (1 - dino.small_size) / 2),
+    )
+    found = {name: draw_view(image, settings, generator) for name in LARGE}
+    return found | {f"small{i}": draw_view(image, small, generator) for i in range(dino.small_views)}
+
+
+class Dino(Method):
+    """Self-distillation without labels.
+
+    Args:
+        network: has an `encoder`.
+        settings: head, temperatures, momenta.
+        optim: rates.
+    """
+
+    center: Tensor
+
+    def __init__(self, network: nn.Module, *, settings: DinoSettings, optim: OptimSettings):
+        super().__init__()
+        self.settings, self.optim = settings, optim
+        head = PrototypeHead(
+            feature_width(network),
+            hidden=settings.hidden,
+            bottleneck=settings.bottleneck,
+            prototypes=settings.prototypes,
+        )
+        self.student = nn.ModuleDict({"encoder": encoder_of(network), "head": head})
+        self.teacher = deepcopy(self.student).requires_grad_(False)
+        self.register_buffer("center", torch.zeros(settings.prototypes))
+
+    def forward(self, batch: Batch, progress: float) -> Step:
+        large = torch.cat([batch.views[name] for name in LARGE])
+        small = [view for name, view in batch.views.items() if name not in LARGE]
+        with torch.no_grad():
+            seen = _judge(self.teacher, large)
+            target = ((seen - self.center) / self.teacher_temperature(progress)).softmax(1).chunk(2)
+            momentum, mean = self.settings.center_momentum, gather_ranks(seen).mean(0)
+            self.center.mul_(momentum).add_(mean, alpha=1 - momentum)
+        answers = [*_judge(self.student, large).chunk(2)]
+        answers += _judge(self.student, torch.cat(small)).chunk(len(small)) if small else []
+        told = [F.log_softmax(answer / self.settings.student_temperature, 1) for answer in answers]
+        losses = [-(q * p).sum(1).mean() for i, q in enumerate(target) for j, p in enumerate(told) if i != j]
+        frozen = progress < self.settings.freeze
+        logs = {"spread": spread(seen - self.center)}
+        return Step(torch.stack(losses).mean(), logs, ("network",) if frozen else None)
+
+    def parameter_groups(self) -> list[ParameterGroup]:
+        last = tuple(self.student["head"].prototypes.parameters())  # type: ignore[union-attr]
+        rest = tuple(p for p in self.student.parameters() if all(p is not q for q in last))
+        return [scheduled_group("network", rest, self.optim), scheduled_group("prototypes", last, self.optim)]
+
+    def networks(self) -> dict[str, nn.Module]:
+        return {"network": nn.ModuleDict({"encoder": self.teacher["encoder"]})}
+
+    def after_update(self, progress: float) -> None:
+        momentum = self.momentum(progress)
+        with torch.no_grad():
+            for mine, students in zip(self.teacher.parameters(), self.student.parameters()):
+                mine.mul_(momentum).add_(students, alpha=1 - momentum)
+
+    def momentum(self, progress: float) -> float:
+        """l."""
+        return 1 - (1 - self.settings.teacher_momentum) * (math.cos(math.pi * progress) + 1) / 2
+
+    def teacher_temperature(self, progress: float) -> float:
+        """tau_t."""
+        low, high = self.settings.teacher_temperature
+        return low + (high - low) * min(1.0, progress / max(self.settings.temperature_warmup, 1e-9))
+
+
+def _judge(side: nn.ModuleDict, image: Tensor) -> Tensor:
+    """Scores (B, K) of a student or teacher."""
+    return side["head"](pool_features(side, image))

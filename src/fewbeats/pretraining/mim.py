@@ -1,0 +1,82 @@
+"""MIM: patches of a slice are blanked, and the whole U-Net paints them in.
+
+He et al., Masked Autoencoders Are Scalable Vision Learners, CVPR 2022, https://arxiv.org/abs/2111.06377;
+as a U-Net with its skips for cine MR de Mooij et al., https://arxiv.org/abs/2409.18100.
+
+    for a batch of slices x:
+        x = t(x)                                        one random view
+        M = a random share r of its patches of P x P pixels
+        y = U(x with M set to 0)                        the whole U-Net
+        loss = mean over the pixels of M of (y - x)^2
+    keep U but for its last layer
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+from torch import nn
+
+from fewbeats.errors import InputError
+from fewbeats.training.method import Method, ParameterGroup, Step
+from fewbeats.training.optim import OptimSettings, one_group
+from fewbeats.transforms.views import ViewSettings, draw_view
+
+if TYPE_CHECKING:
+    from torch import Generator, Tensor
+
+    from fewbeats.pretraining.settings import MimSettings
+    from fewbeats.sample import Batch
+
+
+def views(image: Tensor, settings: ViewSettings, generator: Generator) -> dict[str, Tensor]:
+    """One random view, and what of it is blanked as a view of its own."""
+    return {"image": draw_view(image, settings, generator)}
+
+
+class Mim(Method):
+    """Masked image modeling with a U-Net.
+
+    Args:
+        network: (B, C, Y, X) -> (B, C, Y, X), built with as many classes as it has channels.
+        settings: patch and share.
+        optim: rates.
+        size: side of the views, px.
+
+    Raises:
+        InputError: the patches do not tile the view, or none or all would be blanked.
+    """
+
+    def __init__(self, network: nn.Module, *, settings: MimSettings, optim: OptimSettings, size: int):
+        super().__init__()
+        if size % settings.patch_px:
+            raise InputError(f"--mim.patch-px {settings.patch_px}: does not divide the view of {size} pixels")
+        patches = (size // settings.patch_px) ** 2
+        if not 0 < round(settings.ratio * patches) < patches:
+            raise InputError(f"--mim.ratio {settings.ratio}: blanks none or all of {patches} patches")
+        self.network, self.settings, self.optim = network, settings, optim
+
+    def forward(self, batch: Batch, progress: float) -> Step:
+        image = batch.views["image"]
+        blank = draw_blanks(image, self.settings)
+        restored = self.network(image.masked_fill(blank, 0.0))
+        restored = restored[0] if isinstance(restored, (list, tuple)) else restored
+        return Step((restored - image)[blank.expand_as(image)].square().mean())
+
+    def parameter_groups(self) -> list[ParameterGroup]:
+        return one_group(self, self.optim)
+
+    def networks(self) -> dict[str, nn.Module]:
+        return {"network": self.network}
+
+    def after_update(self, progress: float) -> None:
+        pass
+
+
+def draw_blanks(image: Tensor, settings: MimSettings) -> Tensor:
+    """(B, 1, Y, X) bool: True where the pixel is blanked; the same number of patches in each image."""
+    rows, columns = (side // settings.patch_px for side in image.shape[-2:])
+    order = torch.rand(len(image), rows * columns, device=image.device).argsort(1).argsort(1)
+    blank = (order < round(settings.ratio * rows * columns)).view(-1, 1, rows, columns)
+    return blank.repeat_interleave(settings.patch_px, 2).repeat_interleave(settings.patch_px, 3)

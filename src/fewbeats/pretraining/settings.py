@@ -1,0 +1,65 @@
+"""Settings of the methods, beside each other and free of torch, so that a command can show them at once."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, kw_only=True)
+class SimclrSettings:
+    """Of `simclr.py`, whose symbols these are."""
+
+    temperature: float = 0.1
+    """tau."""
+    projector: tuple[int, ...] = (512, 512, 512)
+    """Widths of g's layers."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class PclSettings:
+    """Of `pcl.py`, whose symbols these are."""
+
+    temperature: float = 0.1
+    """tau."""
+    projector: tuple[int, ...] = (512, 512, 512)
+    """Widths of g's layers."""
+    distance: float = 0.1
+    """d, share of the stack's height."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class DinoSettings:
+    """Of `dino.py`, whose symbols these are."""
+
+    small_views: int = 6
+    """Number of views in L."""
+    small_size: float = 0.5
+    """Side of a small view, share of a large one's."""
+    hidden: int = 2048
+    """Width of the head's two hidden layers."""
+    bottleneck: int = 256
+    """Width before the prototypes."""
+    prototypes: int = 8192
+    """Number of outputs K."""
+    student_temperature: float = 0.1
+    """tau_s."""
+    teacher_temperature: tuple[float, float] = (0.02, 0.04)
+    """tau_t at the start and after its warm-up."""
+    temperature_warmup: float = 0.3
+    """Share of the steps in which tau_t rises linearly."""
+    center_momentum: float = 0.9
+    """m."""
+    teacher_momentum: float = 0.996
+    """l at the start."""
+    freeze: float = 0.01
+    """Share of the steps in which the prototypes stay as they are."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class MimSettings:
+    """Of `mim.py`, whose symbols these are."""
+
+    patch_px: int = 16
+    """P; 32 of 256 pixels in the paper, the same share of 128 here."""
+    ratio: float = 0.75
+    """r; the number of blanked patches is exact, 48 of 64."""

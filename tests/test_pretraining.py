@@ -1,0 +1,355 @@
+"""Self-supervised methods against slow twins and hand-computed values, and the pool they draw from."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import polars as pl
+import pytest
+import torch
+from torch import nn
+
+import reference
+from fewbeats.cli import main
+from fewbeats.data.cohort import read_cohort
+from fewbeats.data.pool import PoolSampler, motion_center, prepare_pool
+from fewbeats.errors import InputError
+from fewbeats.losses import contrastive_loss
+from fewbeats.models.heads import PrototypeHead, spread
+from fewbeats.models.network import NetworkSettings, build_network
+from fewbeats.pretraining import dino, mim, pcl, simclr
+from fewbeats.pretraining.dino import Dino
+from fewbeats.pretraining.mim import Mim, draw_blanks
+from fewbeats.pretraining.pcl import Pcl, same_height
+from fewbeats.pretraining.settings import DinoSettings, MimSettings, PclSettings, SimclrSettings
+from fewbeats.pretraining.simclr import Simclr, same_slice
+from fewbeats.sample import Batch
+from fewbeats.training.optim import OptimSettings
+from fewbeats.transforms.preprocess import PreprocessSettings
+from fewbeats.transforms.views import ViewSettings
+
+SMALL = NetworkSettings(kind="unet2d", base_channels=4, levels=3)
+OPTIM = OptimSettings()
+
+
+def network(channels: int = 1) -> nn.Module:
+    torch.manual_seed(0)
+    return build_network(SMALL, classes=channels)
+
+
+def shown(names, *, size: int = 16, batch: int = 4, seed: int = 0, **more) -> Batch:
+    generator = torch.Generator().manual_seed(seed)
+    views = {name: torch.randn(batch, 1, size, size, generator=generator) for name in names}
+    return Batch(views=views, **more)
+
+
+# Contrast
+
+
+@pytest.mark.parametrize("temperature", [0.1, 0.5])
+def test_nt_xent_is_its_double_loop(temperature):
+    z = torch.randn(10, 7, generator=torch.Generator().manual_seed(1))
+    found = contrastive_loss(z, same_slice(5, z.device), temperature=temperature)
+    pairs = {i: [(i + 5) % 10] for i in range(10)}
+    assert float(found) == pytest.approx(reference.info_nce(z.tolist(), pairs, temperature), abs=1e-5)
+
+
+def test_positional_contrast_is_its_double_loop():
+    generator = torch.Generator().manual_seed(2)
+    z, position = torch.randn(12, 5, generator=generator), torch.rand(12, generator=generator)
+    scan = torch.tensor([0, 0, 0, 1, 1, 1, 2, 2, 2, 3, 3, 3])
+    directed = torch.tensor([True] * 6 + [False] * 6)
+    near = same_height(position, directed, scan, distance=0.3)
+    pairs = {
+        i: [
+            j
+            for j in range(12)
+            if j != i
+            and abs(float(position[i] - position[j])) < 0.3
+            and (scan[i] == scan[j] or (directed[i] and directed[j]))
+        ]
+        for i in range(12)
+    }
+    assert 0 < sum(map(len, pairs.values())) < 12 * 11
+    found = contrastive_loss(z, near, temperature=0.2)
+    assert float(found) == pytest.approx(reference.info_nce(z.tolist(), pairs, 0.2), abs=1e-5)
+
+
+def test_a_scan_of_unknown_direction_is_near_itself_alone():
+    position, scan = torch.tensor([0.5, 0.5, 0.5]), torch.tensor([0, 1, 0])
+    near = same_height(position, torch.tensor([False, False, False]), scan, distance=0.1)
+    assert near.tolist() == [[True, False, True], [False, True, False], [True, False, True]]
+
+
+def test_anchors_without_a_positive_are_left_out():
+    z = torch.eye(4)
+    pairs = torch.zeros(4, 4, dtype=torch.bool)
+    pairs[0, 1] = pairs[1, 0] = True
+    expected = reference.info_nce(z.tolist(), {0: [1], 1: [0], 2: [], 3: []}, 0.5)
+    assert float(contrastive_loss(z, pairs, temperature=0.5)) == pytest.approx(expected)
+
+
+def test_simclr_and_pcl_train_their_encoder():
+    for method in (
+        Simclr(network(), settings=SimclrSettings(), optim=OPTIM),
+        Pcl(network(), settings=PclSettings(), optim=OPTIM),
+    ):
+        place = {
+            "position": torch.rand(4),
+            "directed": torch.ones(4, dtype=torch.bool),
+            "scan": torch.arange(4),
+        }
+        step = method(shown(("a", "b"), **place), 0.0)
+        step.loss.backward()
+        assert all(p.grad is not None for p in method.encoder.parameters())
+        assert set(method.networks()["network"].state_dict()) <= set(network().state_dict())
+        assert step.logs["spread"] > 0
+
+
+# DINO
+
+
+def small_dino(**changes) -> Dino:
+    settings = DinoSettings(**{"hidden": 8, "bottleneck": 4, "prototypes": 6, "small_views": 2} | changes)
+    torch.manual_seed(3)
+    return Dino(network(), settings=settings, optim=OPTIM)
+
+
+def test_the_teacher_starts_as_a_copy_and_follows_by_hand_computed_steps():
+    method = small_dino(teacher_momentum=0.9)
+    student, teacher = (list(m.parameters()) for m in (method.student, method.teacher))
+    assert all(torch.equal(a, b) for a, b in zip(student, teacher))
+    assert not any(p.requires_grad for p in teacher)
+    before = teacher[0].clone()
+    with torch.no_grad():
+        student[0].add_(1.0)
+    method.after_update(0.0)
+    torch.testing.assert_close(teacher[0], before + 0.1)  # 0.9 t + 0.1 (t + 1)
+    assert method.momentum(0.5) == pytest.approx(0.95)
+    assert method.momentum(1.0) == pytest.approx(1.0)
+
+
+def test_the_center_moves_by_hand_computed_steps():
+    method = small_dino()
+    method.train()
+    batch = shown(("large0", "large1"))
+    with torch.no_grad():
+        seen = dino._judge(method.teacher, torch.cat([batch.views["large0"], batch.views["large1"]]))
+    method(batch, 0.5)
+    torch.testing.assert_close(method.center, 0.1 * seen.mean(0))
+
+
+def test_the_loss_is_its_double_loop():
+    method = small_dino().eval()
+    method.center = torch.linspace(-0.1, 0.1, 6)
+    names = ("large0", "large1", "small0", "small1")
+    batch = shown(names)
+    seen = {n: dino._judge(method.teacher, batch.views[n]) - method.center for n in names[:2]}
+    told = {n: dino._judge(method.student, batch.views[n]) for n in names}
+    expected = reference.distillation(
+        {n: v.tolist() for n, v in seen.items()},
+        {n: v.tolist() for n, v in told.items()},
+        teacher_temperature=method.teacher_temperature(0.15),
+        student_temperature=0.1,
+    )
+    assert float(method(batch, 0.15).loss.detach()) == pytest.approx(expected, abs=1e-4)
+
+
+def test_the_teachers_temperature_warms_up():
+    method = small_dino()
+    assert [method.teacher_temperature(p) for p in (0.0, 0.15, 0.3, 1.0)] == pytest.approx(
+        [0.02, 0.03, 0.04, 0.04]
+    )
+
+
+def test_the_last_layer_is_frozen_at_first():
+    method = small_dino(freeze=0.1)
+    assert method(shown(("large0", "large1")), 0.05).active == ("network",)
+    assert method(shown(("large0", "large1")), 0.1).active is None
+    groups = {group.name: group.parameters for group in method.parameter_groups()}
+    assert [p.shape for p in groups["prototypes"]] == [(6, 4)]
+    assert len(groups["network"]) + 1 == len(list(method.student.parameters()))
+
+
+def test_prototypes_count_by_direction_alone():
+    head = PrototypeHead(5, hidden=8, bottleneck=4, prototypes=6)
+    features = torch.randn(3, 5)
+    before = head(features)
+    with torch.no_grad():
+        head.prototypes.weight.mul_(7.0)
+    torch.testing.assert_close(head(features), before)
+    assert float(before.detach().abs().max()) <= 1 + 1e-6
+
+
+def test_small_views_are_cut_from_the_field_of_view():
+    settings = ViewSettings(size=32)
+    image = torch.randn(2, 1, 48, 48)
+    found = dino.views(image, settings, torch.Generator().manual_seed(0), dino=DinoSettings(small_views=3))
+    assert {name: v.shape[-1] for name, v in found.items()} == {
+        "large0": 32, "large1": 32, "small0": 16, "small1": 16, "small2": 16,
+    }  # fmt: skip
+
+
+# MIM
+
+
+@pytest.mark.parametrize(("patch", "ratio", "blanked"), [(16, 0.75, 48), (32, 0.6, 10), (16, 0.5, 32)])
+def test_exactly_the_stated_share_is_blanked_in_whole_patches(patch, ratio, blanked):
+    blank = draw_blanks(torch.zeros(5, 1, 128, 128), MimSettings(patch_px=patch, ratio=ratio))
+    patches = blank.unfold(2, patch, patch).unfold(3, patch, patch).flatten(1, 3).flatten(2)
+    assert (patches.all(-1) == patches.any(-1)).all()
+    assert patches.all(-1).sum(1).tolist() == [blanked] * 5
+    assert len({tuple(p.all(-1).tolist()) for p in patches}) > 1
+
+
+class Constant(nn.Module):
+    """Answers with what it is given plus a visible error, to see what the loss looks at."""
+
+    def __init__(self):
+        super().__init__()
+        self.answer = nn.Parameter(torch.zeros(()))
+        self.seen: list[torch.Tensor] = []
+
+    def forward(self, image):
+        self.seen.append(image)
+        return torch.where(image == 0, self.answer, torch.full_like(image, 1e6))
+
+
+def test_visible_pixels_are_ignored_and_blanked_ones_are_hidden():
+    method = Mim(Constant(), settings=MimSettings(patch_px=4, ratio=0.5), optim=OPTIM, size=16)
+    image = torch.full((3, 1, 16, 16), 2.0)
+    step = method(Batch(views={"image": image}), 0.0)
+    assert float(step.loss.detach()) == pytest.approx(
+        4.0
+    )  # (0 - 2)^2 where blanked; visible errors of 1e6 do not count
+    assert float((method.network.seen[0] == 0).float().mean()) == pytest.approx(0.5)
+
+
+@pytest.mark.parametrize(("settings", "complaint"), [
+    (MimSettings(patch_px=10), "does not divide the view of 16 pixels"),
+    (MimSettings(patch_px=8, ratio=0.05), "blanks none or all"),
+    (MimSettings(patch_px=8, ratio=0.99), "blanks none or all"),
+])  # fmt: skip
+def test_patches_that_do_not_fit_are_refused(settings, complaint):
+    with pytest.raises(InputError, match=complaint):
+        Mim(network(), settings=settings, optim=OPTIM, size=16)
+
+
+# All
+
+
+def test_a_collapse_has_no_spread():
+    assert spread(torch.randn(64, 32)) == pytest.approx(1.0, abs=0.1)
+    assert spread(torch.ones(64, 32)) < 1e-3
+
+
+@pytest.mark.parametrize("module", [simclr, pcl, mim], ids=lambda m: m.__name__)
+def test_views_are_named_and_of_the_networks_size(module):
+    found = module.views(torch.randn(2, 1, 48, 48), ViewSettings(size=32), torch.Generator().manual_seed(0))
+    assert all(view.shape == (2, 1, 32, 32) for view in found.values())
+    if len(found) == 2:
+        a, b = found.values()
+        assert not torch.equal(a, b)
+
+
+# The pool
+
+
+GRID = PreprocessSettings(size=64, spacing_mm=2.5)
+
+
+@pytest.fixture(scope="module")
+def pool(phantoms, tmp_path_factory):
+    rows = read_cohort(phantoms).filter(pl.col("split") == "train")
+    return prepare_pool(rows, GRID, cache=tmp_path_factory.mktemp("pool"))
+
+
+def test_every_slice_of_every_frame_is_in_the_pool(pool, phantoms):
+    rows = read_cohort(phantoms).filter(pl.col("split") == "train")
+    assert len(pool) == (rows["frames"] * rows["slices"]).sum()
+    assert len(pool.files) == len(rows) == 3
+
+
+def test_a_step_draws_different_slices_and_ranks_share_them(pool):
+    whole = next(PoolSampler(pool, 16, seed=1)(5, 0, 1))
+    halves = [next(PoolSampler(pool, 8, seed=1)(5, rank, 2)) for rank in range(2)]
+    joined = torch.stack([half.views["image"] for half in halves], 1).flatten(0, 1)
+    assert torch.equal(joined, whole.views["image"])
+    assert len({image.numpy().tobytes() for image in whole.views["image"]}) == 16
+    assert not torch.equal(next(PoolSampler(pool, 16, seed=1)(6, 0, 1)).views["image"], whole.views["image"])
+
+
+def test_slices_come_with_their_height_and_scan(pool):
+    batch = next(PoolSampler(pool, 32, context=1, seed=0)(0, 0, 1))
+    assert batch.views["image"].shape == (32, 3, 96, 96)
+    for image, height, scan in zip(batch.views["image"].numpy(), batch.position, batch.scan):
+        stored = np.load(pool.files[scan])
+        z = round(float(height) * (stored.shape[1] - 1))
+        assert any(np.array_equal(image[1], stored[t, z].astype(np.float32)) for t in range(len(stored)))
+    assert batch.directed.all()
+
+
+def test_apex_first_is_turned_and_unknown_is_said(phantoms, tmp_path):
+    rows = read_cohort(phantoms).filter(pl.col("split") == "train")
+    order = pl.Series("slice_order", ["base_first", "apex_first", None])
+    found = prepare_pool(rows.with_columns(order), GRID, cache=tmp_path)
+    assert found.order.tolist() == [1, -1, 0]
+    assert found.heights(np.array([0, 1, 2]), np.array([0, 0, 0])).tolist() == [0, 1, 0]
+
+
+def test_what_moves_is_the_middle():
+    still = np.random.default_rng(0).normal(100, 5, (2, 80, 80))
+    beating = still.copy()
+    beating[:, 45:60, 20:35] += 60
+    assert motion_center([still, beating], (8.0, 2.0, 2.0)) == pytest.approx((52, 27), abs=3)
+    assert motion_center([still], (8.0, 2.0, 2.0)) is None
+
+
+def test_a_pool_without_scans_is_refused(phantoms, tmp_path):
+    with pytest.raises(InputError, match="no unlabeled scan"):
+        prepare_pool(read_cohort(phantoms).clear(), GRID, cache=tmp_path)
+
+
+# The command
+
+
+LITTLE = (
+    "--network.kind=unet2d", "--network.base-channels=4", "--network.levels=4", "--preprocess.size=64",
+    "--preprocess.spacing-mm=2.5", "--batch-size=8", "--dino.hidden=16", "--dino.prototypes=32",
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("method", ["simclr", "pcl", "dino", "mim"])
+def test_a_run_is_pretrained_and_its_weights_move_on(method, phantoms, tmp_path, capfd, monkeypatch):
+    monkeypatch.setattr("fewbeats.inference.engine.can_export", lambda: False)
+    run, tuned = tmp_path / "ssl", tmp_path / "tuned"
+    words = ["pretrain", method, str(phantoms), f"--out={run}", "--steps=3", *LITTLE]
+    assert main(words) == 0
+    assert "slices in 3 steps" in capfd.readouterr().out
+    assert main(words) == 0
+    assert "already trained" in capfd.readouterr().out
+    provenance = json.loads((run / "provenance.json").read_text())
+    assert sorted(provenance["unlabeled"]) == ["phantom000", "phantom001", "phantom002"]
+    assert provenance["labeled"] == {}
+    flags = [f for f in (*LITTLE, "--localizer-steps=0", "--steps=1") if "dino" not in f]
+    assert main(["finetune", str(phantoms), f"--out={tuned}", f"--init={run}", *flags]) == 0
+    assert "tensors loaded" in capfd.readouterr().out
+    descent = json.loads((tuned / "provenance.json").read_text())["ancestors"]
+    assert sorted(descent[0]["unlabeled"]) == ["phantom000", "phantom001", "phantom002"]
+
+
+@pytest.mark.parametrize(("method", "flags", "complaint"), [
+    ("simclr", ["--batch-size=2"], "too few negatives"),
+    ("simclr", ["--batch-size=500"], "are fewer than --batch-size 500"),
+    ("mim", ["--mim.patch-px=10"], "does not divide the view"),
+    ("dino", ["--preprocess.size=60"], "must be a multiple of 8"),
+    ("pcl", ["--pool-subjects=9"], "split train has 3"),
+    ("pcl", ["--network.kind=unet3d"], "pretraining is for 2D networks"),
+    ("mim", ["--minutes=1"], "either --steps or --minutes"),
+])  # fmt: skip
+def test_what_cannot_be_pretrained_is_refused(method, flags, complaint, phantoms, tmp_path, capfd):
+    words = ["pretrain", method, str(phantoms), f"--out={tmp_path / 'run'}", "--steps=3", *LITTLE, *flags]
+    assert main(words) == 2
+    assert complaint in capfd.readouterr().err
+    assert not (tmp_path / "run").exists()
