@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, fields, replace
 from typing import TYPE_CHECKING
 
@@ -46,7 +47,7 @@ class Batch:
     weight: torch.Tensor | None = None
     """(B,) or like `target`: weight in the loss."""
     position: torch.Tensor | None = None
-    """(B,) share of the stack's height, 0 to 1; from base to apex where `directed`."""
+    """(B,) share of the stack's height, 0 to 1, from base to apex where `directed`; NaN where not told."""
     directed: torch.Tensor | None = None
     """(B,) bool: the direction of the stack is known."""
     scan: torch.Tensor | None = None
@@ -64,3 +65,7 @@ class Batch:
         }
         views = {name: view.to(device, non_blocking=True) for name, view in self.views.items()}
         return replace(self, views=views, **moved)
+
+
+Batches = Callable[[int, int, int], Iterator[Batch]]
+"""(first step, rank, world) -> the batches from that step on; the same ones whenever it is asked."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from copy import deepcopy
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
@@ -19,8 +19,7 @@ if TYPE_CHECKING:
     import numpy as np
     from torch import nn
 
-    from fewbeats.sample import Batch, Sample
-    from fewbeats.training.loop import Batches
+    from fewbeats.sample import Batch, Batches, Sample
     from fewbeats.training.method import Method
     from fewbeats.training.rundir import RunDir
 
@@ -140,16 +139,10 @@ def exported(method: Method) -> nn.Module:
 
 
 def augment(batches: Batches, settings: SegmentationSettings, *, seed: int) -> Batches:
-    """Random transform of each batch; what is drawn depends on (seed, step, rank) alone."""
+    """Random transform of each batch."""
+    from fewbeats.transforms.views import randomized
 
-    def stream(start: int, rank: int, world: int) -> Iterator[Batch]:
-        import torch
-
-        for step, batch in enumerate(batches(start, rank, world), start):
-            generator = torch.Generator().manual_seed(hash((seed, step, rank)) % 2**31)
-            yield transform(batch, settings, generator)
-
-    return stream
+    return randomized(batches, lambda batch, generator: transform(batch, settings, generator), seed=seed)
 
 
 def transform(batch: Batch, settings: SegmentationSettings, generator) -> Batch:

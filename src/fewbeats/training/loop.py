@@ -17,12 +17,9 @@ from fewbeats.errors import InputError
 if TYPE_CHECKING:
     from accelerate import Accelerator
 
-    from fewbeats.sample import Batch
+    from fewbeats.sample import Batch, Batches
     from fewbeats.training.method import Method
     from fewbeats.training.rundir import RunDir
-
-Batches = Callable[[int, int, int], Iterator["Batch"]]
-"""(first step, rank, world) -> the batches from that step on; the same ones whenever it is asked."""
 
 TIMED_STEPS = 20
 

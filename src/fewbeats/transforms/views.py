@@ -12,9 +12,8 @@ from fewbeats.transforms.spatial import SpatialSettings, apply_spatial, draw_spa
 if TYPE_CHECKING:
     from torch import Generator, Tensor
 
-    from fewbeats.sample import Batch
+    from fewbeats.sample import Batch, Batches
 
-Batches = Callable[[int, int, int], Iterator["Batch"]]
 Views = Callable[["Tensor", "Generator"], dict[str, "Tensor"]]
 """(B, C, Y, X) wide raw slices, generator -> the views a method wants, by name."""
 
@@ -44,14 +43,22 @@ def draw_view(image: Tensor, settings: ViewSettings, generator: Generator) -> Te
     return view.contiguous(memory_format=torch.channels_last)
 
 
-def with_views(batches: Batches, views: Views, *, seed: int) -> Batches:
-    """Batches whose "image" is replaced by its views; what is drawn depends on (seed, step, rank) alone."""
+def randomized(batches: Batches, change: Callable[[Batch, Generator], Batch], *, seed: int) -> Batches:
+    """Batches changed at random; what is drawn depends on (seed, step, rank) alone."""
 
     def stream(start: int, rank: int, world: int) -> Iterator[Batch]:
         import torch
 
         for step, batch in enumerate(batches(start, rank, world), start):
-            generator = torch.Generator().manual_seed(hash((seed, step, rank)) % 2**31)
-            yield replace(batch, views=views(batch.views["image"], generator))
+            yield change(batch, torch.Generator().manual_seed(hash((seed, step, rank)) % 2**31))
 
     return stream
+
+
+def with_views(batches: Batches, views: Views, *, seed: int) -> Batches:
+    """Batches whose "image" is replaced by its views."""
+    return randomized(
+        batches,
+        lambda batch, generator: replace(batch, views=views(batch.views["image"], generator)),
+        seed=seed,
+    )
