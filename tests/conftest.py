@@ -6,7 +6,10 @@ import os
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
 
+settings.register_profile("shared-machine", deadline=None)  # time says nothing where cores are shared
+settings.load_profile("shared-machine")
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # networks this small lose by threads; before torch is imported
 
 

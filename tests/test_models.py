@@ -14,8 +14,9 @@ from fewbeats.models.network import NetworkSettings, build_network, set_deep_sup
 from fewbeats.models.pretrained2d import load_natural, read_lite0
 from fewbeats.models.weights import read_weights, save_weights, transfer_weights
 
-SMALL2D = NetworkSettings(kind="unet2d", base_channels=4, levels=3)
+SMALL2D = NetworkSettings(kind="unet2d", base_channels=4, levels=3, context=1)
 SMALL3D = NetworkSettings(kind="unet3d", base_channels=4, levels=4)
+LITE0 = NetworkSettings(context=1)  # three channels, as photographs have
 
 
 @pytest.fixture(scope="module")
@@ -29,8 +30,8 @@ def timm():
 
 @pytest.fixture(scope="module")
 def lite0() -> torch.nn.Module:
-    network = build_network(NetworkSettings(), classes=4)
-    load_natural(network, NetworkSettings())
+    network = build_network(LITE0, classes=4)
+    load_natural(network, LITE0)
     return network.eval()
 
 
@@ -115,7 +116,7 @@ def test_hub_weights_reach_the_encoder(timm, monkeypatch, encoder):
 
 
 def test_an_unreachable_hub_is_one_line(timm, monkeypatch):
-    settings = NetworkSettings(kind="hub", encoder="resnet18")
+    settings = NetworkSettings(kind="hub", encoder="resnet18", context=1)
     network = build_network(settings, classes=2)
     create = timm.create_model
 
@@ -236,7 +237,7 @@ def test_other_classes_keep_all_but_the_last_layers():
 
 
 def test_the_encoder_alone_can_move(lite0):
-    new = build_network(NetworkSettings(), classes=2)
+    new = build_network(LITE0, classes=2)
     start = {name: value.clone() for name, value in new.state_dict().items()}
     moved = transfer_weights(new, lite0.state_dict(), source="old", encoder_only=True)
     assert all(name.startswith("encoder.") for name in moved.loaded)
@@ -246,8 +247,9 @@ def test_the_encoder_alone_can_move(lite0):
 
 
 @pytest.mark.parametrize(
-    "other", [SMALL3D, NetworkSettings(kind="unet2d", base_channels=6, levels=3), NetworkSettings(),
-              NetworkSettings(kind="hub", encoder="resnet18")], ids=["3D", "wider", "lite0", "resnet"],
+    "other", [SMALL3D, NetworkSettings(kind="unet2d", base_channels=6, levels=3, context=1), LITE0,
+              NetworkSettings(kind="hub", encoder="resnet18", context=1)],
+    ids=["3D", "wider", "lite0", "resnet"],
 )  # fmt: skip
 def test_weights_of_another_architecture_are_refused(lite0, other):
     """ResNet and Lite0 share the names of some vectors and counters, which is not enough."""
