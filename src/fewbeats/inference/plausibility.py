@@ -35,6 +35,7 @@ SHORT_AXIS = np.array(
 VOLUME_TOLERANCE = 2.5  # factor beyond the training subjects' volumes
 LEAST_ENCLOSED = 0.75  # share of the LV cavity's in-plane outline that borders on myocardium
 REGULAR_JUMP = 0.35  # change of LV volume between neighboring frames, as a share of its largest
+BORDER_MM = 3.0
 LONGEST_CUT_MM = 15.0  # outline of a structure along the image's border, over all slices of a frame
 FEW_FRAMES = 4.0  # a beat of so many frames may empty the LV from one to the next
 
@@ -190,10 +191,14 @@ class Inspector:
 
 
 def border_length_mm(mask: np.ndarray, spacing_mm: Sequence[float]) -> float:
-    """Length along which a mask (Z, Y, X) runs into the in-plane border of the image, summed over slices."""
+    """Length along which a mask (Z, Y, X) runs into the in-plane border of the image, summed over slices.
+
+    The border is `BORDER_MM` wide: a network that sees a structure end there stops a little before it.
+    """
     _, y_mm, x_mm = spacing_mm
-    along_y = int(mask[:, :, 0].sum() + mask[:, :, -1].sum())
-    along_x = int(mask[:, 0].sum() + mask[:, -1].sum())
+    y_px, x_px = (max(1, round(BORDER_MM / side)) for side in (y_mm, x_mm))
+    along_y = int(mask[:, :, :x_px].any(2).sum() + mask[:, :, -x_px:].any(2).sum())
+    along_x = int(mask[:, :y_px].any(1).sum() + mask[:, -y_px:].any(1).sum())
     return along_y * y_mm + along_x * x_mm
 
 
