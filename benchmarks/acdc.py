@@ -28,20 +28,32 @@ class Arm:
     splits: str = "acdc_study.csv"
     subjects: str | None = None
     """Column of acdc_print.csv that names the labeled subjects instead of the seed."""
+    localizer: str | None = None
+    """Arm whose run of the same seed finds the heart: starts are compared behind one localizer."""
 
 
 SCRATCH = ("--init", "scratch")
 PLAIN = (*SCRATCH, "--network.kind", "unet2d")
+FAST = ("--optim.learning-rate", "3e-3")
+SLOW = ("--optim.learning-rate", "3e-4")
 ANY_SIDE = ("--spatial.turned", "1")
 FIELD = ("--intensity.probability", "0.5", "--intensity.bias-field", "1.0")
+SHARED = "localizer-7"
 ARMS = {
     "natural-7": Arm(7, 1400),
-    "scratch-7": Arm(7, 1400, SCRATCH),
-    "scratch-7-2800": Arm(7, 2800, SCRATCH),
-    "scratch-7-5600": Arm(7, 5600, SCRATCH),
-    "plain-7": Arm(7, 700, PLAIN),
-    "plain-7-1400": Arm(7, 1400, PLAIN),
-    "plain-7-2800": Arm(7, 2800, PLAIN),
+    "natural-7-350": Arm(7, 350, localizer=SHARED),
+    "natural-7-700": Arm(7, 700, localizer=SHARED),
+    "natural-7-2800": Arm(7, 2800, localizer=SHARED),
+    SHARED: Arm(7, 1),  # natural-7's localizer, bit for bit: seed, labels and start are the same
+    "scratch-7": Arm(7, 1400, SCRATCH, localizer=SHARED),
+    "scratch-7-fast": Arm(7, 1400, (*SCRATCH, *FAST), localizer=SHARED),
+    "scratch-7-2800": Arm(7, 2800, SCRATCH, localizer=SHARED),
+    "scratch-7-5600": Arm(7, 5600, SCRATCH, localizer=SHARED),
+    "plain-7": Arm(7, 700, PLAIN, localizer=SHARED),
+    "plain-7-fast": Arm(7, 700, (*PLAIN, *FAST), localizer=SHARED),
+    "plain-7-slow": Arm(7, 700, (*PLAIN, *SLOW), localizer=SHARED),
+    "plain-7-1400": Arm(7, 1400, PLAIN, localizer=SHARED),
+    "plain-7-2800": Arm(7, 2800, PLAIN, localizer=SHARED),
     "natural-45": Arm(45, 5600),
     "print-3": Arm(3, 1400, splits="acdc.csv", subjects="labeled_3"),
     "print-7": Arm(7, 1400, splits="acdc.csv", subjects="labeled_7"),
@@ -73,6 +85,17 @@ def main() -> None:
 def compute(name: str, arm: Arm, seed: int, given: argparse.Namespace) -> None:
     """Train (unless trained), predict, evaluate and record."""
     runs: Path = given.runs
+    run = train(name, arm, seed, given)
+    cohort, found = runs / f"cohort_{arm.splits}", runs / f"{name}_seed{seed}_{given.split}"
+    call("predict", run, cohort, "--split", given.split, "--out", found)
+    call("evaluate", found, cohort, "--out", found / "report")
+    key = {"arm": name, "seed": seed, "split": given.split, "labeled": arm.labeled}
+    record(TABLE, run=run, report=found / "report", **key)
+
+
+def train(name: str, arm: Arm, seed: int, given: argparse.Namespace) -> Path:
+    """The arm's run folder, and before it that of its localizer."""
+    runs: Path = given.runs
     cohort, run = runs / f"cohort_{arm.splits}", runs / f"{name}_seed{seed}"
     if not cohort.is_file():
         split = given.data / "splits" / arm.splits
@@ -80,13 +103,12 @@ def compute(name: str, arm: Arm, seed: int, given: argparse.Namespace) -> None:
     which = ["--labeled", arm.labeled]
     if arm.subjects:
         which = ["--labeled-subjects", f"{given.data / 'splits' / 'acdc_print.csv'}:{arm.subjects}"]
-    train = ["--steps", arm.steps, "--seed", seed, "--cache", runs / "cache", *arm.flags]
-    call("finetune", cohort, *which, *train, "--out", run)
-    found = runs / f"{name}_seed{seed}_{given.split}"
-    call("predict", run, cohort, "--split", given.split, "--out", found)
-    call("evaluate", found, cohort, "--out", found / "report")
-    key = {"arm": name, "seed": seed, "split": given.split, "labeled": arm.labeled}
-    record(TABLE, run=run, report=found / "report", **key)
+    flags = list(arm.flags)
+    if arm.localizer:
+        flags += ["--localizer", train(arm.localizer, ARMS[arm.localizer], seed, given)]
+    budget = ["--steps", arm.steps, "--seed", seed, "--cache", runs / "cache"]
+    call("finetune", cohort, *which, *budget, *flags, "--out", run)
+    return run
 
 
 if __name__ == "__main__":

@@ -14,7 +14,7 @@ import pytest
 
 from conftest import TINY
 from fewbeats.cli import main
-from fewbeats.data.cohort import read_cohort
+from fewbeats.data.cohort import read_cohort, write_cohort
 
 FEW = ("--steps=2", "--localizer-steps=0")
 
@@ -266,3 +266,36 @@ def test_batch_norm_is_taken_anew_for_the_exported_network():
     assert network[1].running_mean == pytest.approx(seen.mean((0, 2, 3)).detach(), abs=1e-4)
     assert network[1].running_var == pytest.approx(seen.var((0, 2, 3)).detach(), rel=0.02)
     assert network[1].momentum == 0.1
+
+
+@pytest.mark.usefixtures("no_onnx")
+def test_runs_that_are_compared_share_a_localizer(small_run, phantoms, tmp_path):
+    run = tmp_path / "run"
+    assert (
+        main(["finetune", str(phantoms), f"--out={run}", *TINY, "--steps=2", f"--localizer={small_run}"]) == 0
+    )
+    for name in ("network.safetensors", "run.json", "provenance.json"):
+        assert (run / "localizer" / name).read_bytes() == (small_run / "localizer" / name).read_bytes()
+    provenance = json.loads((run / "provenance.json").read_text())
+    assert [a["run"] for a in provenance["ancestors"]] == ["run"]
+    assert sorted(provenance["ancestors"][0]["labeled"]) == ["phantom000", "phantom001", "phantom002"]
+
+
+@pytest.mark.usefixtures("no_onnx")
+def test_a_shared_localizer_must_exist_and_must_not_have_seen_held_out_scans(
+    small_run, phantoms, tmp_path, capfd
+):
+    bare = tmp_path / "bare"
+    train(phantoms, bare)
+    words = [*TINY, "--steps=1"]
+    assert main(["finetune", str(phantoms), f"--out={tmp_path / 'a'}", *words, f"--localizer={bare}"]) == 2
+    assert "has no localizer" in capfd.readouterr().err
+    turned = read_cohort(phantoms).with_columns(
+        split=pl.when(pl.col("subject") == "phantom000").then(pl.lit("tune")).otherwise(pl.col("split"))
+    )
+    other = tmp_path / "cohort.csv"
+    write_cohort(turned, other)
+    assert main(["finetune", str(other), f"--out={tmp_path / 'b'}", *words, f"--localizer={small_run}"]) == 2
+    assert "has seen held-out subjects: phantom000" in capfd.readouterr().err
+    assert not (tmp_path / "a").exists()
+    assert not (tmp_path / "b").exists()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -37,7 +38,7 @@ def name_disk_trouble(path: Path) -> Iterator[None]:
 
 @contextmanager
 def atomic_path(path: Path) -> Iterator[Path]:
-    """A partial file beside `path`, this process's own, that takes its name when the block ends well.
+    """A partial file or folder beside `path`, of this process alone, named `path` when the block ends well.
 
     Raises:
         InputError: the disk is full, or the folder cannot be written.
@@ -49,4 +50,6 @@ def atomic_path(path: Path) -> Iterator[Path]:
             yield partial
             partial.replace(path)
         finally:
+            if partial.is_dir():
+                shutil.rmtree(partial, ignore_errors=True)
             partial.unlink(missing_ok=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import resource
+import shutil
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -12,6 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import tyro
 
 from fewbeats.commands.start import STARTS, start_network, trace_weights
+from fewbeats.disk import atomic_path
 from fewbeats.errors import InputError
 from fewbeats.finetuning.segmentation import SegmentationSettings, localizer_settings
 from fewbeats.training.loop import FitSettings
@@ -57,6 +59,8 @@ class Finetune:
     """best: hold back a quarter of the labeled subjects to choose the checkpoint by their Dice."""
     localizer_steps: int = 150
     """Training steps of the network that finds the heart; 0 looks at the image's center instead."""
+    localizer: Path | None = None
+    """Run folder whose localizer is taken instead of training one: networks that are compared share it."""
     cache: Path | None = None
     """Folder of preprocessed samples; `sample-cache` beside the run by default."""
     model: Annotated[SegmentationSettings, tyro.conf.arg(name="")] = field(
@@ -83,7 +87,9 @@ class Finetune:
             return run.path
         network = start_network(self.model.network, len(data.structures) + 1, self.init, seed=self.seed)
         run.claim(request)
-        if samples.localizer:
+        if self.localizer:
+            copy_localizer(self.localizer, run)
+        elif samples.localizer:
             _train_localizer(self, data, samples.localizer, RunDir(run.path / "localizer"))
         _train_segmenter(self, data, samples, network, run, started)
         print(f"{run.path}: trained on {', '.join(data.labeled_subjects)}")
@@ -158,6 +164,7 @@ def trace_data(command: Finetune, cohort: pl.DataFrame, rows: pl.DataFrame, cach
         guard_ancestors,
         guard_training,
         hash_scans,
+        load_provenance,
     )
     from fewbeats.data.split import HELD_OUT
 
@@ -165,6 +172,8 @@ def trace_data(command: Finetune, cohort: pl.DataFrame, rows: pl.DataFrame, cach
     hashes = hash_scans(pl.concat([rows, held_out]), cache=cache / "hashes.json")
     guard_training(cohort, labeled=rows, hashes=hashes)
     ancestors = [] if command.init in STARTS else [trace_weights(Path(command.init))]
+    if command.localizer:
+        ancestors.append(load_provenance(find_localizer(command.localizer)))
     guard_ancestors(ancestors, by_subject(held_out, hashes))
     return Provenance(
         run=command.out.resolve().name, labeled=by_subject(rows, hashes), ancestors=tuple(ancestors)
@@ -207,7 +216,7 @@ def read_samples(command: Finetune, data: TrainingData) -> TrainingSamples:
     if not train:
         raise InputError(f"{command.cohort}: the labeled subjects have no labeled frame; label some")
     whole = []
-    if command.localizer_steps:
+    if command.localizer_steps and not command.localizer:
         grid = localizer_settings(command.model.network).preprocess
         whole = as_heart(prepare_labeled(data.train_rows, grid, center=image_center, **where))
     return TrainingSamples(train, held_back, whole)
@@ -227,6 +236,29 @@ def describe_request(command: Finetune, data: TrainingData, samples: TrainingSam
         "labeled subjects": data.labeled_subjects,
         "images and labels": [sample.key for sample in samples.train + samples.held_back],
     }
+
+
+def find_localizer(run: Path) -> Path:
+    """Folder of a run's localizer.
+
+    Raises:
+        InputError: no finished run with one.
+    """
+    folder = run / "localizer"
+    RunDir(run).read_config()
+    if not (folder / "run.json").is_file():
+        raise InputError(f"{run}: has no localizer (trained with --localizer-steps 0); name another run")
+    return folder
+
+
+def copy_localizer(source: Path, run: RunDir) -> None:
+    """Take over another run's localizer, whole or not at all; a run folder is all that prediction needs."""
+    from accelerate import PartialState
+
+    whole = run.path / "localizer"
+    if PartialState().is_main_process and not whole.is_dir():
+        with atomic_path(whole) as partial:
+            shutil.copytree(find_localizer(source), partial)
 
 
 def _train_localizer(command: Finetune, data: TrainingData, samples: Sequence[Sample], run: RunDir) -> None:
@@ -314,7 +346,6 @@ def _finish(run: RunDir, network: nn.Module, settings: SegmentationSettings, abo
     """Export weights, and ONNX where it can be written, time the runtimes, and mark the run finished."""
     from accelerate import PartialState
 
-    from fewbeats.disk import atomic_path
     from fewbeats.inference.engine import export_network
     from fewbeats.models.weights import save_weights
 
