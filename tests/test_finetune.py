@@ -78,7 +78,6 @@ def test_the_checkpoint_is_chosen_within_the_label_budget(phantoms, tmp_path, ca
 def test_only_manual_labels_are_trained_on(phantoms, tmp_path):
     """A predicted label of a labeled subject is no part of the supervised pool."""
     from fewbeats.commands.finetune import Finetune, choose_data
-    from fewbeats.data.cohort import read_cohort, write_cohort
 
     cohort = read_cohort(phantoms)
     more = cohort.filter(pl.col("subject") == "phantom000").with_columns(
