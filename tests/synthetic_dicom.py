@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import pydicom
 from pydicom import Dataset
 from pydicom.dataset import FileMetaDataset
 from pydicom.uid import (
@@ -17,6 +18,8 @@ from pydicom.uid import (
     EnhancedCTImageStorage,
     EnhancedMRImageStorage,
     ExplicitVRLittleEndian,
+    JPEGLossless,
+    JPEGLosslessSV1,
     MRImageStorage,
     generate_uid,
 )
@@ -93,13 +96,41 @@ def header(modality: str, sop_class: str, **tags: object) -> Dataset:
     return data
 
 
+JPEG_LOSSLESS = (JPEGLossless, JPEGLosslessSV1)
+
+
 def save(data: Dataset, file: Path, *, syntax: str | None = None) -> Path:
     """Write a file, compressed to the transfer syntax where one is given."""
     file.parent.mkdir(parents=True, exist_ok=True)
-    if syntax is not None:
+    if syntax not in (None, *JPEG_LOSSLESS):
         data.compress(syntax, generate_instance_uid=False)
     data.save_as(file, enforce_file_format=True)
+    if syntax in JPEG_LOSSLESS:  # pydicom itself has no encoder
+        coded = _transcoded(file, syntax)
+        data.PixelData, data.file_meta.TransferSyntaxUID = coded.PixelData, syntax
+        data["PixelData"].is_undefined_length = True
+        data.save_as(file, enforce_file_format=True)
     return file
+
+
+def _transcoded(file: Path, syntax: str) -> Dataset:
+    """The file as GDCM encodes it."""
+    import gdcm
+
+    reader, change, writer = gdcm.ImageReader(), gdcm.ImageChangeTransferSyntax(), gdcm.ImageWriter()
+    reader.SetFileName(str(file))
+    assert reader.Read()
+    change.SetTransferSyntax(gdcm.TransferSyntax(gdcm.TransferSyntax.GetTSType(syntax)))
+    change.SetInput(reader.GetImage())
+    assert change.Change()
+    coded = file.with_suffix(".coded")
+    writer.SetFileName(str(coded))
+    writer.SetFile(reader.GetFile())
+    writer.SetImage(change.GetOutput())
+    assert writer.Write()
+    found = pydicom.dcmread(coded)
+    coded.unlink()
+    return found
 
 
 def place(data: Dataset, grid: Grid, z: int) -> None:

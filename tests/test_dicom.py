@@ -16,6 +16,8 @@ from pydicom.uid import (
     ExplicitVRLittleEndian,
     ImplicitVRLittleEndian,
     JPEG2000Lossless,
+    JPEGLossless,
+    JPEGLosslessSV1,
     JPEGLSLossless,
     RLELossless,
 )
@@ -256,7 +258,9 @@ def test_enhanced_multi_frame(tmp_path, modality, orientation):
     np.testing.assert_allclose(scan.frame_times_ms, [0, 40, 80] if modality == "MR" else [0, 200, 400])
 
 
-@pytest.mark.parametrize("syntax", [JPEG2000Lossless, RLELossless, JPEGLSLossless])
+@pytest.mark.parametrize(
+    "syntax", [JPEG2000Lossless, RLELossless, JPEGLSLossless, JPEGLossless, JPEGLosslessSV1]
+)
 def test_compressed_pixels(tmp_path, syntax):
     grid = Grid(rows=48, columns=64, slices=2)
     write_cine(tmp_path / "cine", grid=grid, frames=2, syntax=syntax)

@@ -65,7 +65,7 @@ def _decode(file: Path, indices: list[int], shape: tuple[int, ...]) -> list[np.n
     except Exception as error:  # every decoder has its own; their text may quote the header
         raise InputError(
             f"{file}: its pixels cannot be decoded (truncated, corrupt, or a compression without a decoder "
-            f"here, such as lossless JPEG); export it again uncompressed"
+            f"here); export it again uncompressed"
         ) from error
     if any(plane.shape != shape for plane in planes):
         raise InputError(f"{file}: its pixels do not have the size its header says; export it again")
