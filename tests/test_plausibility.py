@@ -137,12 +137,12 @@ def test_masks_no_heart_could_have(model):
 def test_length_along_the_border():
     mask = np.zeros((2, 6, 5), bool)
     mask[0, 2:4, 0] = mask[1, 0, 1:4] = True
-    assert border_length_mm(mask, (8.0, 4.0, 4.0)) == pytest.approx(2 * 4.0 + 3 * 4.0)
-    assert border_length_mm(mask[:, 1:-1, 1:-1], (8.0, 4.0, 4.0)) == 0.0
+    assert border_length_mm(mask, 1, (8.0, 4.0, 4.0)) == pytest.approx(2 * 4.0 + 3 * 4.0)
+    assert border_length_mm(mask[:, 1:-1, 1:-1], 1, (8.0, 4.0, 4.0)) == 0.0
     near = np.zeros((1, 20, 20), bool)
     near[0, 5:9, 2] = True  # the third pixel of 1 mm from the left
-    assert border_length_mm(near, (8.0, 1.0, 1.0)) == pytest.approx(4.0)
-    assert border_length_mm(np.roll(near, 1, 2), (8.0, 1.0, 1.0)) == 0.0
+    assert border_length_mm(near, 1, (8.0, 1.0, 1.0)) == pytest.approx(4.0)
+    assert border_length_mm(np.roll(near, 1, 2), 1, (8.0, 1.0, 1.0)) == 0.0
 
 
 def test_a_volume_that_jumps(model):

@@ -53,3 +53,26 @@ def atomic_path(path: Path) -> Iterator[Path]:
             if partial.is_dir():
                 shutil.rmtree(partial, ignore_errors=True)
             partial.unlink(missing_ok=True)
+
+
+def files_below(folder: Path) -> list[Path]:
+    """All files in a folder and below, sorted, but for hidden ones (`._NAME` of a Mac).
+
+    Folders that are links are entered, unless they lead back upward; and each folder once.
+
+    Raises:
+        InputError: a folder cannot be read.
+    """
+
+    def refuse(error: OSError) -> None:
+        raise InputError(f"{error.filename}: cannot be read ({error.strerror}); check its rights") from error
+
+    found, seen = [], {os.path.realpath(parent) for parent in folder.absolute().parents}
+    for base, folders, names in os.walk(folder, followlinks=True, onerror=refuse):
+        if (real := os.path.realpath(base)) in seen:
+            folders.clear()
+            continue
+        seen.add(real)
+        folders.sort()
+        found += [Path(base) / name for name in names]
+    return sorted(file for file in found if not file.name.startswith(".") and file.is_file())

@@ -10,8 +10,9 @@ import numpy as np
 
 from fewbeats.anatomy import FEWBEATS_VALUES, absolute_convention, find_convention, relabel
 from fewbeats.data.cohort import is_nifti, new_cohort, open_labels, open_scan
-from fewbeats.data.layouts import KNOWN_SETS, LAYOUTS, Row, bare_label, files_below, list_nifti, stem_of
+from fewbeats.data.layouts import KNOWN_SETS, LAYOUTS, Row, bare_label, list_nifti, stem_of
 from fewbeats.data.split import apply_split_file, name_some
+from fewbeats.disk import files_below
 from fewbeats.errors import InputError
 from fewbeats.io.nifti import frame_step_ms, read_nifti
 
@@ -202,7 +203,7 @@ def scans_in_dicom(row: Row, path: Path) -> list[tuple[Row, Scan]]:
     from fewbeats.io.dicom_headers import is_seg
 
     scans = read_dicom(path)
-    segs = sorted(f for f in files_below(path) if f.is_file() and is_seg(f))
+    segs = [f for f in files_below(path) if is_seg(f)]
     found = []
     for number, scan in enumerate(scans, start=1):
         one = (

@@ -7,7 +7,6 @@ Each takes the source folder and gives rows as far as names and side files tell 
 from __future__ import annotations
 
 import json
-import os
 import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,11 +14,12 @@ from typing import TYPE_CHECKING, Any
 import polars as pl
 
 from fewbeats.data.split import name_some, read_columns
+from fewbeats.disk import files_below
 from fewbeats.errors import InputError
 from fewbeats.io.nifti import read_nifti
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator
+    from collections.abc import Callable, Iterable
 
 Row = dict[str, Any]
 
@@ -41,7 +41,7 @@ The order of slices is that of the file."""
 def acdc(source: Path) -> list[Row]:
     """ACDC: `patientNNN/patientNNN_frameFF.nii.gz`, `..._gt.nii.gz`, `Info.cfg`; the cine without label."""
     rows = []
-    for info_file in sorted(f for f in files_below(source) if f.name == "Info.cfg"):
+    for info_file in (f for f in files_below(source) if f.name == "Info.cfg"):
         info = _read_info(info_file)
         subject = info_file.parent.name
         ed, es = _whole(info, "ED", info_file), _whole(info, "ES", info_file)
@@ -208,17 +208,8 @@ LAYOUTS: dict[str, Callable[[Path], list[Row]]] = {
 
 
 def list_nifti(folder: Path) -> list[Path]:
-    """NIfTI files in a folder and below, sorted; hidden ones (`._NAME` of a Mac) are passed over."""
-    found = (f for f in files_below(folder) if re.search(NIFTI, f.name, re.IGNORECASE))
-    return sorted(f for f in found if not f.name.startswith("."))
-
-
-def files_below(folder: Path) -> Iterator[Path]:
-    """Files in a folder and below; folders that are links are entered, unless they lead back upward."""
-    for here, folders, names in os.walk(folder, followlinks=True):
-        above = {os.path.realpath(parent) for parent in (Path(here), *Path(here).parents)}
-        folders[:] = [name for name in folders if os.path.realpath(os.path.join(here, name)) not in above]
-        yield from (Path(here, name) for name in names)
+    """NIfTI files in a folder and below, sorted."""
+    return [f for f in files_below(folder) if re.search(NIFTI, f.name, re.IGNORECASE)]
 
 
 def stem_of(path: Path) -> str:

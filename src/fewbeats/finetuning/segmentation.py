@@ -184,7 +184,8 @@ def score_samples(network: nn.Module, samples: Sequence[Sample], settings: Segme
         with torch.inference_mode():
             found = network(torch.from_numpy(batch).to(device)).argmax(1).cpu().numpy()
         truth = np.asarray(sample.mask[plane])
-        found = found.reshape(-1, *found.shape[-2:])[: len(truth)]
+        found = found.reshape(-1, *found.shape[-2:])
+        found = found[(len(found) - len(truth)) // 2 :][: len(truth)]
         for index, speaks in enumerate(sample.annotated, 1):
             if speaks:
                 both, total = (
@@ -200,14 +201,14 @@ def cut_inputs(image: np.ndarray, settings: SegmentationSettings) -> np.ndarray:
 
     Returns:
         (Z, depth, Y, X) for a 2D network, each slice with its neighbors (the last slice repeated beyond the
-        stack); (1, 1, Z', Y, X) for a 3D one, empty slices added up to the multiple it needs.
+        stack); (1, 1, Z', Y, X) for a 3D one, empty slices added at both ends up to the multiple it needs.
     """
     import numpy as np
 
     slices = len(image)
     if settings.network.dims == 3:
-        stride = settings.network.slice_stride
-        return np.pad(image, ((0, -slices % stride), (0, 0), (0, 0)))[None, None]
+        missing = -slices % settings.network.slice_stride
+        return np.pad(image, ((missing // 2, missing - missing // 2), (0, 0), (0, 0)))[None, None]
     context = settings.network.context
     around = np.clip(np.arange(slices)[:, None] + np.arange(-context, context + 1), 0, slices - 1)
     return image[around]

@@ -123,7 +123,7 @@ class Inspector:
         if {"LV", "MYO"} <= self.volumes_ml.keys() and counts[FEWBEATS_VALUES["LV"]]:
             self._enclosed.append(enclosed_share(mask))
         for structure in self._cut_mm:
-            length = border_length_mm(mask == FEWBEATS_VALUES[structure], self.scan.spacing_mm)
+            length = border_length_mm(mask, FEWBEATS_VALUES[structure], self.scan.spacing_mm)
             self._cut_mm[structure] = max(self._cut_mm[structure], length)
         return mask
 
@@ -190,16 +190,21 @@ class Inspector:
         return found
 
 
-def border_length_mm(mask: np.ndarray, spacing_mm: Sequence[float]) -> float:
-    """Length along which a mask (Z, Y, X) runs into the in-plane border of the image, summed over slices.
+def border_length_mm(mask: np.ndarray, value: int, spacing_mm: Sequence[float]) -> float:
+    """Length along which a structure runs into the in-plane border of the image, summed over slices.
+
+    Args:
+        mask: (Z, Y, X) label values.
+        value: the structure's.
+        spacing_mm: (z, y, x).
 
     The border is `BORDER_MM` wide: a network that sees a structure end there stops a little before it.
     """
     _, y_mm, x_mm = spacing_mm
     y_px, x_px = (max(1, round(BORDER_MM / side)) for side in (y_mm, x_mm))
-    along_y = int(mask[:, :, :x_px].any(2).sum() + mask[:, :, -x_px:].any(2).sum())
-    along_x = int(mask[:, :y_px].any(1).sum() + mask[:, -y_px:].any(1).sum())
-    return along_y * y_mm + along_x * x_mm
+    along_y = sum((side == value).any(2).sum() for side in (mask[:, :, :x_px], mask[:, :, -x_px:]))
+    along_x = sum((side == value).any(1).sum() for side in (mask[:, :y_px], mask[:, -y_px:]))
+    return float(along_y * y_mm + along_x * x_mm)
 
 
 def enclosed_share(mask: np.ndarray) -> float:

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import numpy as np
 
+from fewbeats.disk import files_below
 from fewbeats.errors import InputError
 from fewbeats.io.dicom_headers import FrameHeader, read_headers
 from fewbeats.io.dicom_series import SAME_PLACE_MM, Stack, is_even, join_series, split_series
@@ -103,7 +104,7 @@ def read_dicom(path: Path | str) -> list[Scan]:
     root = Path(path)
     if not root.exists():
         raise InputError(f"{root}: no such file or folder; check the path")
-    files = [root] if root.is_file() else _files(root)
+    files = [root] if root.is_file() else files_below(root)
     headers = [header for file in files for header in read_headers(file)]
     if not headers:
         raise InputError(f"{root}: no DICOM image in it; {_mend_without_dicom(files)}")
@@ -119,23 +120,6 @@ def read_dicom(path: Path | str) -> list[Scan]:
     return [
         replace(scan, source=replace(scan.source, notes=(*scan.source.notes, *left_out))) for scan in scans
     ]
-
-
-def _files(folder: Path) -> list[Path]:
-    """All files below, in linked folders too; each folder once, however many links lead to it or back."""
-
-    def refuse(error: OSError) -> None:
-        raise InputError(f"{error.filename}: cannot be read ({error.strerror}); check its rights") from error
-
-    found, seen = [], set()
-    for base, folders, names in os.walk(folder, followlinks=True, onerror=refuse):
-        if (real := os.path.realpath(base)) in seen:
-            folders.clear()
-            continue
-        seen.add(real)
-        folders.sort()
-        found += [Path(base) / name for name in names]
-    return sorted(file for file in found if not file.name.startswith(".") and file.is_file())
 
 
 def _mend_without_dicom(files: list[Path]) -> str:
