@@ -65,7 +65,10 @@ def files_below(folder: Path) -> list[Path]:
     """
 
     def refuse(error: OSError) -> None:
-        raise InputError(f"{error.filename}: cannot be read ({error.strerror}); check its rights") from error
+        if not isinstance(error, FileNotFoundError):  # the caller says what a missing folder means
+            raise InputError(
+                f"{error.filename}: cannot be read ({error.strerror}); check its rights"
+            ) from error
 
     found, seen = [], {os.path.realpath(parent) for parent in folder.absolute().parents}
     for base, folders, names in os.walk(folder, followlinks=True, onerror=refuse):
