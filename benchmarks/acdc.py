@@ -23,7 +23,7 @@ class Arm:
     """One row of the table: how a network is trained."""
 
     labeled: int
-    steps: int
+    steps: int | None
     flags: tuple[str, ...] = ()
     splits: str = "acdc_study.csv"
     subjects: str | None = None
@@ -44,7 +44,9 @@ ARMS = {
     "natural-7-350": Arm(7, 350, localizer=SHARED),
     "natural-7-700": Arm(7, 700, localizer=SHARED),
     "natural-7-2800": Arm(7, 2800, localizer=SHARED),
-    SHARED: Arm(7, 1),  # natural-7's localizer, bit for bit: seed, labels and start are the same
+    SHARED: Arm(
+        7, None, ("--task", "localization")
+    ),  # natural-7's localizer, bit for bit: seed, labels and start are the same
     "scratch-7": Arm(7, 1400, SCRATCH, localizer=SHARED),
     "scratch-7-fast": Arm(7, 1400, (*SCRATCH, *FAST), localizer=SHARED),
     "scratch-7-2800": Arm(7, 2800, SCRATCH, localizer=SHARED),
@@ -106,8 +108,9 @@ def train(name: str, arm: Arm, seed: int, given: argparse.Namespace) -> Path:
     flags = list(arm.flags)
     if arm.localizer:
         flags += ["--localizer", train(arm.localizer, ARMS[arm.localizer], seed, given)]
-    budget = ["--steps", arm.steps, "--seed", seed, "--cache", runs / "cache"]
-    call("finetune", cohort, *which, *budget, *flags, "--out", run)
+    if arm.steps:
+        flags += ["--steps", arm.steps]
+    call("finetune", cohort, *which, "--seed", seed, "--cache", runs / "cache", *flags, "--out", run)
     return run
 
 

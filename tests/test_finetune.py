@@ -298,3 +298,30 @@ def test_a_shared_localizer_must_exist_and_must_not_have_seen_held_out_scans(
     assert "has seen held-out subjects: phantom000" in capfd.readouterr().err
     assert not (tmp_path / "a").exists()
     assert not (tmp_path / "b").exists()
+
+
+def test_a_run_may_learn_only_where_the_heart_is(phantoms, tmp_path, no_onnx, capfd):
+    where, run = tmp_path / "where", tmp_path / "run"
+    words = ["finetune", str(phantoms), *TINY]
+    assert main([*words, f"--out={where}", "--task=localization", "--localizer-steps=2"]) == 0
+    assert main([*words, f"--out={run}", "--steps=1", f"--localizer={where}"]) == 0
+    assert (run / "localizer" / "network.safetensors").is_file()
+    capfd.readouterr()
+    assert main(["predict", str(where), str(phantoms), f"--out={tmp_path / 'masks'}"]) == 2
+    assert "a run of localization labels nothing" in capfd.readouterr().err
+    assert main([*words, f"--out={tmp_path / 'x'}", "--task=localization", "--steps=2"]) == 2
+    assert "takes --localizer-steps as its only budget" in capfd.readouterr().err
+
+
+def test_labels_of_one_phase_alone_may_be_learned_from(phantoms, tmp_path):
+    from fewbeats.commands.finetune import Finetune, choose_data, read_samples
+
+    cohort = read_cohort(phantoms)
+    about = {"cache": tmp_path / "cache", "out": tmp_path / "run", "steps": 1, "localizer_steps": 0}
+    for phase in ("ED", "ES"):
+        command = Finetune(cohort=phantoms, phase=phase, **about)
+        found = read_samples(command, choose_data(command)).train
+        column = f"{phase.lower()}_frame"
+        wanted = dict(cohort.select("scan", column).iter_rows())
+        assert {s.scan: s.frame for s in found} == {s: wanted[s] for s in {f.scan for f in found}}
+        assert len(found) == 3

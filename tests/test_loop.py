@@ -24,10 +24,11 @@ from fewbeats.models.network import NetworkSettings, build_network
 from fewbeats.sample import Batch
 from fewbeats.training import loop
 from fewbeats.training.checkpoint import STATE
-from fewbeats.training.loop import FitSettings, Validation, fit
+from fewbeats.training.loop import FitSettings, Watch, fit
 from fewbeats.training.method import Method, ParameterGroup, Step
-from fewbeats.training.optim import OptimSettings, warmup_cosine
+from fewbeats.training.optim import OptimSettings, encoder_groups, warmup_decay
 from fewbeats.training.rundir import RunDir, restore_settings
+from fewbeats.training.workers import with_workers
 
 RATES = OptimSettings(learning_rate=1e-2)
 
@@ -265,13 +266,93 @@ def test_inactive_groups_get_neither_gradient_nor_decay(tmp_path):
 
 
 def test_the_rate_rises_linearly_and_falls_as_a_cosine():
-    rate = warmup_cosine(2.0, warmup=0.1, final=0.01)
+    rate = warmup_decay(2.0, warmup=0.1, final=0.01)
     assert [rate(p) for p in (0.0, 0.05, 0.1)] == pytest.approx([0.02, 1.01, 2.0])
     assert rate(0.55) == pytest.approx(0.02 + 1.98 / 2)
     assert rate(1.0) == pytest.approx(0.02)
     falling = [rate(p) for p in np.linspace(0.1, 1, 50)]
     assert falling == sorted(falling, reverse=True)
-    assert warmup_cosine(2.0, warmup=0.0, final=0.5)(0.0) == pytest.approx(2.0)
+    assert warmup_decay(2.0, warmup=0.0, final=0.5)(0.0) == pytest.approx(2.0)
+
+
+def test_the_rate_may_fall_as_a_power():
+    rate = warmup_decay(2.0, warmup=0.0, final=0.0, decay="poly")
+    assert [rate(p) for p in (0.0, 0.5, 1.0)] == pytest.approx([2.0, 2.0 * 0.5**0.9, 0.0])
+
+
+@pytest.mark.parametrize("kind", ["unet2d", "lite0"])
+def test_with_layer_decay_earlier_stages_learn_less(kind):
+    network = build_network(NetworkSettings(kind=kind, base_channels=4, levels=3), classes=2)
+    optim = OptimSettings(learning_rate=1.0, layer_decay=0.5, warmup=0.0, encoder_rate_factor=0.8)
+    groups = encoder_groups(network, optim)
+    rates = [group.rate(0.0) for group in groups]
+    stages = {"unet2d": 3, "lite0": 8}[kind]
+    assert rates == pytest.approx([0.8 * 0.5**i for i in reversed(range(stages))])
+    found = [id(p) for group in groups for p in group.parameters]
+    wanted = [id(p) for n, p in network.named_parameters() if n.startswith("encoder.")]
+    assert sorted(found) == sorted(wanted)
+    first = next(p for n, p in network.named_parameters() if n.startswith("encoder."))
+    assert any(first is p for p in groups[0].parameters)
+    assert [g.name for g in encoder_groups(network, OptimSettings())] == ["encoder"]
+
+
+def test_a_frozen_encoder_stays_as_it_started(tmp_path):
+    method = unet_method()
+    method.freeze = 0.5
+    start = {n: p.detach().clone() for n, p in method.network.named_parameters()}
+    moved = {}
+
+    def look(method: Method) -> dict[str, float]:
+        now = dict(method.network.named_parameters())
+        sides = {
+            s: [n for n in now if n.startswith("encoder.") == (s == "encoder")] for s in ("encoder", "rest")
+        }
+        for side, names in sides.items():
+            moved.setdefault(side, []).append(any(not torch.equal(now[n], start[n]) for n in names))
+        return {}
+
+    fit(method, batches, settings=short(steps=8), run=RunDir(tmp_path), watch=Watch(measure=look, times=2))
+    assert moved == {"encoder": [False, True], "rest": [True, True]}
+
+
+def test_resuming_with_momentum_changes_nothing(tmp_path):
+    settings, methods = short(optimizer="sgd"), [unet_method() for _ in range(2)]
+    fit(methods[0], batches, settings=settings, run=RunDir(tmp_path / "whole"))
+    with pytest.raises(Killed):
+        fit(methods[1], _killed_at(5), settings=settings, run=RunDir(tmp_path / "broken"))
+    again = unet_method(seed=3)
+    fit(again, batches, settings=settings, run=RunDir(tmp_path / "broken"))
+    assert _equal(again.state_dict(), methods[0].state_dict())
+
+
+# Workers
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_workers_make_the_same_batches_in_the_same_order(workers):
+    ahead = with_workers(batches, workers)(3, 1, 2)
+    for mine, theirs in islice(zip(batches(3, 1, 2), ahead), 5):
+        assert torch.equal(mine.views["image"], theirs.views["image"])
+        assert torch.equal(mine.target, theirs.target)
+
+
+@pytest.mark.parametrize(("error", "told"), [
+    (InputError("scan.nii: damaged"), r"^scan.nii: damaged$"),
+    (RuntimeError("a defect"), "a defect"),
+])  # fmt: skip
+def test_what_fails_in_a_worker_is_told_here(error, told):
+    def failing(start: int, rank: int, world: int) -> Iterator[Batch]:
+        raise error
+        yield
+
+    with pytest.raises(type(error), match=told) as caught:
+        list(with_workers(failing, 1)(0, 0, 1))
+    assert ("in failing" in str(caught.value)) == (type(error) is RuntimeError)  # the worker's traceback
+
+
+def test_fewer_than_no_workers_are_refused():
+    with pytest.raises(InputError, match="--workers -1"):
+        with_workers(batches, -1)
 
 
 # Choosing the best
@@ -280,9 +361,9 @@ def test_the_rate_rises_linearly_and_falls_as_a_cosine():
 def test_the_best_state_is_kept(tmp_path):
     scores, states = iter([0.2, 0.9, 0.9, 0.5]), []
 
-    def score(method: Method) -> float:
+    def score(method: Method) -> dict[str, float]:
         states.append({n: v.clone() for n, v in method.state_dict().items()})
-        return next(scores)
+        return {"validation": next(scores)}
 
     method = norm_method()
     fit(
@@ -290,7 +371,7 @@ def test_the_best_state_is_kept(tmp_path):
         batches,
         settings=short(),
         run=RunDir(tmp_path),
-        validation=Validation(score=score, times=3),
+        watch=Watch(measure=score, times=3, best="validation"),
     )
     assert len(states) == 3
     assert _equal(method.state_dict(), states[1])  # the first of two as good
@@ -298,17 +379,19 @@ def test_the_best_state_is_kept(tmp_path):
 
 
 def test_the_best_survives_a_kill(tmp_path):
-    def judge(values: dict[int, float]) -> Validation:
-        return Validation(score=lambda method: values[int(method.average.n_averaged)], times=4)
+    def judge(values: dict[int, float]) -> Watch:
+        return Watch(
+            measure=lambda method: {"score": values[int(method.average.n_averaged)]}, times=4, best="score"
+        )
 
     values = {2: 0.1, 4: 0.8, 6: 0.3, 8: 0.4, 9: 0.5}
     whole, broken = norm_method(), norm_method()
-    fit(whole, batches, settings=short(), run=RunDir(tmp_path / "whole"), validation=judge(values))
+    fit(whole, batches, settings=short(), run=RunDir(tmp_path / "whole"), watch=judge(values))
     run = RunDir(tmp_path / "broken")
     with pytest.raises(Killed):
-        fit(broken, _killed_at(7), settings=short(), run=run, validation=judge(values))
+        fit(broken, _killed_at(7), settings=short(), run=run, watch=judge(values))
     broken = norm_method(seed=1)
-    fit(broken, batches, settings=short(), run=run, validation=judge(values))
+    fit(broken, batches, settings=short(), run=run, watch=judge(values))
     assert int(broken.average.n_averaged) == 4
     assert _equal(broken.state_dict(), whole.state_dict())
 

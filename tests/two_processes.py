@@ -8,9 +8,13 @@ from pathlib import Path
 
 import torch
 
-from fewbeats.training.loop import FitSettings, Validation, fit
+from fewbeats.training.loop import FitSettings, Watch, fit
 from fewbeats.training.rundir import RunDir
 from test_loop import Pointwise, batches, norm_method, short
+
+
+def total(method) -> dict[str, float]:
+    return {"sum": float(method.network[0].weight.detach().sum())}
 
 
 def train(out: Path) -> None:
@@ -20,11 +24,11 @@ def train(out: Path) -> None:
         "norm": (
             norm_method(),
             FitSettings(minutes=0.004, log_every=2, checkpoint_seconds=0.0),
-            Validation(score=lambda method: float(method.network[0].weight.detach().sum()), times=4),
+            Watch(measure=total, times=4, best="sum"),
         ),
     }
-    for name, (method, settings, validation) in runs.items():
-        steps = fit(method, batches, settings=settings, run=RunDir(out / name), validation=validation)
+    for name, (method, settings, watch) in runs.items():
+        steps = fit(method, batches, settings=settings, run=RunDir(out / name), watch=watch)
         torch.save((steps, method.state_dict()), out / f"{name}{os.environ['RANK']}.pt")
 
 

@@ -39,16 +39,20 @@ class Finetune:
     """Cohort table (CSV or Parquet) from `fewbeats index`."""
     out: Path
     """Run folder. An unfinished run in it is resumed."""
-    task: Literal["segmentation"] = "segmentation"
-    """What is learned."""
+    task: Literal["segmentation", "localization"] = "segmentation"
+    """What is learned; localization: only where the heart is, for other runs to take with --localizer."""
     labeled: int | None = None
     """Number of labeled subjects to use, drawn by the seed; all by default."""
     labeled_subjects: str | None = None
     """File that names the labeled subjects: one a line, a CSV, or FILE.csv:COLUMN for a 0/1 column."""
+    phase: Literal["ED", "ES"] | None = None
+    """Learn from labels of this phase alone."""
     structures: tuple[str, ...] = ()
     """Structures to segment; by default all that the labels speak of."""
     init: str = "natural"
     """scratch, natural (weights from photographs), a run folder, or a .safetensors file."""
+    init_parts: Literal["all", "encoder"] = "all"
+    """Of a run's weights, take all that fit, or the encoder alone."""
     steps: int | None = None
     """Training steps of the segmentation network."""
     minutes: float | None = None
@@ -75,25 +79,44 @@ class Finetune:
             InputError: the cohort, its labels or the settings cannot be used.
         """
         started = time.perf_counter()
-        if (self.steps is None) == (self.minutes is None):
-            raise InputError("give either --steps or --minutes")
-        if not (self.steps or self.minutes or 0) > 0 or self.localizer_steps < 0:
-            raise InputError("--steps, --minutes: give at least 1; --localizer-steps: at least 0")
+        self._check_budget()
         data, run = choose_data(self), RunDir(self.out)
         samples = read_samples(self, data)  # whatever is wrong with the input shows before the folder is made
         request = describe_request(self, data, samples)
         if (run.path / "request.json").is_file() and run.claim(request):
             print(f"{run.path}: already trained with these settings")
             return run.path
-        network = start_network(self.model.network, len(data.structures) + 1, self.init, seed=self.seed)
+        network = None
+        if self.task == "segmentation":
+            network = start_network(
+                self.model.network,
+                len(data.structures) + 1,
+                self.init,
+                seed=self.seed,
+                encoder_only=self.init_parts == "encoder",
+            )
         run.claim(request)
         if self.localizer:
             copy_localizer(self.localizer, run)
         elif samples.localizer:
             _train_localizer(self, data, samples.localizer, RunDir(run.path / "localizer"))
-        _train_segmenter(self, data, samples, network, run, started)
+        if network is None:
+            data.provenance.save(run.path)
+            run.write_config({"task": self.task, "labeled_subjects": data.labeled_subjects})
+        else:
+            _train_segmenter(self, data, samples, network, run, started)
         print(f"{run.path}: trained on {', '.join(data.labeled_subjects)}")
         return run.path
+
+    def _check_budget(self) -> None:
+        if self.task == "localization":
+            if self.steps or self.minutes or self.localizer or self.localizer_steps < 1:
+                raise InputError("--task localization: takes --localizer-steps as its only budget")
+            return
+        if (self.steps is None) == (self.minutes is None):
+            raise InputError("give either --steps or --minutes")
+        if not (self.steps or self.minutes or 0) > 0 or self.localizer_steps < 0:
+            raise InputError("--steps, --minutes: give at least 1; --localizer-steps: at least 0")
 
 
 @dataclass(frozen=True)
@@ -208,13 +231,16 @@ def read_samples(command: Finetune, data: TrainingData) -> TrainingSamples:
     """
     from fewbeats.data.samples import as_heart, image_center, prepare_labeled
 
-    where: dict[str, Any] = {"structures": data.structures, "cache": data.cache}
+    where: dict[str, Any] = {"structures": data.structures, "cache": data.cache, "phase": command.phase}
     train, held_back = (
         prepare_labeled(rows, command.model.preprocess, **where)
         for rows in (data.train_rows, data.held_back_rows)
     )
     if not train:
-        raise InputError(f"{command.cohort}: the labeled subjects have no labeled frame; label some")
+        of_phase = f" of {command.phase}" if command.phase else ""
+        raise InputError(
+            f"{command.cohort}: the labeled subjects have no labeled frame{of_phase}; label some"
+        )
     whole = []
     if command.localizer_steps and not command.localizer:
         grid = localizer_settings(command.model.network).preprocess
@@ -269,7 +295,7 @@ def _train_localizer(command: Finetune, data: TrainingData, samples: Sequence[Sa
     if init not in STARTS:  # a run's weights have learned another task
         init = "natural" if settings.network.kind == "lite0" else "scratch"
     network = start_network(settings.network, 2, init, seed=command.seed, label="localizer")
-    fit_settings = FitSettings(steps=command.localizer_steps, seed=command.seed)
+    fit_settings = FitSettings(steps=command.localizer_steps, seed=command.seed)  # its own optimizer
     network, _ = _train(network, samples, settings, fit_settings, run, label="localizer")
     data.provenance.save(run.path)
     _finish(run, network, settings, {"task": "localizer", "structures": ["heart"], "init": init})
@@ -288,7 +314,9 @@ def _train_segmenter(
 
     settings = command.model
     minutes = None if command.minutes is None else command.minutes - (time.perf_counter() - started) / 60
-    fit_settings = FitSettings(steps=command.steps, minutes=minutes, seed=command.seed)
+    fit_settings = FitSettings(
+        steps=command.steps, minutes=minutes, seed=command.seed, optimizer=settings.optim.kind
+    )
     network, steps = _train(network, samples.train, settings, fit_settings, run, held=samples.held_back)
     about = {
         "task": command.task,

@@ -18,9 +18,23 @@ STARTS = ("scratch", "natural")
 
 
 def start_network(
-    settings: NetworkSettings, classes: int, init: str, *, seed: int, label: str = "training"
+    settings: NetworkSettings,
+    classes: int,
+    init: str,
+    *,
+    seed: int,
+    label: str = "training",
+    encoder_only: bool = False,
 ) -> nn.Module:
     """A network with the wanted start; says what was loaded.
+
+    Args:
+        settings: kind and size.
+        classes: background included.
+        init: scratch, natural, a run folder, or a .safetensors file.
+        seed: of the random start.
+        label: what it is started for.
+        encoder_only: of a run or file, leave all but the encoder at its random start.
 
     Raises:
         InputError: the weights do not exist or do not fit.
@@ -31,11 +45,11 @@ def start_network(
 
     torch.manual_seed(seed)
     network = build_network(settings, classes=classes)
-    print(f"{label}: {_load_start(network, settings, init)}")
+    print(f"{label}: {_load_start(network, settings, init, encoder_only)}")
     return network
 
 
-def _load_start(network: nn.Module, settings: NetworkSettings, init: str) -> str:
+def _load_start(network: nn.Module, settings: NetworkSettings, init: str, encoder_only: bool) -> str:
     from fewbeats.models.pretrained2d import load_natural
     from fewbeats.models.weights import read_weights, transfer_weights
 
@@ -47,7 +61,8 @@ def _load_start(network: nn.Module, settings: NetworkSettings, init: str) -> str
     if path.is_dir():
         RunDir(path).read_config()
         path = RunDir(path).weights()
-    return f"from {init}: {transfer_weights(network, read_weights(path), source=init)}"
+    taken = transfer_weights(network, read_weights(path), source=init, encoder_only=encoder_only)
+    return f"from {init}: {taken}"
 
 
 def trace_weights(init: Path) -> Provenance:

@@ -51,6 +51,7 @@ def prepare_labeled(
     structures: Sequence[str],
     cache: Path,
     center: Center = labels_center,
+    phase: str | None = None,
 ) -> list[Sample]:
     """The labeled frames of cohort rows as samples.
 
@@ -60,6 +61,7 @@ def prepare_labeled(
         structures: in class order.
         cache: folder of stored samples, created when needed.
         center: where the field of view goes.
+        phase: ED or ES: only frames of this phase.
 
     Raises:
         InputError: an image or label cannot be used, or is empty.
@@ -70,8 +72,14 @@ def prepare_labeled(
             continue
         scan = open_scan(row)
         for t, values in open_labels(row, scan).items():
+            if phase and phase != _phase(row, t):
+                continue
             samples.append(_prepare(row, scan, t, values, settings, tuple(structures), cache, center))
     return samples
+
+
+def _phase(row: Mapping[str, Any], t: int) -> str | None:
+    return row["phase"] or {row["es_frame"]: "ES", row["ed_frame"]: "ED"}.get(t)
 
 
 def _prepare(

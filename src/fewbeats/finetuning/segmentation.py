@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from fewbeats.errors import InputError
 from fewbeats.models.network import NetworkSettings
-from fewbeats.training.loop import FitSettings, Validation, fit
+from fewbeats.training.loop import FitSettings, Watch, fit
 from fewbeats.training.optim import OptimSettings
 from fewbeats.transforms.intensity import IntensitySettings
 from fewbeats.transforms.preprocess import PreprocessSettings
@@ -40,6 +40,8 @@ class SegmentationSettings:
     """Slices (2D) or slabs (3D) a step and process."""
     slab_slices: int = 12
     """Slices of a 3D network's input, a multiple of 4."""
+    freeze_encoder: float = 0.0
+    """Share of the steps in which the encoder stays as it started."""
     ema_decay: float = 0.99
     """Decay of the weights' moving average per step; the average is what the run exports."""
 
@@ -107,14 +109,17 @@ def train_segmentation(
 
     layout = torch.channels_last if settings.network.dims == 2 else torch.channels_last_3d
     network.to(memory_format=layout)
-    method = Supervised(network, optim=settings.optim, ema_decay=settings.ema_decay)
+    method = Supervised(
+        network, optim=settings.optim, ema_decay=settings.ema_decay, freeze=settings.freeze_encoder
+    )
     augmented = augment(batches, settings, seed=fit_settings.seed)
 
-    def score(method: Method) -> float:
-        return score_samples(recalibrate(deepcopy(exported(method)), augmented), held_back, settings)
+    def validate(method: Method) -> dict[str, float]:
+        network = recalibrate(deepcopy(exported(method)), augmented)
+        return {"validation": score_samples(network, held_back, settings)}
 
-    validation = Validation(score=score) if held_back else None
-    steps = fit(method, augmented, settings=fit_settings, run=run, label=label, validation=validation)
+    watch = Watch(measure=validate, best="validation") if held_back else None
+    steps = fit(method, augmented, settings=fit_settings, run=run, label=label, watch=watch)
     return recalibrate(exported(method), augmented), steps
 
 

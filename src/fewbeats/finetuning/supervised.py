@@ -10,7 +10,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from fewbeats.losses import dice_ce_loss
 from fewbeats.training.method import Method, ParameterGroup, Step
-from fewbeats.training.optim import OptimSettings, scheduled_group
+from fewbeats.training.optim import OptimSettings, encoder_groups, scheduled_group
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -25,10 +25,12 @@ class Supervised(Method):
         network: (B, C, [Z,] Y, X) -> logits, or a list of them, finest first (deep supervision).
         optim: rates.
         ema_decay: of the moving average, per step.
+        freeze: share of the steps in which the encoder stays as it started.
     """
 
-    def __init__(self, network: nn.Module, *, optim: OptimSettings, ema_decay: float):
+    def __init__(self, network: nn.Module, *, optim: OptimSettings, ema_decay: float, freeze: float = 0.0):
         super().__init__()
+        self.freeze = freeze
         self.network = network
         self.optim = optim
         self.average = AveragedModel(network, multi_avg_fn=moving_average(ema_decay), use_buffers=True)
@@ -43,15 +45,12 @@ class Supervised(Method):
             weight * dice_ce_loss(scale, _shrink(batch.target, scale), batch.annotated)
             for weight, scale in zip(weights, scales)
         )
-        return Step(loss / sum(weights))  # type: ignore[arg-type]
+        active = ("decoder",) if progress < self.freeze else None
+        return Step(loss / sum(weights), active=active)  # type: ignore[arg-type]
 
     def parameter_groups(self) -> list[ParameterGroup]:
-        encoder = tuple(p for n, p in self.network.named_parameters() if n.startswith("encoder."))
         decoder = tuple(p for n, p in self.network.named_parameters() if not n.startswith("encoder."))
-        return [
-            scheduled_group("encoder", encoder, self.optim, factor=self.optim.encoder_rate_factor),
-            scheduled_group("decoder", decoder, self.optim),
-        ]
+        return [*encoder_groups(self.network, self.optim), scheduled_group("decoder", decoder, self.optim)]
 
     def after_update(self, progress: float) -> None:
         self.average.update_parameters(self.network)

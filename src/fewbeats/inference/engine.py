@@ -56,6 +56,8 @@ def load_engine(run: Path | str, *, runtime: str | None = None) -> Engine:
     """
     folder = RunDir(run)
     config = folder.read_config()
+    if config.get("task") in ("pretraining", "localization"):
+        raise InputError(f"{folder.path}: a run of {config['task']} labels nothing; give one of segmentation")
     try:
         settings = restore_settings(SegmentationSettings, config["settings"])
         structures = tuple(config["structures"])

@@ -34,6 +34,8 @@ class FitSettings:
     """Wall-clock budget; turned into steps once, after timing 20, and written to the run's folder."""
     seed: int = 0
     """Start of the weights and of every random draw."""
+    optimizer: Literal["adamw", "sgd"] = "adamw"
+    """The rule by which a step changes the weights."""
     clip_norm: float = 5.0
     """Largest norm of the gradient."""
     log_every: int = 10
@@ -45,16 +47,18 @@ class FitSettings:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Validation:
-    """How checkpoints are chosen when the last one is not taken."""
+class Watch:
+    """What is measured of a method now and then, for the log and, where wanted, to choose the checkpoint."""
 
-    score: Callable[[Method], float]
-    """Higher is better."""
+    measure: Callable[[Method], dict[str, float]]
+    """Figures by name; may use random numbers, which every step draws anew."""
     times: int = 10
-    """Evaluations, spread evenly over the run; its last step is one of them."""
+    """Measurements, spread evenly over the run; its last step is one of them."""
+    best: str | None = None
+    """Figure whose highest value marks the state that is kept; the last state without it."""
 
     def is_due(self, step: int, total: int) -> bool:
-        """Whether to evaluate after `step` of `total` steps."""
+        """Whether to measure after `step` of `total` steps."""
         return step == total or step % max(1, total // self.times) == 0
 
 
@@ -65,7 +69,7 @@ def fit(
     settings: FitSettings,
     run: RunDir,
     label: str = "training",
-    validation: Validation | None = None,
+    watch: Watch | None = None,
 ) -> int:
     """Train a method in place; goes on from the run's checkpoint when there is one.
 
@@ -75,7 +79,7 @@ def fit(
         settings: length and bookkeeping.
         run: where metrics and checkpoints go.
         label: name on the progress bar.
-        validation: keep the best state instead of the last.
+        watch: what is measured of the method as it learns.
 
     Returns:
         the number of steps of the finished run.
@@ -104,7 +108,7 @@ def fit(
     loop.resume()
     if loop.total is None:
         loop.total = settings.steps or loop.steps_for(settings.minutes or 0.0, batches)
-    loop.run_to_end(batches, label, validation)
+    loop.run_to_end(batches, label, watch)
     accelerator.wait_for_everyone()
     return loop.total
 
@@ -126,7 +130,7 @@ class _Loop:
 
         self.method, self.accelerator, self.settings, self.run = method, accelerator, settings, run
         self.groups = method.parameter_groups()
-        self.optimizer = build_optimizer(self.groups)
+        self.optimizer = build_optimizer(self.groups, settings.optimizer)
         self.wrapped, self.prepared = accelerator.prepare(method, self.optimizer)
         self.step, self.total = 0, None  # type: int, int | None
         self.best: float | None = None
@@ -196,7 +200,7 @@ class _Loop:
         self.method.after_update(progress)
         return float(result.loss.detach()), result.logs
 
-    def run_to_end(self, batches: Batches, label: str, validation: Validation | None) -> None:
+    def run_to_end(self, batches: Batches, label: str, watch: Watch | None) -> None:
         from fewbeats.training.progress import progress_bar
 
         assert self.total is not None
@@ -217,13 +221,13 @@ class _Loop:
                     )
                 if self.step % self.settings.log_every == 0 or self.step == self.total:
                     self._log(loss, logs)
-                if validation and validation.is_due(self.step, self.total):
-                    self._validate(validation)
+                if watch and watch.is_due(self.step, self.total):
+                    self._look(watch)
                 if time.perf_counter() - saved > self.settings.checkpoint_seconds or self.step == self.total:
                     self.save()
                     saved = time.perf_counter()
                 advance(loss)
-        if validation:
+        if watch and watch.best:
             from fewbeats.training.checkpoint import read_best
 
             self.accelerator.wait_for_everyone()  # the first process may still be writing it
@@ -247,12 +251,14 @@ class _Loop:
         self.data_seconds = self.step_seconds = 0.0
         self.timed = 0
 
-    def _validate(self, validation: Validation) -> None:
+    def _look(self, watch: Watch) -> None:
         from fewbeats.training.checkpoint import write_best
 
-        score = validation.score(self.method)
+        figures = watch.measure(self.method)
+        score = figures[watch.best] if watch.best else None
         if self.accelerator.is_main_process:
-            self.run.append_metrics({"step": self.step, "validation": score})
-            if self.best is None or score > self.best:
+            self.run.append_metrics({"step": self.step, **figures})
+            if score is not None and (self.best is None or score > self.best):
                 write_best(self.run.checkpoint, self.method)
-        self.best = score if self.best is None else max(self.best, score)
+        if score is not None:
+            self.best = score if self.best is None else max(self.best, score)

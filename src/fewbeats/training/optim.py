@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 if TYPE_CHECKING:
     import torch
@@ -16,12 +17,18 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class OptimSettings:
-    """AdamW with linear warm-up and cosine decay."""
+    """AdamW or SGD, with linear warm-up and decay."""
 
+    kind: Literal["adamw", "sgd"] = "adamw"
+    """sgd: with Nesterov momentum 0.99, as in nnU-Net."""
     learning_rate: float = 1e-3
     """Peak learning rate."""
     encoder_rate_factor: float = 1.0
     """The encoder's learning rate as a share of the peak (below 1 spares pretrained weights)."""
+    layer_decay: float = 1.0
+    """Rate of an encoder's stage as a share of the next one's (below 1, first stages change least)."""
+    decay: Literal["cosine", "poly"] = "cosine"
+    """How the rate falls: by a cosine, or as (1 - progress)^0.9."""
     weight_decay: float = 0.01
     """Decoupled weight decay."""
     warmup: float = 0.05
@@ -30,14 +37,17 @@ class OptimSettings:
     """Rate at the end as a share of the peak."""
 
 
-def warmup_cosine(peak: float, *, warmup: float, final: float) -> Callable[[float], float]:
-    """Learning rate as a function of progress: linear from `final` to 1, then cosine down to `final`."""
+def warmup_decay(
+    peak: float, *, warmup: float, final: float, decay: str = "cosine"
+) -> Callable[[float], float]:
+    """Learning rate as a function of progress: linear from `final` to 1, then down to `final`."""
 
     def rate(progress: float) -> float:
         if progress < warmup:
             return peak * (final + (1 - final) * progress / warmup)
         done = min(1.0, (progress - warmup) / max(1e-9, 1 - warmup))
-        return peak * (final + (1 - final) * 0.5 * (1 + math.cos(math.pi * done)))
+        left = 0.5 * (1 + math.cos(math.pi * done)) if decay == "cosine" else (1 - done) ** 0.9
+        return peak * (final + (1 - final) * left)
 
     return rate
 
@@ -48,7 +58,8 @@ def scheduled_group(
     """Parameters that follow the schedule, their peak rate multiplied by `factor`."""
     from fewbeats.training.method import ParameterGroup
 
-    rate = warmup_cosine(optim.learning_rate * factor, warmup=optim.warmup, final=optim.final_rate)
+    peak = optim.learning_rate * factor
+    rate = warmup_decay(peak, warmup=optim.warmup, final=optim.final_rate, decay=optim.decay)
     return ParameterGroup(name, tuple(parameters), rate, lambda _: optim.weight_decay)
 
 
@@ -57,13 +68,41 @@ def one_group(module: nn.Module, optim: OptimSettings) -> list[ParameterGroup]:
     return [scheduled_group("network", (p for p in module.parameters() if p.requires_grad), optim)]
 
 
-def build_optimizer(groups: list[ParameterGroup]) -> torch.optim.AdamW:
-    """AdamW over named groups; rates and decays are set by `set_rates`."""
+def encoder_groups(network: nn.Module, optim: OptimSettings) -> list[ParameterGroup]:
+    """The encoder's parameters, in one group or, with layer decay, in one a stage from the input on."""
+    stages: dict[int, list[nn.Parameter]] = {}
+    named = [(n, p) for n, p in network.named_parameters() if n.startswith("encoder.")]
+    numbers = [_stage(name) if optim.layer_decay != 1 else 0 for name, _ in named]
+    top = max(numbers, default=0)
+    for number, (_, parameter) in zip(numbers, named):
+        stages.setdefault(top if number < 0 else number, []).append(parameter)
+    return [
+        scheduled_group(
+            f"encoder{number}" if len(stages) > 1 else "encoder",
+            stages[number],
+            optim,
+            factor=optim.encoder_rate_factor * optim.layer_decay ** (top - number),
+        )
+        for number in sorted(stages)
+    ]
+
+
+def _stage(name: str) -> int:
+    """A parameter's stage from its name: 0 for what stands before the first, -1 for what follows the last."""
+    found = re.search(r"(?:blocks|stages|layers?)[._]?(\d+)", name)
+    if found:
+        return int(found[1]) + 1
+    return -1 if ".norm." in name else 0
+
+
+def build_optimizer(groups: list[ParameterGroup], kind: str = "adamw") -> torch.optim.Optimizer:
+    """An optimizer over named groups; rates and decays are set by `set_rates`."""
     import torch
 
-    return torch.optim.AdamW(
-        [{"params": list(g.parameters), "name": g.name, "lr": 0.0, "weight_decay": 0.0} for g in groups]
-    )
+    named = [{"params": list(g.parameters), "name": g.name, "lr": 0.0, "weight_decay": 0.0} for g in groups]
+    if kind == "sgd":
+        return torch.optim.SGD(named, momentum=0.99, nesterov=True)
+    return torch.optim.AdamW(named)
 
 
 def set_rates(optimizer: torch.optim.Optimizer, groups: list[ParameterGroup], progress: float) -> None:
