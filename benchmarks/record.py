@@ -5,7 +5,6 @@ from __future__ import annotations
 import fcntl
 import json
 import os
-import platform
 import subprocess
 import sys
 from datetime import date
@@ -13,6 +12,8 @@ from pathlib import Path
 from typing import Any
 
 import polars as pl
+
+from fewbeats.training.rundir import machine
 
 ROWS = Path(__file__).parent / "rows"
 
@@ -76,13 +77,6 @@ def append(table: str, rows: pl.DataFrame) -> None:
         rows.write_csv(file)
     finally:
         os.close(folder)
-
-
-def machine() -> str:
-    """Cores and processor."""
-    listed = Path("/proc/cpuinfo").read_text().splitlines()
-    models = [line.split(":")[1].strip() for line in listed if line.startswith("model name")]
-    return f"{len(models)} cores, {models[0]}" if models else platform.processor()
 
 
 def _headline(report: Path) -> dict[str, Any]:

@@ -19,8 +19,8 @@ FLOORS = {
     "inference": 4, "evaluation": 4,
     "teachers": 5,
     "semi_supervised": 6,
-    "study": 7, "commands": 7,
-    "demo": 8,
+    "commands": 7,
+    "demo": 8, "study": 8,
     "cli": 9,
 }  # fmt: skip
 

@@ -25,6 +25,7 @@ COMMANDS = {
     "index": ("fewbeats.commands.cohorts", "Index", "list a folder's scans in a cohort table"),
     "pretrain": ("fewbeats.commands.pretrain", "Pretrain", "learn an encoder from scans without labels"),
     "finetune": ("fewbeats.commands.finetune", "Finetune", "train on the labels of a few subjects"),
+    "study": ("fewbeats.study.command", "Study", "compare methods over label budgets and seeds"),
     "predict": ("fewbeats.commands.predict", "Predict", "label every frame of a scan or a cohort"),
     "evaluate": ("fewbeats.commands.evaluate", "Evaluate", "judge predictions, write the report"),
 }

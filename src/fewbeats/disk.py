@@ -55,6 +55,31 @@ def atomic_path(path: Path) -> Iterator[Path]:
             partial.unlink(missing_ok=True)
 
 
+def append_locked(file: Path, table: str) -> None:
+    """Add the lines of a CSV to a file, whole or not at all; its header only where the file is new.
+
+    Processes that append at the same time take turns.
+
+    Raises:
+        InputError: the file has other columns, the disk is full, or it cannot be written.
+    """
+    import fcntl
+
+    with name_disk_trouble(file):
+        file.parent.mkdir(parents=True, exist_ok=True)
+        folder = os.open(file.parent, os.O_RDONLY)
+    try:
+        fcntl.flock(folder, fcntl.LOCK_EX)
+        earlier = file.read_text(encoding="utf-8") if file.is_file() else ""
+        header, _, lines = table.partition("\n")
+        if earlier and earlier.partition("\n")[0] != header:
+            raise InputError(f"{file}: has other columns than the new rows; name another file")
+        with atomic_path(file) as partial:
+            partial.write_text(earlier + (lines if earlier else table), encoding="utf-8")
+    finally:
+        os.close(folder)
+
+
 def files_below(folder: Path) -> list[Path]:
     """All files in a folder and below, sorted, but for hidden ones (`._NAME` of a Mac).
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from datetime import date
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -16,6 +15,7 @@ from fewbeats.errors import InputError
 from fewbeats.evaluation import report_charts as charts
 from fewbeats.evaluation.clinical import QUANTITIES
 from fewbeats.evaluation.measure import Heartbeat, MeasuredScan
+from fewbeats.evaluation.page import HERE, as_markup, flatten, render_page
 from fewbeats.evaluation.statistics import BlandAltman, average_subjects
 from fewbeats.evaluation.summary import average_over_structures
 
@@ -55,13 +55,6 @@ def render_report(
         rows: one row a scan, frame and structure, where there are manual labels.
         summary: the figures of those rows.
     """
-    from jinja2 import Environment, FileSystemLoader, StrictUndefined
-
-    environment = Environment(
-        loader=FileSystemLoader(Path(__file__).parent), autoescape=True, undefined=StrictUndefined,
-        trim_blocks=True, lstrip_blocks=True,
-    )  # fmt: skip
-    environment.filters["signed"], environment.filters["fixed"] = charts.signed, _fixed
     notes: list[str] = []
     told = {k: v for k, v in run.items() if k not in SHOWN_APART}
     context = {
@@ -80,23 +73,12 @@ def render_report(
         "warned": [(m.source.scan, m.source.warnings) for m in measured if m.source.warnings],
         "notes": notes,
         "run": run,
-        "settings": list(_flatten({k: v for k, v in told.items() if isinstance(v, Mapping)})),
-        "versions": list(_flatten(run.get("versions") or {})),
-        "provenance": list(_flatten({k: v for k, v in told.items() if not isinstance(v, Mapping)})),
+        "settings": list(flatten({k: v for k, v in told.items() if isinstance(v, Mapping)})),
+        "versions": list(flatten(run.get("versions") or {})),
+        "provenance": list(flatten({k: v for k, v in told.items() if not isinstance(v, Mapping)})),
         "untrusted": any(not m.source.spacing_trusted for m in measured),
     }
-    return environment.get_template("report.html.j2").render(context)
-
-
-def _fixed(value: float | None, digits: int = 2) -> str:
-    """A number with a set count of decimals, a dash where there is none."""
-    return "–" if value is None else f"{value:.{digits}f}".replace("-", "−")
-
-
-def _svg(drawing: str) -> Markup:
-    from markupsafe import Markup
-
-    return Markup(drawing)  # charts escape every word they are given
+    return render_page(HERE / "report.html.j2", context)
 
 
 def _strips(rows: pl.DataFrame | None, summary: Mapping[str, Any] | None) -> list[list[tuple[str, Markup]]]:
@@ -120,7 +102,7 @@ def _strips(rows: pl.DataFrame | None, summary: Mapping[str, Any] | None) -> lis
             for subject, value in averaged.filter(structure=s).select("subject", score).rows():
                 by_group.setdefault(groups[subject] or "all", {})[subject] = value
             ordered = dict(sorted(by_group.items()))
-            panels.append((s, _svg(charts.draw_strips(ordered, title, structure=s, y=y))))
+            panels.append((s, as_markup(charts.draw_strips(ordered, title, structure=s, y=y))))
         found.append(panels)
     return found if len(summary["structures"]) > 1 else [[panel for panels in found for panel in panels]]
 
@@ -249,9 +231,9 @@ def _cine(m: MeasuredScan, beat: Heartbeat | None, frames: list[int], pictures: 
         "beat": beat,
         "warnings": m.source.warnings,
         "pictures": pictures,
-        "chart": chart and _svg(chart),
+        "chart": chart and as_markup(chart),
         "timed": times is not None,
-        "data": _svg(_inline_json(data)),
+        "data": as_markup(_inline_json(data)),
     }
 
 
@@ -273,7 +255,8 @@ def _bland_altman(beats: Sequence[Heartbeat], summary: Mapping[str, Any] | None)
         title = QUANTITIES[q][0].replace("end-diastolic volume", "EDV").replace("end-systolic volume", "ESV")
         title = title.replace("ejection fraction", "EF")
         agreement = BlandAltman(**summary["clinical"][q])
-        found.append(_svg(charts.draw_bland_altman(means, agreement, title=title, unit=QUANTITIES[q][1])))  # type: ignore[arg-type]
+        chart = charts.draw_bland_altman(means, agreement, title=title, unit=QUANTITIES[q][1])  # type: ignore[arg-type]
+        found.append(as_markup(chart))
     return found
 
 
@@ -297,21 +280,3 @@ def _subjects(rows: pl.DataFrame, beats: Sequence[Heartbeat]) -> list[dict[str, 
             "ef": predicted, "manual_ef": manual,
         })  # fmt: skip
     return found
-
-
-def _flatten(settings: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]:
-    """Nested settings as dotted names and short values; of a path only the last part."""
-    for key, value in settings.items():
-        name = f"{prefix}{key}"
-        if isinstance(value, Mapping):
-            yield from _flatten(value, f"{name}.")
-        elif isinstance(value, list | tuple):
-            short = len(value) <= 12 and not any(isinstance(v, Mapping | list) for v in value)
-            yield name, ", ".join(map(_plain, value)) if short else f"{len(value)} entries"
-        else:
-            yield name, _plain(value)
-
-
-def _plain(value: Any) -> str:
-    text = "–" if value is None else str(value)
-    return Path(text).name if text.startswith("/") else text

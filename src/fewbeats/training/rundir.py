@@ -141,6 +141,14 @@ def identity() -> dict[str, Any]:
     }
 
 
+def machine() -> str:
+    """Cores and processor."""
+    info = Path("/proc/cpuinfo")
+    lines = info.read_text().splitlines() if info.is_file() else []
+    models = [line.split(":")[1].strip() for line in lines if line.startswith("model name")]
+    return f"{len(models)} cores, {models[0]}" if models else platform.processor()
+
+
 def _version(name: str) -> str | None:
     try:
         return metadata.version(name)

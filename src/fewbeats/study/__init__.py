@@ -1,0 +1,1 @@
+"""Methods x label budgets x seeds under one protocol: plan, units of work, comparison, report."""

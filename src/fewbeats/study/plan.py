@@ -1,0 +1,256 @@
+"""What a study compares, read from YAML and checked before any training time is spent."""
+
+from __future__ import annotations
+
+import difflib
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from fewbeats.commands.finetune import Finetune
+from fewbeats.commands.pretrain import Pretrain
+from fewbeats.commands.settings import flags_of, parse, read_yaml, settings_of
+from fewbeats.commands.start import STARTS
+from fewbeats.errors import InputError
+
+OWN = ("out", "cache", "seed", "labeled", "labeled_subjects", "localizer", "task", "minutes")
+"""Settings of the commands that a study decides itself; budgets are steps, so that machines do not matter."""
+MAY_DIFFER = ("init", "init_parts", "phase", "steps", "optim", "freeze_encoder")
+"""What arms of a comparison may differ in; all else is the protocol."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Arm:
+    """One way to train, at several budgets."""
+
+    name: str
+    finetune: Finetune
+    """Without budget, seed and places."""
+    pretraining: str | None
+    """Name of the pretraining it starts from."""
+    labeled: tuple[int, ...]
+    seeds: tuple[int, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """A study."""
+
+    name: str
+    cohort: Path
+    out: Path
+    """Folder for runs, predictions and the report."""
+    rows: Path
+    """CSV of results, one row a subject, phase and structure; kept under version control."""
+    split: str
+    """Judged on these subjects: tune for choices, dev once a published row."""
+    baseline: str
+    primary: tuple[str, int] | None
+    """Arm and budget of the one contrast to the baseline that was named beforehand."""
+    pretrainings: dict[str, Pretrain]
+    arms: dict[str, Arm]
+
+    @property
+    def cache(self) -> Path:
+        """Preprocessed samples, shared by all runs."""
+        return self.out / "sample-cache"
+
+    def digest(self, arm: Arm) -> str:
+        """Of all settings that decide an arm's outcome; rows of another digest are not its rows."""
+        aside = {*OWN, "cohort", "init"}
+        about: dict[str, Any] = {k: v for k, v in asdict(arm.finetune).items() if k not in aside}
+        about["init"] = arm.finetune.init
+        if arm.pretraining:
+            about["init"] = self.pretrainings[arm.pretraining].describe()
+        return hashlib.sha256(json.dumps(about, sort_keys=True, default=str).encode()).hexdigest()[:12]
+
+
+def read_plan(path: Path) -> Plan:
+    """Read a study's YAML file.
+
+    Raises:
+        InputError: an unknown or missing entry, a value of the wrong kind, arms that differ in more than
+            they may, or an arm, budget or pretraining that does not exist.
+    """
+    content = read_yaml(path)
+    known = ("cohort", "out", "rows", "split", "labeled", "seeds", "baseline", "primary",
+             "finetune", "pretrain", "pretrainings", "arms")  # fmt: skip
+    for key in content:
+        if key not in known:
+            raise InputError(f"{path}: no setting '{key}'; {_nearest(key, known)}")
+    for key in ("cohort", "out", "rows", "split", "labeled", "seeds", "baseline", "arms"):
+        if key not in content:
+            raise InputError(f"{path}: '{key}' is missing; add it")
+    if content["split"] not in ("tune", "dev", "test"):
+        raise InputError(f"{path}: split: '{content['split']}' is none of tune, dev, test")
+    cohort = Path(_text(content, "cohort", path))
+    pretrainings = {
+        str(name): _read_pretraining(str(name), _merged(content.get("pretrain"), own, path), cohort, path)
+        for name, own in _mapping(content.get("pretrainings") or {}, "pretrainings", path).items()
+    }
+    arms = {str(name): _read_arm(str(name), own or {}, content, cohort, pretrainings, path)
+            for name, own in _mapping(content["arms"], "arms", path).items()}  # fmt: skip
+    plan = Plan(
+        name=path.stem,
+        cohort=cohort,
+        out=Path(_text(content, "out", path)),
+        rows=Path(_text(content, "rows", path)),
+        split=content["split"],
+        baseline=_text(content, "baseline", path),
+        primary=_read_primary(content.get("primary"), path),
+        pretrainings=pretrainings,
+        arms=arms,
+    )
+    _check(plan, path)
+    return plan
+
+
+def _read_pretraining(name: str, settings: Mapping[str, Any], cohort: Path, path: Path) -> Pretrain:
+    where = f"pretrainings.{name}"
+    settings = dict(settings)
+    method = settings.pop("method", None)
+    _refuse_own(settings, where, path, OWN[:2] + OWN[-1:])
+    words = [str(method), str(cohort), "--out=."]
+    return _parse(Pretrain, words, settings, f"{path}: {where}")
+
+
+def _read_arm(
+    name: str,
+    own: Mapping[str, Any],
+    content: Mapping[str, Any],
+    cohort: Path,
+    pretrainings: Mapping[str, Pretrain],
+    path: Path,
+) -> Arm:
+    where = f"arms.{name}"
+    own = dict(_mapping(own, where, path))
+    labeled = _numbers(own.pop("labeled", content["labeled"]), f"{where}.labeled", path, least=1)
+    seeds = _numbers(own.pop("seeds", content["seeds"]), f"{where}.seeds", path, least=0)
+    settings = _merged(content.get("finetune"), own, path)
+    _refuse_own(settings, where, path, OWN)
+    finetune = _parse(Finetune, [str(cohort), "--out=."], settings, f"{path}: {where}")
+    pretraining = finetune.init if finetune.init in pretrainings else None
+    if not pretraining and finetune.init not in STARTS and not Path(finetune.init).exists():
+        choices = (*STARTS, *pretrainings)
+        raise InputError(
+            f"{path}: {where}.init: '{finetune.init}' is no start; {_nearest(finetune.init, choices)}"
+        )
+    if not finetune.steps or finetune.steps < 1:
+        raise InputError(
+            f"{path}: {where}.steps is missing; give steps to each arm, or to 'finetune' for all"
+        )
+    return Arm(name=name, finetune=finetune, pretraining=pretraining, labeled=labeled, seeds=seeds)
+
+
+def _read_primary(given: Any, path: Path) -> tuple[str, int] | None:
+    if given is None:
+        return None
+    if (
+        not isinstance(given, dict)
+        or set(given) != {"arm", "labeled"}
+        or not isinstance(given["labeled"], int)
+    ):
+        raise InputError(f"{path}: primary: name its arm and labeled, as {{arm: mim, labeled: 3}}")
+    return str(given["arm"]), given["labeled"]
+
+
+def _check(plan: Plan, path: Path) -> None:
+    """Raises:
+    InputError: names that lead nowhere, or arms that cannot be compared.
+    """
+    if plan.baseline not in plan.arms:
+        raise InputError(f"{path}: baseline: no arm '{plan.baseline}'; {_nearest(plan.baseline, plan.arms)}")
+    base = plan.arms[plan.baseline]
+    if plan.primary:
+        name, labeled = plan.primary
+        if name not in plan.arms or name == plan.baseline:
+            raise InputError(
+                f"{path}: primary: '{name}' is no arm beside the baseline; {_nearest(name, plan.arms)}"
+            )
+        if labeled not in plan.arms[name].labeled or labeled not in base.labeled:
+            raise InputError(
+                f"{path}: primary: {labeled} labeled is no budget of both '{name}' and the baseline"
+            )
+    for arm in plan.arms.values():
+        if other := _differences(_protocol(base.finetune), _protocol(arm.finetune)):
+            raise InputError(
+                f"{path}: arms '{base.name}' and '{arm.name}' differ in {other[0]}; arms that are compared "
+                f"share all but {', '.join(MAY_DIFFER)}"
+            )
+        if arm.pretraining and plan.pretrainings[arm.pretraining].network != arm.finetune.model.network:
+            raise InputError(
+                f"{path}: '{arm.pretraining}' pretrains another network than arm '{arm.name}' fine-tunes; "
+                "give both the same"
+            )
+
+
+def _protocol(finetune: Finetune) -> dict[str, Any]:
+    settings = asdict(finetune)
+    settings |= settings.pop("model")
+    return {name: value for name, value in settings.items() if name not in MAY_DIFFER}
+
+
+def _differences(a: Mapping[str, Any], b: Mapping[str, Any], prefix: str = "") -> list[str]:
+    found = []
+    for name, value in a.items():
+        if isinstance(value, dict):
+            found += _differences(value, b[name], f"{prefix}{name}.")
+        elif value != b[name]:
+            found.append(prefix + name)
+    return found
+
+
+def _parse(command: type, words: list[str], settings: Mapping[str, Any], where: str) -> Any:
+    flags = list(flags_of(dict(settings), settings_of(command), where))
+    try:
+        return parse(command, [*words, *flags], prog=f"fewbeats {command.__name__.lower()}")
+    except InputError as error:
+        raise InputError(f"{where}: {error}") from error
+
+
+def _merged(common: Any, own: Any, path: Path) -> dict[str, Any]:
+    """`own` over `common`, part by part."""
+    merged = dict(_mapping(common or {}, "finetune, pretrain", path))
+    for name, value in _mapping(own or {}, "an arm or pretraining", path).items():
+        both = isinstance(value, dict) and isinstance(merged.get(name), dict)
+        merged[name] = _merged(merged[name], value, path) if both else value
+    return merged
+
+
+def _refuse_own(settings: Mapping[str, Any], where: str, path: Path, names: tuple[str, ...]) -> None:
+    for name in settings:
+        if str(name).replace("-", "_") in names:
+            raise InputError(f"{path}: {where}.{name}: the study decides it; take it out")
+
+
+def _mapping(value: Any, name: str, path: Path) -> dict[str, Any]:
+    if not isinstance(value, dict):
+        raise InputError(f"{path}: {name}: holds no settings; write them as 'name: value'")
+    return value
+
+
+def _numbers(value: Any, name: str, path: Path, *, least: int) -> tuple[int, ...]:
+    listed = value if isinstance(value, list) else [value]
+    sound = listed and all(isinstance(v, int) and not isinstance(v, bool) and v >= least for v in listed)
+    if not sound or len(set(listed)) < len(listed):
+        raise InputError(f"{path}: {name}: give different whole numbers from {least} on")
+    return tuple(listed)
+
+
+def _text(content: Mapping[str, Any], key: str, path: Path) -> str:
+    if not isinstance(content[key], str):
+        raise InputError(f"{path}: {key}: give a name")
+    return content[key]
+
+
+def _nearest(name: str, choices: Any) -> str:
+    near = difflib.get_close_matches(str(name), list(choices), n=1, cutoff=0.5)
+    return f"perhaps you meant '{near[0]}'" if near else f"there are {', '.join(choices)}"
+
+
+def at_budget(arm: Arm, labeled: int, seed: int, **places: Any) -> Finetune:
+    """An arm's command for one budget and seed."""
+    return replace(arm.finetune, labeled=labeled, seed=seed, **places)

@@ -1,0 +1,102 @@
+"""One page and one JSON file that say what a study found."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict
+from datetime import date
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+
+from fewbeats.disk import atomic_path
+from fewbeats.errors import InputError
+from fewbeats.evaluation.page import as_markup, flatten, render_page
+from fewbeats.evaluation.report_charts import Chart
+from fewbeats.study.plan import Plan
+from fewbeats.study.result import Cell, Result, analyze, points, spread_of
+from fewbeats.study.units import missing_units, read_rows
+
+COLORS = 8  # of the page; further arms share them
+
+
+def write_report(plan: Plan) -> tuple[Path, Result]:
+    """Write `report.html` and `summary.json` into the study's folder.
+
+    Raises:
+        InputError: there is no row of this study's split yet.
+    """
+    rows = read_rows(plan.rows).filter(pl.col("split") == plan.split)
+    rows = rows.filter(pl.col("arm").is_in(list(plan.arms)))
+    if rows.is_empty():
+        raise InputError(f"{plan.rows}: no row of split '{plan.split}' yet; run the study first")
+    result = analyze(rows, list(plan.arms), baseline=plan.baseline, primary=plan.primary)
+    waiting = len(missing_units(plan)[1])
+    page = render_page(Path(__file__).parent / "study.html.j2", _context(plan, rows, result, waiting=waiting))
+    for name, text in (
+        ("report.html", page),
+        ("summary.json", json.dumps(result.to_json(), indent=1) + "\n"),
+    ):
+        with atomic_path(plan.out / name) as partial:
+            partial.write_text(text, encoding="utf-8")
+    return plan.out / "report.html", result
+
+
+def _context(plan: Plan, rows: pl.DataFrame, result: Result, *, waiting: int) -> dict[str, Any]:
+    arms = list(dict.fromkeys(cell.arm for cell in result.cells))
+    base = plan.arms[plan.baseline].finetune
+    return {
+        "today": date.today().isoformat(),
+        "plan": plan,
+        "arms": {arm: index % COLORS for index, arm in enumerate(arms)},
+        "result": result,
+        "budgets": sorted(result.sentences),
+        "structures": sorted({s for cell in result.cells for s in cell.by_structure}),
+        "phases": sorted({p for cell in result.cells for p in cell.by_phase}),
+        "subjects": rows["subject"].n_unique(),
+        "chart": as_markup(draw_budgets(result.cells, arms)),
+        "steps": sorted({cell.steps for cell in result.cells}),
+        "waiting": waiting,
+        "commits": sorted(rows["commit"].drop_nulls().unique()),
+        "machines": sorted(rows["machine"].drop_nulls().unique()) if "machine" in rows.columns else [],
+        "protocol": list(flatten(asdict(base.model))),
+        "pretrainings": {
+            name: list(flatten(command.describe()))
+            for name, command in plan.pretrainings.items()
+            if any(arm.pretraining == name for arm in plan.arms.values())
+        },
+        "points": points,
+        "spread_of": spread_of,
+    }
+
+
+def draw_budgets(cells: Sequence[Cell], arms: Sequence[str]) -> str:
+    """Dice against the number of labeled subjects, a line an arm, with intervals over subjects."""
+    budgets = sorted({cell.labeled for cell in cells})
+    ends = [end for cell in cells for end in (cell.ci95 or (cell.dice, cell.dice))]
+    low, high = min(ends), max(ends)
+    room = max(0.02, 0.08 * (high - low))
+    chart = Chart(
+        (-0.5, len(budgets) - 0.5), (max(0.0, low - room), min(1.0, high + room)), width=640, height=360
+    )
+    chart.y_axis("Dice")
+    for at, labeled in enumerate(budgets):
+        chart.text(chart.x(at), chart.bottom + 16, str(labeled))
+    chart.text((chart.left + chart.right) / 2, chart.height - 4, "labeled subjects", kind="axis-title")
+    step = min(0.1, 0.7 / max(1, len(arms) - 1))
+    for index, arm in enumerate(arms):
+        kind, aside = f"arm{index % COLORS}", (index - (len(arms) - 1) / 2) * step
+        own = sorted((cell for cell in cells if cell.arm == arm), key=lambda cell: cell.labeled)
+        places = [budgets.index(cell.labeled) + aside for cell in own]
+        if len(own) > 1:
+            chart.curve(places, [cell.dice for cell in own], kind=f"curve {kind}")
+        for x, cell in zip(places, own):
+            interval = ""
+            if cell.ci95:
+                chart.line(x, cell.ci95[0], x, cell.ci95[1], kind=f"whisker {kind}")
+                interval = f" ({cell.ci95[0]:.3f} to {cell.ci95[1]:.3f})"
+            says = f"{arm}, {cell.labeled} labeled: {cell.dice:.3f}{interval}"
+            chart.dot(x, cell.dice, kind=f"dot {kind}", says=says)
+    return chart.svg("Dice against labeled subjects")

@@ -1,0 +1,175 @@
+"""The units of work of a study: pretrainings, localizers, and one run for each arm, budget and seed."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from datetime import date
+from pathlib import Path
+
+import polars as pl
+
+from fewbeats.commands.finetune import Finetune
+from fewbeats.commands.pretrain import Pretrain
+from fewbeats.disk import append_locked
+from fewbeats.errors import InputError
+from fewbeats.study.plan import Plan, at_budget
+from fewbeats.training.rundir import RunDir, machine
+
+KEY = ("arm", "labeled", "seed", "split")
+
+
+@dataclass(frozen=True)
+class Unit:
+    """One run; `kind` is pretraining, localizer or arm."""
+
+    kind: str
+    name: str
+    labeled: int = 0
+    seed: int = 0
+
+    def __str__(self) -> str:
+        return (
+            self.name
+            if self.kind == "pretraining"
+            else f"{self.name}, {self.labeled} labeled, seed {self.seed}"
+        )
+
+
+def missing_units(plan: Plan) -> tuple[list[Unit], list[Unit]]:
+    """What is still to be computed: what others wait for, and the arms.
+
+    Raises:
+        InputError: the rows hold results of other settings under the name of an arm.
+    """
+    known = read_rows(plan.rows)
+    arms = [
+        Unit("arm", arm.name, labeled, seed)
+        for arm in plan.arms.values()
+        for labeled in arm.labeled
+        for seed in arm.seeds
+        if not _is_known(plan, known, Unit("arm", arm.name, labeled, seed))
+    ]
+    starts = {plan.arms[unit.name].pretraining for unit in arms} - {None}
+    first = [Unit("pretraining", name) for name in plan.pretrainings if name in starts]
+    if plan.arms[plan.baseline].finetune.localizer_steps:
+        pairs = sorted({(unit.labeled, unit.seed) for unit in arms})
+        first += [Unit("localizer", "localizer", labeled, seed) for labeled, seed in pairs]
+    return first, arms
+
+
+def _is_known(plan: Plan, known: pl.DataFrame, unit: Unit) -> bool:
+    mine = known.filter(
+        pl.col("arm") == unit.name,
+        pl.col("labeled") == unit.labeled,
+        pl.col("seed") == unit.seed,
+        pl.col("split") == plan.split,
+    )
+    digest = plan.digest(plan.arms[unit.name])
+    if not mine.is_empty() and set(mine["settings"]) != {digest}:
+        raise InputError(
+            f"{plan.rows}: has rows of '{unit.name}' with other settings; rename the arm, or take them out"
+        )
+    return not mine.is_empty()
+
+
+def run_unit(plan: Plan, unit: Unit) -> None:
+    """Compute one unit; what is finished is not computed again.
+
+    Raises:
+        InputError: cohort, scans or settings cannot be used.
+    """
+    if unit.kind == "pretraining":
+        pretraining_of(plan, unit.name).run()
+    elif unit.kind == "localizer":
+        _localizer(plan, unit).run()
+    else:
+        _compute_arm(plan, unit)
+
+
+def pretraining_of(plan: Plan, name: str) -> Pretrain:
+    """The command of a pretraining, with its places."""
+    return replace(plan.pretrainings[name], cohort=plan.cohort, out=pretrained(plan, name), cache=plan.cache)
+
+
+def pretrained(plan: Plan, name: str) -> Path:
+    """Run folder of a pretraining."""
+    return plan.out / "pretrained" / name
+
+
+def _localizer(plan: Plan, unit: Unit) -> Finetune:
+    """One for all arms of a budget and seed, from photographs where the network can: not what is compared."""
+    base = plan.arms[plan.baseline]
+    natural = base.finetune.model.network.kind == "lite0"
+    return at_budget(
+        base,
+        unit.labeled,
+        unit.seed,
+        task="localization",
+        steps=None,
+        phase=None,
+        init="natural" if natural else "scratch",
+        out=plan.out / "localizers" / f"{unit.labeled}_seed{unit.seed}",
+        cache=plan.cache,
+    )
+
+
+def _compute_arm(plan: Plan, unit: Unit) -> None:
+    from fewbeats.commands.evaluate import Evaluate
+    from fewbeats.commands.predict import Predict
+
+    arm = plan.arms[unit.name]
+    run = plan.out / "arms" / f"{unit.name}_{unit.labeled}_seed{unit.seed}"
+    found = run.with_name(f"{run.name}_{plan.split}")
+    init = str(pretrained(plan, arm.pretraining)) if arm.pretraining else arm.finetune.init
+    localizer = _localizer(plan, unit).out if arm.finetune.localizer_steps else None
+    at_budget(arm, unit.labeled, unit.seed, init=init, localizer=localizer, out=run, cache=plan.cache).run()
+    Predict(model=run, input=plan.cohort, split=plan.split, out=found).run()
+    Evaluate(predictions=found, cohort=plan.cohort, out=found / "report").run()
+    append_rows(plan, unit, run, found / "report")
+
+
+def append_rows(plan: Plan, unit: Unit, run: Path, report: Path) -> None:
+    """Add an evaluated run to the study's rows."""
+    arm, about = plan.arms[unit.name], RunDir(run).read_config()
+    before = RunDir(pretrained(plan, arm.pretraining)).read_config() if arm.pretraining else {}
+    tags = {
+        "arm": unit.name, "labeled": unit.labeled, "seed": unit.seed, "split": plan.split,
+        "settings": plan.digest(arm), "steps": about["steps"], "minutes": round(about["seconds"] / 60, 2),
+        "pretraining_steps": before.get("steps"),
+        "pretraining_minutes": round(before["seconds"] / 60, 2) if before else None,
+        "commit": about["git_commit"], "machine": machine(), "date": date.today().isoformat(),
+    }  # fmt: skip
+    rows = (
+        pl.read_csv(report / "subjects.csv", schema_overrides={"subject": pl.String, "group": pl.String})
+        .group_by("subject", "group", "phase", "structure", maintain_order=True)
+        .agg(pl.col("dice", "hd95_mm").cast(pl.Float64).mean().round(5), misses=pl.col("miss").sum())
+        .select(
+            *(pl.lit(value).alias(name) for name, value in tags.items() if name in KEY),
+            pl.all(),
+            *(pl.lit(value).alias(name) for name, value in tags.items() if name not in KEY),
+        )
+    )
+    append_locked(plan.rows, rows.write_csv())
+
+
+def read_rows(file: Path) -> pl.DataFrame:
+    """The rows so far.
+
+    Raises:
+        InputError: not such a table.
+    """
+    wanted = {"arm": pl.String, "labeled": pl.Int64, "seed": pl.Int64, "split": pl.String,
+              "subject": pl.String,
+              "group": pl.String, "phase": pl.String, "structure": pl.String, "dice": pl.Float64,
+              "settings": pl.String, "minutes": pl.Float64, "pretraining_minutes": pl.Float64,
+              "commit": pl.String}  # fmt: skip
+    if not file.is_file():
+        return pl.DataFrame(schema=wanted)
+    try:
+        rows = pl.read_csv(file, schema_overrides=wanted)
+    except pl.exceptions.PolarsError as error:
+        raise InputError(f"{file}: not a readable table of rows; name another file for 'rows'") from error
+    lacking = [name for name in wanted if name not in rows.columns]
+    if lacking:
+        raise InputError(f"{file}: has no column '{lacking[0]}'; name another file for 'rows'")
+    return rows

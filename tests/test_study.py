@@ -1,0 +1,255 @@
+"""Studies: what a plan may say, what is computed and what is not again, and what the rows are made to say."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import polars as pl
+import pytest
+import yaml
+
+from fewbeats.cli import main
+from fewbeats.errors import InputError
+from fewbeats.study.plan import read_plan
+from fewbeats.study.result import analyze, by_subject, points
+from fewbeats.study.units import Unit, missing_units, read_rows
+
+NETWORK = {"kind": "unet2d", "base-channels": 4, "levels": 4}
+GRID = {"size": 64, "spacing-mm": 2.5}
+
+
+def content(cohort, folder, **changes) -> dict:
+    settings = {
+        "cohort": str(cohort), "out": str(folder / "study"), "rows": str(folder / "rows" / "rows.csv"),
+        "split": "tune", "labeled": [1, 2], "seeds": [0], "baseline": "scratch",
+        "primary": {"arm": "mim", "labeled": 1},
+        "finetune": {"init": "scratch", "steps": 2, "localizer-steps": 1, "batch-size": 8,
+                     "network": NETWORK, "preprocess": GRID},
+        "pretrain": {"steps": 2, "batch-size": 8, "network": NETWORK, "preprocess": GRID},
+        "pretrainings": {"mim": {"method": "mim"}},
+        "arms": {"scratch": {}, "mim": {"init": "mim"}},
+    }  # fmt: skip
+    return settings | changes
+
+
+def write(folder, settings) -> str:
+    path = folder / "tiny.yaml"
+    path.write_text(yaml.safe_dump(settings, sort_keys=False))
+    return str(path)
+
+
+@pytest.fixture
+def no_onnx(monkeypatch):
+    monkeypatch.setattr("fewbeats.inference.engine.can_export", lambda: False)
+
+
+# Running
+
+
+@pytest.mark.usefixtures("no_onnx")
+def test_a_study_runs_resumes_and_reports(phantoms, tmp_path, capfd):
+    file = write(tmp_path, content(phantoms, tmp_path))
+    assert main(["study", file]) == 0
+    said = capfd.readouterr().out
+    assert said.count("to do:") == 1 + 2 + 4  # one pretraining, a localizer a budget, four runs
+    rows = read_rows(tmp_path / "rows" / "rows.csv")
+    assert rows.group_by("arm", "labeled", "seed").len().height == 4
+    assert rows["subject"].unique().to_list() == ["phantom003"]
+    assert set(rows["phase"].drop_nulls()) == {"ED", "ES"}
+    summary = json.loads((tmp_path / "study" / "summary.json").read_text())
+    assert [c["arm"] for c in summary["cells"]] == ["scratch", "mim"] * 2
+    assert [c["primary"] for c in summary["contrasts"]] == [True, False]
+    page = (tmp_path / "study" / "report.html").read_text()
+    assert "With 1 labeled subject" in page
+    assert 'src="http' not in page
+
+    assert main(["study", file]) == 0
+    assert "to do:" not in capfd.readouterr().out  # nothing is computed again
+    kept = rows.filter(~((pl.col("arm") == "mim") & (pl.col("labeled") == 2)))
+    kept.write_csv(tmp_path / "rows" / "rows.csv")
+    plan = read_plan(tmp_path / "tiny.yaml")
+    assert missing_units(plan)[1] == [Unit("arm", "mim", 2, 0)]
+    assert main(["study", file, "--report-only"]) == 0
+    assert "1 run is still missing" in (tmp_path / "study" / "report.html").read_text()
+    assert main(["study", file]) == 0
+    again = read_rows(tmp_path / "rows" / "rows.csv")
+    key = ["arm", "labeled", "subject", "phase", "structure"]
+    assert again.sort(key)["dice"].to_list() == rows.sort(key)["dice"].to_list()
+
+    # All arms of a budget use one localizer.
+    made = [tmp_path / "study" / "arms" / f"{arm}_1_seed0" / "localizer" for arm in ("scratch", "mim")]
+    one, two = ((folder / "network.safetensors").read_bytes() for folder in made)
+    assert one == two
+
+
+@pytest.mark.usefixtures("no_onnx")
+def test_rows_of_other_settings_are_not_mixed_in(phantoms, tmp_path, capfd):
+    settings = content(phantoms, tmp_path, labeled=[1], primary=None, arms={"scratch": {}})
+    assert main(["study", write(tmp_path, settings)]) == 0
+    settings["finetune"]["steps"] = 3
+    assert main(["study", write(tmp_path, settings)]) == 2
+    assert "has rows of 'scratch' with other settings" in capfd.readouterr().err
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("flags", [["--jobs=2"], ["--cluster=local", "--cluster-options", "timeout_min=5"]])
+def test_runs_may_go_side_by_side_and_through_submitit(flags, phantoms, tmp_path):
+    settings = content(phantoms, tmp_path, labeled=[1], arms={"scratch": {}, "mim": {"init": "mim"}})
+    assert main(["study", write(tmp_path, settings), *flags]) == 0
+    assert read_rows(tmp_path / "rows" / "rows.csv").group_by("arm").len().height == 2
+
+
+# What a plan may not say
+
+
+@pytest.mark.parametrize(("changes", "complaint"), [
+    ({"arm": {}}, "no setting 'arm'; perhaps you meant 'arms'"),
+    ({"split": "train"}, "'train' is none of tune, dev, test"),
+    ({"labeled": ["three"]}, "arms.scratch.labeled: give different whole numbers from 1 on"),
+    ({"seeds": [0, 0]}, "give different whole numbers"),
+    ({"baseline": "scrach"}, "no arm 'scrach'; perhaps you meant 'scratch'"),
+    ({"primary": {"arm": "mim"}}, "name its arm and labeled"),
+    ({"primary": {"arm": "mim", "labeled": 9}}, "9 labeled is no budget of both"),
+    ({"primary": {"arm": "scratch", "labeled": 1}}, "no arm beside the baseline"),
+    ({"arms": {"scratch": {}, "mim": {"init": "mimm"}}}, "'mimm' is no start; perhaps you meant 'mim'"),
+    ({"arms": {"scratch": {}, "mim": {"stepps": 4}}}, "no setting 'stepps'; perhaps you meant 'steps'"),
+    ({"arms": {"scratch": {}, "mim": {"init": "mim", "steps": "four"}}}, "arms.mim"),
+    ({"arms": {"scratch": {}, "mim": {"minutes": 4}}}, "arms.mim.minutes: the study decides it"),
+    ({"arms": {"scratch": {}, "mim": {"seed": 4}}}, "arms.mim.seed: the study decides it"),
+    ({"arms": {"scratch": {}, "mim": {"batch-size": 4}}}, "differ in batch_size"),
+    ({"arms": {"scratch": {}, "mim": {"network": {"base-channels": 8}}}}, "differ in network.base_channels"),
+    ({"pretrain": {"steps": 2, "preprocess": GRID}}, "pretrains another network"),
+    ({"pretrainings": {"mim": {"method": "mimic"}}}, "pretrainings.mim"),
+    ({"pretrainings": {"mim": {"method": "mim", "out": "x"}}}, "the study decides it"),
+    ({"arms": []}, "arms: holds no settings"),
+    ({"cohort": 3}, "cohort: give a name"),
+])  # fmt: skip
+def test_plans_that_cannot_be_run_are_refused(changes, complaint, tmp_path, capfd):
+    file = write(tmp_path, content("cohort.csv", tmp_path, **changes))
+    assert main(["study", file]) == 2
+    told = capfd.readouterr().err
+    assert complaint in told
+    assert told.count("\n") == 1
+    assert not (tmp_path / "study").exists()
+
+
+@pytest.mark.parametrize(("changes", "complaint"), [
+    ({"labeled": [1, 9]}, "labeled 9: 3 subjects of split train have manual labels"),
+    ({"pretrainings": {"mim": {"method": "mim", "pool-subjects": 9}}}, "split train has 3"),
+    ({"pretrainings": {"mim": {"method": "mim", "mim": {"patch-px": 10}}}}, "does not divide the view"),
+    ({"split": "test"}, "no labeled scan of split 'test'"),
+])  # fmt: skip
+def test_what_the_cohort_cannot_give_is_refused_before_anything_runs(
+    changes, complaint, phantoms, tmp_path, capfd
+):
+    assert main(["study", write(tmp_path, content(phantoms, tmp_path, **changes))]) == 2
+    assert complaint in capfd.readouterr().err
+    assert not (tmp_path / "study" / "arms").exists()
+
+
+# What rows are made to say
+
+
+def made_rows(
+    effects: dict[str, float], *, seeds=(0, 1, 2), subjects=20, labeled=3, noise=0.01
+) -> pl.DataFrame:
+    """Dice of arms whose true effects are known: subjects differ much, arms little."""
+    rng, rows = np.random.default_rng(0), []
+    base = rng.uniform(0.6, 0.9, subjects)
+    for arm, effect in effects.items():
+        for seed in seeds:
+            for i in range(subjects):
+                for phase in ("ED", "ES"):
+                    for structure in ("LV", "RV"):
+                        dice = base[i] + effect + rng.normal(0, noise)
+                        rows.append((arm, labeled, seed, "tune", f"s{i}", phase, structure, dice))
+    names = ["arm", "labeled", "seed", "split", "subject", "phase", "structure", "dice"]
+    more = {"steps": 10, "minutes": 1.0, "pretraining_minutes": None, "commit": "abc", "settings": "x"}
+    frame = pl.DataFrame(rows, schema=names, orient="row")
+    return frame.with_columns(pl.lit(v).alias(k) for k, v in more.items())
+
+
+def test_a_true_gain_is_found_and_a_null_is_told_as_one():
+    rows = made_rows({"scratch": 0.0, "good": 0.04, "same": 0.0})
+    result = analyze(rows, ["scratch", "good", "same"], baseline="scratch", primary=("good", 3))
+    good, same = result.contrasts
+    assert good.difference.mean == pytest.approx(0.04, abs=0.004)
+    assert good.primary
+    assert good.is_clear
+    assert good.p_value == good.difference.p_value
+    assert not same.is_clear
+    assert result.sentences[3].startswith("With 3 labeled subjects, take good: Dice")
+    assert "The evidence is enough." in result.sentences[3]
+    null = analyze(made_rows({"scratch": 0.0, "same": 0.0005}), ["scratch", "same"], baseline="scratch")
+    assert "nothing that was tried was better" in null.sentences[3] or "not enough" in null.sentences[3]
+
+
+def test_draws_that_disagree_are_not_enough():
+    rows = pl.concat([
+        made_rows({"scratch": 0.0, "lucky": 0.08}, seeds=(0,)),
+        made_rows({"scratch": 0.0, "lucky": -0.02}, seeds=(1,)),
+    ])  # fmt: skip
+    contrast = analyze(rows, ["scratch", "lucky"], baseline="scratch").contrasts[0]
+    assert contrast.difference.ci95[0] > 0
+    assert not contrast.is_clear
+    sentence = analyze(rows, ["scratch", "lucky"], baseline="scratch").sentences[3]
+    assert "The draws of labeled subjects do not agree" in sentence
+
+
+def test_arms_that_are_alike_are_named():
+    rows = made_rows({"scratch": 0.0, "a": 0.05, "b": 0.0498})
+    sentence = analyze(rows, ["scratch", "a", "b"], baseline="scratch").sentences[3]
+    assert "It is not told apart from" in sentence
+
+
+def test_the_subject_is_the_unit():
+    """A subject with twice as many rows counts once; the same by hand, slowly."""
+    rows = made_rows({"scratch": 0.0}, subjects=3)
+    more = pl.concat([rows, rows.filter(pl.col("subject") == "s0")])
+    slow = {}
+    for subject in ("s0", "s1", "s2"):
+        own = rows.filter(pl.col("subject") == subject)
+        slow[subject] = np.mean([
+            np.mean([
+                np.mean(own.filter(pl.col("seed") == seed, pl.col("structure") == s)["dice"])
+                for s in ("LV", "RV")
+            ])
+            for seed in (0, 1, 2)
+        ])  # fmt: skip
+    assert by_subject(rows) == pytest.approx(slow)
+    assert by_subject(more) == pytest.approx(slow)
+
+
+def test_only_draws_that_both_have_are_compared():
+    rows = made_rows({"scratch": 0.0, "late": 0.04})
+    rows = rows.filter((pl.col("arm") != "late") | (pl.col("seed") < 1))
+    contrast = analyze(rows, ["scratch", "late"], baseline="scratch").contrasts[0]
+    assert list(contrast.draws) == [0]
+    nothing = analyze(
+        rows.filter((pl.col("arm") == "late") | (pl.col("seed") > 0)), ["scratch", "late"], baseline="scratch"
+    )
+    assert nothing.contrasts == []
+    assert "share no draw" in nothing.sentences[3]
+
+
+def test_exploratory_tests_are_adjusted_and_the_primary_one_is_not():
+    rows = made_rows({"scratch": 0.0, "a": 0.01, "b": 0.008, "c": 0.006}, noise=0.05)
+    plain = analyze(rows, ["scratch", "a", "b", "c"], baseline="scratch", primary=("a", 3)).contrasts
+    assert plain[0].p_value == plain[0].difference.p_value
+    assert all(c.p_value >= c.difference.p_value for c in plain[1:])
+    assert min(c.p_value for c in plain[1:]) == pytest.approx(
+        min(1, 2 * min(c.difference.p_value for c in plain[1:]))
+    )
+
+
+def test_points_are_hundredths():
+    assert [points(v) for v in (0.041, -0.0123, 0.0001)] == ["+4.1", "−1.2", "0.0"]
+
+
+@pytest.mark.parametrize("text", ["", "a,b\n1,2\n", "\x00\x01"])
+def test_a_table_that_is_none_of_ours_is_refused(text, tmp_path):
+    file = tmp_path / "rows.csv"
+    file.write_text(text)
+    with pytest.raises(InputError, match="name another file"):
+        read_rows(file)
