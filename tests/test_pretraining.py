@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import polars as pl
@@ -13,7 +14,7 @@ from torch import nn
 import reference
 from fewbeats.cli import main
 from fewbeats.data.cohort import read_cohort
-from fewbeats.data.pool import PoolSampler, motion_center, prepare_pool
+from fewbeats.data.pool import PoolSampler, motion_center, prepare_pool, sample_slices
 from fewbeats.errors import InputError
 from fewbeats.losses import contrastive_loss
 from fewbeats.models.heads import PrototypeHead, spread
@@ -22,6 +23,7 @@ from fewbeats.pretraining import dino, mim, pcl, simclr
 from fewbeats.pretraining.dino import Dino
 from fewbeats.pretraining.mim import Mim, draw_blanks
 from fewbeats.pretraining.pcl import Pcl, same_height
+from fewbeats.pretraining.probe import explained, height_probe
 from fewbeats.pretraining.settings import DinoSettings, MimSettings, PclSettings, SimclrSettings
 from fewbeats.pretraining.simclr import Simclr, same_slice
 from fewbeats.sample import Batch
@@ -311,6 +313,48 @@ def test_a_pool_without_scans_is_refused(phantoms, tmp_path):
         prepare_pool(read_cohort(phantoms).clear(), GRID, cache=tmp_path)
 
 
+# The probe
+
+
+def test_the_probe_tells_what_features_know():
+    rng = np.random.default_rng(0)
+    height, subject = rng.random(120), np.repeat(np.arange(6), 20)
+    angle = height * np.pi / 2
+    knowing = np.stack([np.cos(angle), np.sin(angle)], 1)
+    assert explained(knowing, height, subject) > 0.95
+    assert explained(rng.normal(size=(120, 16)), height, subject) < 0.2
+
+
+def test_neighbors_of_the_same_heart_do_not_help_the_probe():
+    """Features that name the subject alone: within it heights would be told, from others they are not."""
+    subject = np.repeat(np.arange(4), 30)
+    height = subject / 3 + np.random.default_rng(0).normal(0, 0.01, 120)
+    features = np.eye(4)[subject] + np.random.default_rng(1).normal(0, 0.01, (120, 4))
+    assert explained(features, height, subject) < 0
+
+
+def test_slices_for_the_probe_are_the_same_each_time_and_of_known_direction(pool):
+    first, second = (sample_slices(pool, 24, size=64, context=1) for _ in range(2))
+    assert all(np.array_equal(a, b) for a, b in zip(first, second))
+    images, heights, subjects = first
+    assert images.shape == (24, 3, 64, 64)
+    assert set(subjects) == {1, 2, 3}
+    assert heights.min() >= 0
+    assert heights.max() <= 1
+    unknown = replace(pool, order=np.zeros(3, int))
+    assert len(sample_slices(unknown, 24, size=64, context=0)[0]) == 0
+
+
+def test_the_probe_leaves_the_method_as_it_was(pool):
+    method = Simclr(network(3), settings=SimclrSettings(), optim=OPTIM).train()
+    before = {n: v.clone() for n, v in method.state_dict().items()}
+    images, heights, subjects = sample_slices(pool, 24, size=64, context=0)
+    measure = height_probe(torch.from_numpy(images), heights, subjects)
+    assert measure(method) == measure(method)
+    assert all(torch.equal(v, before[n]) for n, v in method.state_dict().items())
+    assert method.training
+
+
 # The command
 
 
@@ -327,6 +371,12 @@ def test_a_run_is_pretrained_and_its_weights_move_on(method, phantoms, tmp_path,
     words = ["pretrain", method, str(phantoms), f"--out={run}", "--steps=3", *LITTLE]
     assert main(words) == 0
     assert "slices in 3 steps" in capfd.readouterr().out
+    rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    assert [row["step"] for row in rows if "probe_height_r2" in row] == [1, 2, 3]
+    page = (run / "report.html").read_text()
+    shown = {"mim": 3, "dino": 8}.get(method, 2)
+    assert page.count("<img") == 8 * shown
+    assert "Height told from the encoder" in page
     assert main(words) == 0
     assert "already trained" in capfd.readouterr().out
     provenance = json.loads((run / "provenance.json").read_text())
@@ -353,3 +403,11 @@ def test_what_cannot_be_pretrained_is_refused(method, flags, complaint, phantoms
     assert main(words) == 2
     assert complaint in capfd.readouterr().err
     assert not (tmp_path / "run").exists()
+
+
+def test_workers_change_nothing(phantoms, tmp_path):
+    words = ["pretrain", "simclr", str(phantoms), "--steps=4", *LITTLE, f"--cache={tmp_path / 'cache'}"]
+    for workers in (0, 2):
+        assert main([*words, f"--out={tmp_path / str(workers)}", f"--workers={workers}"]) == 0
+    one, two = ((tmp_path / name / "network.safetensors").read_bytes() for name in ("0", "2"))
+    assert one == two

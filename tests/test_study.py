@@ -123,7 +123,7 @@ def test_runs_may_go_side_by_side_and_through_submitit(flags, phantoms, tmp_path
     ({"pretrainings": {"mim": {"method": "mimic"}}}, "pretrainings.mim"),
     ({"pretrainings": {"mim": {"method": "mim", "out": "x"}}}, "the study decides it"),
     ({"arms": []}, "arms: holds no settings"),
-    ({"cohort": 3}, "cohort: give a name"),
+    ({"rows": 3}, "rows: give a name"),
 ])  # fmt: skip
 def test_plans_that_cannot_be_run_are_refused(changes, complaint, tmp_path, capfd):
     file = write(tmp_path, content("cohort.csv", tmp_path, **changes))
@@ -212,7 +212,7 @@ def test_the_subject_is_the_unit():
         own = rows.filter(pl.col("subject") == subject)
         slow[subject] = np.mean([
             np.mean([
-                np.mean(own.filter(pl.col("seed") == seed, pl.col("structure") == s)["dice"])
+                np.mean(own.filter(pl.col("seed") == seed, pl.col("structure") == s)["dice"].to_numpy())
                 for s in ("LV", "RV")
             ])
             for seed in (0, 1, 2)

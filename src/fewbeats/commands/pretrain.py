@@ -15,7 +15,7 @@ from fewbeats.commands.start import STARTS, start_network, trace_weights
 from fewbeats.errors import InputError
 from fewbeats.models.network import NetworkSettings
 from fewbeats.pretraining.settings import DinoSettings, MimSettings, PclSettings, SimclrSettings
-from fewbeats.training.loop import FitSettings
+from fewbeats.training.loop import FitSettings, Watch
 from fewbeats.training.optim import OptimSettings
 from fewbeats.training.rundir import RunDir
 from fewbeats.transforms.intensity import IntensitySettings
@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 
     from fewbeats.data.pool import SlicePool
     from fewbeats.data.provenance import Provenance
+    from fewbeats.sample import Batch
     from fewbeats.training.method import Method
 
 COLLAPSED = 0.1  # spread of embeddings below which different slices are all one to the encoder
@@ -58,6 +59,8 @@ class Pretrain:
     """Draw of the subjects, start of the weights, order of the slices."""
     batch_size: int = 32
     """Slices a step and process."""
+    workers: int = 0
+    """Processes that make batches while the network computes."""
     cache: Path | None = None
     """Folder of preprocessed scans; `sample-cache` beside the run by default."""
     network: NetworkSettings = field(default_factory=NetworkSettings)
@@ -79,6 +82,7 @@ class Pretrain:
         """
         from fewbeats.data.pool import PoolSampler
         from fewbeats.training.loop import fit
+        from fewbeats.training.workers import with_workers
         from fewbeats.transforms.views import with_views
 
         started = time.perf_counter()
@@ -92,17 +96,21 @@ class Pretrain:
             print(f"{run.path}: already trained with these settings")
             return run.path
         sampler = PoolSampler(pool, self.batch_size, self.network.context, self.seed)
-        batches = with_views(sampler, views, seed=self.seed)
-        fit_settings = FitSettings(steps=self.steps, minutes=self.minutes, seed=self.seed)
-        steps = fit(method, batches, settings=fit_settings, run=run, label=self.method)
+        batches = with_workers(with_views(sampler, views, seed=self.seed), self.workers)
+        fit_settings = FitSettings(
+            steps=self.steps, minutes=self.minutes, seed=self.seed, optimizer=self.optim.kind
+        )
+        watch = watch_heights(self, pool)
+        steps = fit(method, batches, settings=fit_settings, run=run, label=self.method, watch=watch)
         provenance.save(run.path)
         seconds = time.perf_counter() - started
         finish(self, run, method, {"steps": steps, "slices": len(pool), "seconds": seconds})
+        report(self, run, method, next(with_views(sampler, views, seed=self.seed)(0, 0, 1)))
         return run.path
 
     def describe(self) -> dict[str, Any]:
         """What decides the outcome: all but places, and of the methods the chosen one."""
-        aside = {"cohort", "out", "cache", *METHODS} - {self.method}
+        aside = {"cohort", "out", "cache", "workers", *METHODS} - {self.method}
         return {name: value for name, value in asdict(self).items() if name not in aside}
 
 
@@ -196,6 +204,22 @@ def read_pool(command: Pretrain, rows: pl.DataFrame) -> SlicePool:
     return pool
 
 
+def watch_heights(command: Pretrain, pool: SlicePool) -> Watch | None:
+    """A probe of the encoder ten times a run; None where too few stacks say which end is the base."""
+    import torch
+
+    from fewbeats.data.pool import sample_slices
+    from fewbeats.pretraining.probe import MOST, height_probe
+
+    images, heights, subjects = sample_slices(
+        pool, MOST, size=command.preprocess.size, context=command.network.context
+    )
+    if not len(images):
+        return None
+    shown = torch.from_numpy(images).contiguous(memory_format=torch.channels_last)
+    return Watch(measure=height_probe(shown, heights, subjects))
+
+
 def _cache(command: Pretrain) -> Path:
     return command.cache or command.out.parent / "sample-cache"
 
@@ -219,11 +243,32 @@ def finish(command: Pretrain, run: RunDir, method: Method, about: dict[str, Any]
         print(f"{run.path}: collapsed, to the encoder all slices are one; lower --optim.learning-rate")
 
 
+def report(command: Pretrain, run: RunDir, method: Method, batch: Batch) -> None:
+    """Write the run's `report.html`: curves, and what the method was shown."""
+    import torch
+    from accelerate import PartialState
+
+    from fewbeats.disk import atomic_path
+    from fewbeats.evaluation.training_report import SHOWN, render_training
+    from fewbeats.pretraining.mim import Mim
+
+    if not PartialState().is_main_process:
+        return
+    views = {name: view[:SHOWN] for name, view in batch.views.items()}
+    if isinstance(method, Mim):
+        torch.manual_seed(command.seed)
+        device = next(method.parameters()).device
+        views = method.eval().show(views["image"].to(device))
+    middle = command.network.context
+    pictures = {name: view[:, middle].cpu().numpy() for name, view in views.items()}
+    page = render_training(run.read_config(), run.read_metrics(), pictures)
+    with atomic_path(run.path / "report.html") as file:
+        file.write_text(page, encoding="utf-8")
+    print(f"report: {run.path / 'report.html'}")
+
+
 def last_spread(run: RunDir) -> float:
     """Mean spread of the embeddings over the last tenth of the log; infinite where the method has none."""
-    import json
-
-    rows = [json.loads(line) for line in run.metrics.read_text().splitlines()]
-    values = [row["spread"] for row in rows if "spread" in row]
+    values = [row["spread"] for row in run.read_metrics() if "spread" in row]
     last = values[-max(1, len(values) // 10) :]
     return sum(last) / len(last) if last else float("inf")

@@ -54,6 +54,8 @@ class SlicePool:
     """(N,) Z."""
     order: np.ndarray
     """(N,) 1 base first, -1 apex first, 0 unknown."""
+    subject: np.ndarray
+    """(N,) number of the subject."""
 
     def __len__(self) -> int:
         return int((self.frames * self.slices).sum())
@@ -68,6 +70,31 @@ class SlicePool:
         """Share of the stack's height of slices, from the base where the direction is known."""
         height = z / np.maximum(self.slices[scan] - 1, 1)
         return np.where(self.order[scan] < 0, 1 - height, height)
+
+
+def sample_slices(pool: SlicePool, most: int, *, size: int, context: int) -> tuple[np.ndarray, ...]:
+    """Some slices of stacks of known direction, the same for the same pool, to judge an encoder by.
+
+    Args:
+        pool: all slices.
+        most: how many at most.
+        size: side of the network's input, pixels; cut from the middle.
+        context: neighboring slices on each side, as channels.
+
+    Returns:
+        images (n, C, size, size) float32, heights (n,), subjects (n,); none where fewer than two subjects
+        have such stacks.
+    """
+    known = np.flatnonzero((pool.order != 0) & (pool.slices > 1))
+    if len(np.unique(pool.subject[known])) < 2:
+        return np.empty((0, 2 * context + 1, size, size), np.float32), np.empty(0), np.empty(0)
+    draw = np.random.default_rng(0)
+    scan = draw.permutation(np.resize(draw.permutation(known), most))
+    t, z = (np.array([draw.integers(counts[s]) for s in scan]) for counts in (pool.frames, pool.slices))
+    wide = np.stack([pool.read(*place, context) for place in zip(scan, t, z)]).astype(np.float32)
+    margin = (wide.shape[-1] - size) // 2
+    cut = wide[..., margin : margin + size, margin : margin + size]
+    return cut, pool.heights(scan, z), pool.subject[scan]
 
 
 @dataclass(frozen=True)
@@ -135,6 +162,7 @@ def prepare_pool(
         frames=np.array([frames for frames, _ in shapes]),
         slices=np.array([slices for _, slices in shapes]),
         order=np.array([order.get(o, 0) for o in rows["slice_order"]]),
+        subject=rows["subject"].rank("dense").to_numpy(),
     )
 
 

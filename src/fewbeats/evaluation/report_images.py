@@ -99,7 +99,7 @@ def overlay_frame(view: ScanView, t: int, *, slices: int = 5) -> list[Picture]:
         gray = _tile(image[z], view, box, window, TILE_PIXELS)
         pictures.append(
             Picture(
-                src=_webp(gray), width=TILE_PIXELS, height=TILE_PIXELS, alt=f"slice {z + 1}",
+                src=encode_webp(gray), width=TILE_PIXELS, height=TILE_PIXELS, alt=f"slice {z + 1}",
                 predicted=_outlines(predicted, z, view, box, TILE_PIXELS),
                 manual=_outlines(manual, z, view, box, TILE_PIXELS),
             )
@@ -140,7 +140,7 @@ def _montage(
             paths[s] += path
     height, width = canvas.shape
     return Picture(
-        src=_webp(canvas), width=width, height=height, alt=f"frame {t + 1}",
+        src=encode_webp(canvas), width=width, height=height, alt=f"frame {t + 1}",
         predicted={s: path for s, path in paths.items() if path},
     )  # fmt: skip
 
@@ -198,7 +198,8 @@ def _tile(gray: np.ndarray, view: ScanView, box: Box, window: tuple[float, float
     return np.asarray(padded.resize((side, side), Image.Resampling.BICUBIC, box=corners))
 
 
-def _webp(gray: np.ndarray) -> str:
+def encode_webp(gray: np.ndarray) -> str:
+    """(Y, X) uint8 as a data URI."""
     from PIL import Image
 
     file = io.BytesIO()

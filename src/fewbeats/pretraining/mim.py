@@ -64,6 +64,15 @@ class Mim(Method):
         restored = restored[0] if isinstance(restored, (list, tuple)) else restored
         return Step((restored - image)[blank.expand_as(image)].square().mean())
 
+    @torch.no_grad()
+    def show(self, image: Tensor) -> dict[str, Tensor]:
+        """What a reader wants to see of some slices (B, C, Y, X): as they are, masked, and restored."""
+        blank = draw_blanks(image, self.settings)
+        masked = image.masked_fill(blank, 0.0)
+        restored = self.network(masked)
+        restored = restored[0] if isinstance(restored, (list, tuple)) else restored
+        return {"slice": image, "masked": masked, "restored": torch.where(blank, restored, image)}
+
     def parameter_groups(self) -> list[ParameterGroup]:
         return one_group(self, self.optim)
 

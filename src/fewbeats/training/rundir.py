@@ -102,6 +102,10 @@ class RunDir:
         with name_disk_trouble(self.path), self.metrics.open("a") as file:
             file.write(json.dumps(_plain(row)) + "\n")
 
+    def read_metrics(self) -> list[dict[str, Any]]:
+        """The lines written so far."""
+        return [json.loads(line) for line in self.metrics.read_text().splitlines()]
+
     def cut_metrics(self, step: int) -> None:
         """Drop lines after `step`, which a killed run wrote beyond its last checkpoint."""
         if self.metrics.is_file():
