@@ -57,6 +57,13 @@ def test_nt_xent_is_its_double_loop(temperature):
     assert float(found) == pytest.approx(reference.info_nce(z.tolist(), pairs, temperature), abs=1e-5)
 
 
+def test_nt_xent_is_that_of_lightly():
+    loss = pytest.importorskip("lightly.loss", reason="lightly is not installed (make test installs it)")
+    a, b = torch.randn(2, 16, 9, generator=torch.Generator().manual_seed(4)).unbind()
+    found = contrastive_loss(torch.cat([a, b]), same_slice(16, a.device), temperature=0.1)
+    torch.testing.assert_close(found, loss.NTXentLoss(temperature=0.1)(a, b))
+
+
 def test_positional_contrast_is_its_double_loop():
     generator = torch.Generator().manual_seed(2)
     z, position = torch.randn(12, 5, generator=generator), torch.rand(12, generator=generator)
@@ -156,6 +163,22 @@ def test_the_loss_is_its_double_loop():
         student_temperature=0.1,
     )
     assert float(method(batch, 0.15).loss.detach()) == pytest.approx(expected, abs=1e-4)
+
+
+def test_the_loss_and_the_center_are_those_of_lightly():
+    loss = pytest.importorskip("lightly.loss", reason="lightly is not installed (make test installs it)")
+    method = small_dino(teacher_temperature=(0.04, 0.04)).eval()
+    twin = loss.DINOLoss(
+        output_dim=6, warmup_teacher_temp=0.04, teacher_temp=0.04, student_temp=0.1, center_momentum=0.9
+    )
+    names = ("large0", "large1", "small0", "small1")
+    for seed in range(3):  # the center moves from step to step
+        batch = shown(names, seed=seed)
+        with torch.no_grad():
+            seen = [dino._judge(method.teacher, batch.views[n]) for n in names[:2]]
+            told = [dino._judge(method.student, batch.views[n]) for n in names]
+            found = method(batch, 0.5).loss
+        torch.testing.assert_close(found, twin(seen, told, epoch=0), atol=1e-5, rtol=1e-5)
 
 
 def test_the_teachers_temperature_warms_up():
