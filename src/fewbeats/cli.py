@@ -27,6 +27,7 @@ COMMANDS = {
     "finetune": ("fewbeats.commands.finetune", "Finetune", "train on the labels of a few subjects"),
     "study": ("fewbeats.study.command", "Study", "compare methods over label budgets and seeds"),
     "predict": ("fewbeats.commands.predict", "Predict", "label every frame of a scan or a cohort"),
+    "export": ("fewbeats.commands.export", "Export", "hand weights to nnU-Net"),
     "evaluate": ("fewbeats.commands.evaluate", "Evaluate", "judge predictions, write the report"),
 }
 

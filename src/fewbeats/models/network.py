@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from fewbeats.errors import InputError
 
@@ -25,6 +25,8 @@ class NetworkSettings:
     """Channels of a plain U-Net's first level; they double with each level up to 16 times that."""
     levels: int = 6
     """Resolution levels of a plain U-Net."""
+    norm: Literal["instance", "batch"] = "instance"
+    """Normalization of a plain U-Net."""
     encoder: str = "resnet34"
     """timm name of the encoder, for hub."""
     decoder_channels: tuple[int, ...] = (128, 64, 32, 16, 16)
@@ -88,37 +90,48 @@ def build_network(settings: NetworkSettings, *, classes: int) -> nn.Module:
 
 
 def _plain_unet(settings: NetworkSettings, classes: int) -> nn.Module:
-    """nnU-Net's plain U-Net: two [conv3, InstanceNorm, LeakyReLU] a level, strided convolutions.
-
-    The 3D one halves the through-plane axis only twice, as stacks have few, thick slices.
-    """
+    """nnU-Net's plain U-Net: two [conv3, norm, LeakyReLU] a level, strided convolutions."""
     from dynamic_network_architectures.architectures.unet import PlainConvUNet
     from torch import nn
 
+    kwargs = {
+        name: getattr(nn, value.rpartition(".")[2]) if name in NAMED_BY_IMPORT and value else value
+        for name, value in plain_unet_plan(settings).items()
+    }
+    return PlainConvUNet(settings.in_channels, num_classes=classes, deep_supervision=True, **kwargs)
+
+
+NAMED_BY_IMPORT = ("conv_op", "norm_op", "dropout_op", "nonlin")
+
+
+def plain_unet_plan(settings: NetworkSettings) -> dict[str, Any]:
+    """Arguments of a plain U-Net as nnU-Net's plans hold them, classes by their import path.
+
+    The 3D one halves the through-plane axis only twice, as stacks have few, thick slices.
+    """
     dims, levels = settings.dims, settings.levels
-    widths = [min(settings.base_channels * 2**i, settings.base_channels * 16) for i in range(levels)]
-    kernels: list = [3] * levels
-    strides: list = [1] + [2] * (levels - 1)
+    kernels: list = [[3] * dims] * levels
+    strides: list = [[1] * dims] + [[2] * dims] * (levels - 1)
     if dims == 3:
-        kernels = [(1, 3, 3) if i < 2 else (3, 3, 3) for i in range(levels)]
-        strides = [(1, 1, 1)] + [(2, 2, 2) if i in (3, 4) else (1, 2, 2) for i in range(1, levels)]
-    return PlainConvUNet(
-        settings.in_channels,
-        levels,
-        widths,
-        nn.Conv2d if dims == 2 else nn.Conv3d,
-        kernels,
-        strides,
-        2,
-        classes,
-        2,
-        conv_bias=True,
-        norm_op=nn.InstanceNorm2d if dims == 2 else nn.InstanceNorm3d,
-        norm_op_kwargs={"eps": 1e-5, "affine": True},
-        nonlin=nn.LeakyReLU,
-        nonlin_kwargs={"inplace": True},
-        deep_supervision=True,
-    )
+        kernels = [[1, 3, 3] if i < 2 else [3, 3, 3] for i in range(levels)]
+        strides = [[1, 1, 1]] + [[2, 2, 2] if i in (3, 4) else [1, 2, 2] for i in range(1, levels)]
+    norm = {"instance": "instancenorm.InstanceNorm", "batch": "batchnorm.BatchNorm"}[settings.norm]
+    return {
+        "n_stages": levels,
+        "features_per_stage": [settings.base_channels * min(2**i, 16) for i in range(levels)],
+        "conv_op": f"torch.nn.modules.conv.Conv{dims}d",
+        "kernel_sizes": kernels,
+        "strides": strides,
+        "n_conv_per_stage": [2] * levels,
+        "n_conv_per_stage_decoder": [2] * (levels - 1),
+        "conv_bias": True,
+        "norm_op": f"torch.nn.modules.{norm}{dims}d",
+        "norm_op_kwargs": {"eps": 1e-5, "affine": True},
+        "dropout_op": None,
+        "dropout_op_kwargs": None,
+        "nonlin": "torch.nn.LeakyReLU",
+        "nonlin_kwargs": {"inplace": True},
+    }
 
 
 def set_deep_supervision(network: nn.Module, active: bool) -> None:
