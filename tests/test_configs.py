@@ -1,0 +1,54 @@
+"""Every shipped configuration loads, and every command answers --help."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import yaml
+
+from fewbeats.cli import COMMANDS, _command, main
+from fewbeats.commands.pretrain import build_method
+from fewbeats.study.plan import read_plan
+
+CONFIGS = Path(__file__).parents[1] / "configs"
+FILES = sorted(CONFIGS.rglob("*.yaml"))
+STUDIES = [f for f in FILES if f.name.startswith("study")]
+PRETRAINING = [f for f in FILES if f.stem in ("simclr", "pcl", "dino", "mim")]
+
+
+def test_all_kinds_are_there():
+    assert len(PRETRAINING) == 8
+    assert STUDIES
+    assert len(FILES) == len(PRETRAINING) + len(STUDIES) + 1
+
+
+@pytest.mark.parametrize("file", PRETRAINING, ids=lambda f: str(f.relative_to(CONFIGS)))
+def test_a_pretraining_configuration_loads_and_fits_its_method(file):
+    budget = [] if "steps" in yaml.safe_load(file.read_text()) else ["--steps=1"]
+    command = _command("pretrain", [file.stem, "cohort.csv", "--out=x", *budget, f"--config={file}"])
+    if file.parent.name == "small":
+        build_method(command)
+    assert command.method == file.stem
+
+
+def test_the_fine_tuning_configuration_loads():
+    file = CONFIGS / "ssp_cine" / "finetune.yaml"
+    command = _command("finetune", ["cohort.csv", "--out=x", "--steps=1", f"--config={file}"])
+    assert (command.model.optim.kind, command.model.network.norm) == ("sgd", "batch")
+    assert command.model.optim.weight_decay == 3e-5
+
+
+@pytest.mark.parametrize("file", STUDIES, ids=lambda f: f.name)
+def test_a_study_loads(file):
+    plan = read_plan(file)
+    assert plan.primary[0] in plan.arms
+    assert set(plan.pretrainings) == {a.pretraining for a in plan.arms.values()} - {None}
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_every_command_answers_help(name, capfd):
+    with pytest.raises(SystemExit) as stop:
+        main([name, "--help"])
+    assert stop.value.code == 0
+    assert "usage" in capfd.readouterr().out
