@@ -16,10 +16,10 @@ from fewbeats.errors import InputError
 from fewbeats.evaluation.page import as_markup, flatten, render_page
 from fewbeats.evaluation.report_charts import Chart
 from fewbeats.study.plan import Plan
-from fewbeats.study.result import Cell, Result, analyze, points, spread_of
+from fewbeats.study.result import Cell, Result, analyze, describe, points, spread_of
 from fewbeats.study.units import missing_units, read_rows
 
-COLORS = 8  # of the page; further arms share them
+COLORS = 12  # of the page; further arms share them
 
 
 def write_report(plan: Plan) -> tuple[Path, Result]:
@@ -68,6 +68,7 @@ def _context(plan: Plan, rows: pl.DataFrame, result: Result, *, waiting: int) ->
             if any(arm.pretraining == name for arm in plan.arms.values())
         },
         "points": points,
+        "describe": describe,
         "spread_of": spread_of,
     }
 
@@ -78,14 +79,13 @@ def draw_budgets(cells: Sequence[Cell], arms: Sequence[str]) -> str:
     ends = [end for cell in cells for end in (cell.ci95 or (cell.dice, cell.dice))]
     low, high = min(ends), max(ends)
     room = max(0.02, 0.08 * (high - low))
-    chart = Chart(
-        (-0.5, len(budgets) - 0.5), (max(0.0, low - room), min(1.0, high + room)), width=640, height=360
-    )
+    y = (max(0.0, low - room), min(1.0, high + room))
+    chart = Chart((-0.5, len(budgets) - 0.5), y, width=1040, height=400)
     chart.y_axis("Dice")
     for at, labeled in enumerate(budgets):
         chart.text(chart.x(at), chart.bottom + 16, str(labeled))
     chart.text((chart.left + chart.right) / 2, chart.height - 4, "labeled subjects", kind="axis-title")
-    step = min(0.1, 0.7 / max(1, len(arms) - 1))
+    step = min(0.08, 0.5 / max(1, len(arms) - 1))
     for index, arm in enumerate(arms):
         kind, aside = f"arm{index % COLORS}", (index - (len(arms) - 1) / 2) * step
         own = sorted((cell for cell in cells if cell.arm == arm), key=lambda cell: cell.labeled)
