@@ -41,6 +41,7 @@ FIELD = ("--intensity.probability", "0.5", "--intensity.bias-field", "1.0")
 SHARED = "localizer-7"
 ARMS = {
     "natural-7": Arm(7, 1400),
+    "natural-7-fast": Arm(7, 1400, FAST, localizer=SHARED),
     "natural-7-350": Arm(7, 350, localizer=SHARED),
     "natural-7-700": Arm(7, 700, localizer=SHARED),
     "natural-7-2800": Arm(7, 2800, localizer=SHARED),
@@ -49,8 +50,9 @@ ARMS = {
     ),  # natural-7's localizer, bit for bit: seed, labels and start are the same
     "scratch-7": Arm(7, 1400, SCRATCH, localizer=SHARED),
     "scratch-7-fast": Arm(7, 1400, (*SCRATCH, *FAST), localizer=SHARED),
-    "scratch-7-2800": Arm(7, 2800, SCRATCH, localizer=SHARED),
-    "scratch-7-5600": Arm(7, 5600, SCRATCH, localizer=SHARED),
+    "scratch-7-faster": Arm(7, 1400, (*SCRATCH, "--optim.learning-rate", "1e-2"), localizer=SHARED),
+    "scratch-7-2800": Arm(7, 2800, (*SCRATCH, *FAST), localizer=SHARED),
+    "scratch-7-5600": Arm(7, 5600, (*SCRATCH, *FAST), localizer=SHARED),
     "plain-7": Arm(7, 700, PLAIN, localizer=SHARED),
     "plain-7-fast": Arm(7, 700, (*PLAIN, *FAST), localizer=SHARED),
     "plain-7-slow": Arm(7, 700, (*PLAIN, *SLOW), localizer=SHARED),

@@ -14,7 +14,13 @@ import tyro
 from fewbeats.commands.start import STARTS, start_network, trace_weights
 from fewbeats.errors import InputError
 from fewbeats.models.network import NetworkSettings
-from fewbeats.pretraining.settings import DinoSettings, MimSettings, PclSettings, SimclrSettings
+from fewbeats.pretraining.settings import (
+    DinoSettings,
+    MimSettings,
+    PclSettings,
+    SimclrSettings,
+    SimmimSettings,
+)
 from fewbeats.training.loop import FitSettings, Watch
 from fewbeats.training.optim import OptimSettings
 from fewbeats.training.rundir import RunDir
@@ -73,6 +79,8 @@ class Pretrain:
     pcl: PclSettings = field(default_factory=PclSettings)
     dino: DinoSettings = field(default_factory=DinoSettings)
     mim: MimSettings = field(default_factory=MimSettings)
+    simmim: SimmimSettings = field(default_factory=SimmimSettings)
+    """mim as a vision transformer does it."""
 
     def run(self) -> Path:
         """Train; returns the run folder.
@@ -108,13 +116,18 @@ class Pretrain:
         report(self, run, method, next(with_views(sampler, views, seed=self.seed)(0, 0, 1)))
         return run.path
 
+    @property
+    def file(self) -> str:
+        """Name of the method's file and settings: masked images are another matter for a transformer."""
+        return "simmim" if (self.method, self.network.kind) == ("mim", "vit") else self.method
+
     def describe(self) -> dict[str, Any]:
         """What decides the outcome: all but places, and of the methods the chosen one."""
-        aside = {"cohort", "out", "cache", "workers", *METHODS} - {self.method}
+        aside = {"cohort", "out", "cache", "workers", *METHODS} - {self.file}
         return {name: value for name, value in asdict(self).items() if name not in aside}
 
 
-METHODS = ("simclr", "pcl", "dino", "mim")
+METHODS = ("simclr", "pcl", "dino", "mim", "simmim")
 
 
 def build_method(command: Pretrain) -> tuple[Method, Views]:
@@ -123,10 +136,12 @@ def build_method(command: Pretrain) -> tuple[Method, Views]:
     Raises:
         InputError: the settings do not fit each other.
     """
-    from fewbeats.pretraining import dino, mim, pcl, simclr
+    from fewbeats.pretraining import dino, mim, pcl, simclr, simmim
 
     if command.network.dims != 2:
         raise InputError(f"--network.kind {command.network.kind}: pretraining is for 2D networks")
+    if command.method in ("simclr", "pcl") and command.network.kind == "vit":
+        raise InputError(f"{command.method}: for U-Nets; a vision transformer learns by dino or mim")
     if command.method in ("simclr", "pcl") and command.batch_size < 4:
         raise InputError(f"--batch-size {command.batch_size}: too few negatives; give at least 4")
     size = command.preprocess.size
@@ -134,11 +149,14 @@ def build_method(command: Pretrain) -> tuple[Method, Views]:
         raise InputError(f"--preprocess.size {size}: must be a multiple of {command.network.stride}")
     channels = command.network.in_channels
     network = start_network(command.network, channels, command.init, seed=command.seed)
-    settings, optim = getattr(command, command.method), command.optim
+    settings, optim = getattr(command, command.file), command.optim
     shown = ViewSettings(size=size, spatial=command.spatial, intensity=command.intensity)
-    if command.method == "mim":
-        method: Method = mim.Mim(network, settings=settings, optim=optim, size=size)
-        views: Callable = mim.views
+    if command.file == "simmim":
+        method: Method = simmim.Simmim(network, settings=settings, optim=optim, size=size)
+        views: Callable = simmim.views
+    elif command.file == "mim":
+        method = mim.Mim(network, settings=settings, optim=optim, size=size)
+        views = mim.views
     elif command.method == "dino":
         method, views = dino.Dino(network, settings=settings, optim=optim), partial(dino.views, dino=settings)
     elif command.method == "pcl":
@@ -251,11 +269,12 @@ def report(command: Pretrain, run: RunDir, method: Method, batch: Batch) -> None
     from fewbeats.disk import atomic_path
     from fewbeats.evaluation.training_report import SHOWN, render_training
     from fewbeats.pretraining.mim import Mim
+    from fewbeats.pretraining.simmim import Simmim
 
     if not PartialState().is_main_process:
         return
     views = {name: view[:SHOWN] for name, view in batch.views.items()}
-    if isinstance(method, Mim):
+    if isinstance(method, (Mim, Simmim)):
         torch.manual_seed(command.seed)
         device = next(method.parameters()).device
         views = method.eval().show(views["image"].to(device))

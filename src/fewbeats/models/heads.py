@@ -8,6 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from fewbeats.models.vit import VitEncoder
+
 if TYPE_CHECKING:
     from torch import Tensor
 
@@ -20,8 +22,11 @@ def encoder_of(network: nn.Module) -> nn.Module:
 
 
 def pool_features(network: nn.Module, image: Tensor) -> Tensor:
-    """Global average of the encoder's coarsest map, (B, C, Y, X) -> (B, D)."""
-    maps = encoder_of(network)(image)
+    """One vector an image, (B, C, Y, X) -> (B, D): a transformer's [CLS], else the coarsest map's average."""
+    encoder = encoder_of(network)
+    if isinstance(encoder, VitEncoder):
+        return encoder.summarize(image)
+    maps = encoder(image)
     coarsest = maps[-1] if isinstance(maps, (list, tuple)) else maps
     return coarsest.flatten(2).mean(2)
 

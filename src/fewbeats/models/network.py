@@ -11,7 +11,7 @@ from fewbeats.errors import InputError
 if TYPE_CHECKING:
     from torch import nn
 
-NetworkKind = Literal["lite0", "unet2d", "unet3d", "hub"]
+NetworkKind = Literal["lite0", "unet2d", "unet3d", "vit", "hub"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -20,13 +20,22 @@ class NetworkSettings:
 
     kind: NetworkKind = "lite0"
     """lite0: 2D U-Net on an EfficientNet-Lite0 encoder, whose ImageNet weights come inside a package;
-    unet2d, unet3d: plain U-Net with deep supervision; hub: 2D U-Net on any timm encoder."""
+    unet2d, unet3d: plain U-Net with deep supervision; vit: vision transformer with a convolutional decoder;
+    hub: 2D U-Net on any timm encoder."""
     base_channels: int = 16
     """Channels of a plain U-Net's first level; they double with each level up to 16 times that."""
     levels: int = 6
     """Resolution levels of a plain U-Net."""
     norm: Literal["instance", "batch"] = "instance"
     """Normalization of a plain U-Net."""
+    vit_width: int = 384
+    """Width of a vision transformer's tokens; 384 is ViT-S."""
+    vit_depth: int = 12
+    """Its blocks."""
+    vit_heads: int = 6
+    """Attention heads of a block; must divide the width."""
+    vit_patch_px: int = 8
+    """Side of its patches, pixels, a power of 2."""
     encoder: str = "resnet34"
     """timm name of the encoder, for hub."""
     decoder_channels: tuple[int, ...] = (128, 64, 32, 16, 16)
@@ -47,6 +56,8 @@ class NetworkSettings:
     @property
     def stride(self) -> int:
         """In-plane sides of the input must be multiples of this."""
+        if self.kind == "vit":
+            return self.vit_patch_px
         return 32 if self.kind in ("lite0", "hub") else 2 ** (self.levels - 1)
 
     @property
@@ -65,8 +76,11 @@ def build_network(settings: NetworkSettings, *, classes: int) -> nn.Module:
         classes: background included.
 
     Raises:
-        InputError: timm knows no such encoder, or none that a U-Net can stand on.
+        InputError: timm knows no such encoder, or none that a U-Net can stand on; a vision transformer of
+            sizes that do not fit each other.
     """
+    if settings.kind == "vit":
+        return _vit(settings, classes)
     if settings.kind in ("unet2d", "unet3d"):
         return _plain_unet(settings, classes)
     encoder = "tf_efficientnet_lite0" if settings.kind == "lite0" else settings.encoder
@@ -87,6 +101,17 @@ def build_network(settings: NetworkSettings, *, classes: int) -> nn.Module:
                 f"encoder '{encoder}': timm knows no such model with a pyramid of features; "
                 "see timm.list_models()"
             ) from error
+
+
+def _vit(settings: NetworkSettings, classes: int) -> nn.Module:
+    from fewbeats.models.vit import VitSegmenter
+
+    patch, width, heads = settings.vit_patch_px, settings.vit_width, settings.vit_heads
+    if patch < 2 or patch & (patch - 1):
+        raise InputError(f"--network.vit-patch-px {patch}: must be a power of 2")
+    if min(width, heads, settings.vit_depth) < 1 or width % heads:
+        raise InputError(f"--network.vit-heads {heads}: must divide --network.vit-width {width}")
+    return VitSegmenter(settings, classes)
 
 
 def _plain_unet(settings: NetworkSettings, classes: int) -> nn.Module:

@@ -26,7 +26,7 @@ from fewbeats.transforms.views import ViewSettings, draw_view
 if TYPE_CHECKING:
     from torch import Generator, Tensor
 
-    from fewbeats.pretraining.settings import MimSettings
+    from fewbeats.pretraining.settings import MimSettings, SimmimSettings
     from fewbeats.sample import Batch
 
 
@@ -50,11 +50,7 @@ class Mim(Method):
 
     def __init__(self, network: nn.Module, *, settings: MimSettings, optim: OptimSettings, size: int):
         super().__init__()
-        if size % settings.patch_px:
-            raise InputError(f"--mim.patch-px {settings.patch_px}: does not divide the view of {size} pixels")
-        patches = (size // settings.patch_px) ** 2
-        if not 0 < round(settings.ratio * patches) < patches:
-            raise InputError(f"--mim.ratio {settings.ratio}: blanks none or all of {patches} patches")
+        check_patches(settings, size, name="mim")
         self.network, self.settings, self.optim = network, settings, optim
 
     def forward(self, batch: Batch, progress: float) -> Step:
@@ -83,7 +79,18 @@ class Mim(Method):
         pass
 
 
-def draw_blanks(image: Tensor, settings: MimSettings) -> Tensor:
+def check_patches(settings: MimSettings | SimmimSettings, size: int, *, name: str) -> None:
+    """Raises:
+    InputError: the patches do not tile a view of `size` pixels, or none or all would be blanked.
+    """
+    if size % settings.patch_px:
+        raise InputError(f"--{name}.patch-px {settings.patch_px}: does not divide the view of {size} pixels")
+    patches = (size // settings.patch_px) ** 2
+    if not 0 < round(settings.ratio * patches) < patches:
+        raise InputError(f"--{name}.ratio {settings.ratio}: blanks none or all of {patches} patches")
+
+
+def draw_blanks(image: Tensor, settings: MimSettings | SimmimSettings) -> Tensor:
     """(B, 1, Y, X) bool: True where the pixel is blanked; the same number of patches in each image."""
     rows, columns = (side // settings.patch_px for side in image.shape[-2:])
     order = torch.rand(len(image), rows * columns, device=image.device).argsort(1).argsort(1)

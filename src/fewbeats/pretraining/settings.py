@@ -56,6 +56,16 @@ class DinoSettings:
 
 
 @dataclass(frozen=True, kw_only=True)
+class SimmimSettings:
+    """Of `simmim.py`, whose symbols these are."""
+
+    patch_px: int = 16
+    """P; 32 of 224 pixels in the paper."""
+    ratio: float = 0.6
+    """r; the number of hidden squares is exact."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class MimSettings:
     """Of `mim.py`, whose symbols these are."""
 

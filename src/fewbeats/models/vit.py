@@ -1,0 +1,95 @@
+"""Vision transformer: an encoder of patches, and a segmentation network on it.
+
+Dosovitskiy et al., An Image is Worth 16x16 Words, ICLR 2021, https://arxiv.org/abs/2010.11929; its blocks are
+timm's.
+"""
+
+from __future__ import annotations
+
+import warnings
+from itertools import pairwise
+from math import log2
+from typing import TYPE_CHECKING
+
+from torch import nn
+from torch.nn import functional as F
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from fewbeats.models.network import NetworkSettings
+
+
+class VitEncoder(nn.Module):
+    """(B, C, Y, X) of any size that patches tile -> [(B, D, Y / P, X / P)]."""
+
+    def __init__(self, settings: NetworkSettings):
+        super().__init__()
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            from timm.models.vision_transformer import VisionTransformer
+
+        self.patch_px, self.out_channels = settings.vit_patch_px, (settings.vit_width,)
+        self.in_channels = settings.in_channels
+        self.model = VisionTransformer(
+            img_size=settings.vit_patch_px * 16,  # where the grid of positions is kept; others interpolate it
+            patch_size=settings.vit_patch_px,
+            in_chans=settings.in_channels,
+            num_classes=0,
+            embed_dim=settings.vit_width,
+            depth=settings.vit_depth,
+            num_heads=settings.vit_heads,
+            dynamic_img_size=True,
+        )
+
+    def forward(
+        self, image: Tensor, blank: Tensor | None = None, token: Tensor | None = None
+    ) -> list[Tensor]:
+        """Map of patch tokens.
+
+        Args:
+            image: (B, C, Y, X).
+            blank: (B, 1, Y / P, X / P) bool, True where a patch is hidden.
+            token: (D,) what stands for a hidden patch.
+        """
+        _, patches = self._tokens(image, blank, token)
+        rows = image.shape[-2] // self.patch_px
+        return [patches.transpose(1, 2).unflatten(2, (rows, -1))]
+
+    def summarize(self, image: Tensor) -> Tensor:
+        """The [CLS] token (B, D)."""
+        return self._tokens(image, None, None)[0]
+
+    def _tokens(self, image: Tensor, blank: Tensor | None, token: Tensor | None) -> tuple[Tensor, Tensor]:
+        model = self.model
+        seen = model.patch_embed(image)  # (B, Y / P, X / P, D)
+        if blank is not None and token is not None:
+            seen = seen.where(~blank[:, 0, :, :, None], token.to(seen.dtype))
+        out = model.norm(model.blocks(model.norm_pre(model._pos_embed(seen))))
+        return out[:, 0], out[:, 1:]
+
+
+class VitSegmenter(nn.Module):
+    """Patch tokens doubled in size by convolutions up to the image's, then classes."""
+
+    def __init__(self, settings: NetworkSettings, classes: int):
+        super().__init__()
+        self.encoder = VitEncoder(settings)
+        doublings = int(log2(settings.vit_patch_px))
+        widths = [settings.vit_width, *(max(16, 128 // 2**i) for i in range(doublings))]
+        self.decoder = nn.ModuleList(
+            nn.Sequential(
+                nn.Conv2d(before, after, 3, padding=1, bias=False),
+                nn.BatchNorm2d(after),
+                nn.ReLU(inplace=True),
+            )
+            for before, after in pairwise(widths)
+        )
+        self.head = nn.Conv2d(widths[-1], classes, 1)
+
+    def forward(self, image: Tensor) -> Tensor:
+        """(B, C, Y, X) -> logits (B, classes, Y, X)."""
+        (x,) = self.encoder(image)
+        for convolve in self.decoder:
+            x = convolve(F.interpolate(x, scale_factor=2.0, mode="bilinear"))
+        return self.head(x)
