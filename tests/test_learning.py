@@ -4,10 +4,18 @@ from __future__ import annotations
 
 import json
 
+import polars as pl
 import pytest
+import torch
 
 from conftest import TINY
-from fewbeats.cli import main
+from fewbeats.cli import _command, main
+from fewbeats.commands.pretrain import build_method
+from fewbeats.data.cohort import read_cohort
+from fewbeats.data.pool import PoolSampler, prepare_pool
+from fewbeats.training.loop import FitSettings, fit
+from fewbeats.training.rundir import RunDir
+from fewbeats.transforms.views import with_views
 
 
 def dice(run, cohort, folder) -> float:
@@ -33,3 +41,41 @@ def test_starting_from_a_run_keeps_what_it_learned(phantoms, small_run, tmp_path
     steps = ["--steps=1", "--localizer-steps=0", "--optim.learning-rate=1e-9", f"--init={small_run}"]
     assert main(["finetune", str(phantoms), f"--out={again}", *TINY, *steps]) == 0
     assert abs(dice(again, phantoms, tmp_path / "a") - dice(small_run, phantoms, tmp_path / "b")) < 0.02
+
+
+PRETRAINED = (
+    "--network.kind=unet2d", "--network.base-channels=8", "--network.levels=4", "--network.norm=batch",
+    "--preprocess.size=64", "--preprocess.spacing-mm=2.5", "--batch-size=16", "--optim.learning-rate=3e-3",
+    "--spatial.rotation-degrees=15", "--spatial.turned=0", "--spatial.scale", "0.9", "1.1",
+    "--spatial.shift-px=4", "--spatial.elastic-probability=0", "--spatial.crop-probability=0",
+    "--dino.hidden=64", "--dino.prototypes=128", "--dino.small-views=2",
+)  # fmt: skip
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("name", "figure", "gain"), [
+    ("simclr", "loss", -0.15), ("pcl", "loss", -0.12), ("mim", "loss", -0.25),
+    ("dino", "spread", 0.3),  # its loss has no fixed zero; what it must not do is collapse
+])  # fmt: skip
+def test_pretraining_beats_its_random_start_on_unseen_subjects(name, figure, gain, phantoms, tmp_path):
+    cohort = read_cohort(phantoms)
+    command = _command("pretrain", [name, str(phantoms), "--out=x", "--steps=1", *PRETRAINED])
+    method, views = build_method(command)
+    pools = [
+        prepare_pool(cohort.filter(chosen), command.preprocess, cache=tmp_path / "cache")
+        for chosen in (pl.col("split") == "train", pl.col("split") != "train")
+    ]
+    seen, unseen = (
+        with_views(PoolSampler(pool, size, seed=7), views, seed=3) for pool, size in zip(pools, (16, 64))
+    )
+
+    def judge() -> float:
+        torch.manual_seed(0)
+        with torch.no_grad():
+            step = method.eval()(next(unseen(0, 0, 1)), 1.0)
+        return {"loss": float(step.loss), **step.logs}[figure]
+
+    before = judge()
+    fit(method, seen, settings=FitSettings(steps=60), run=RunDir(tmp_path / "run"))
+    change = judge() - before
+    assert change / gain >= 1, f"{figure} of unseen slices changed by {change:.3f}"
