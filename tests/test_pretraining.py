@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import tracemalloc
 from dataclasses import replace
 
 import numpy as np
@@ -434,3 +435,20 @@ def test_workers_change_nothing(phantoms, tmp_path):
         assert main([*words, f"--out={tmp_path / str(workers)}", f"--workers={workers}"]) == 0
     one, two = ((tmp_path / name / "network.safetensors").read_bytes() for name in ("0", "2"))
     assert one == two
+
+
+def test_memory_does_not_grow_with_the_table(phantoms, tmp_path):
+    """10,000 rows that point at three files need no more than 100 do."""
+    rows = read_cohort(phantoms).filter(pl.col("split") == "train")
+    peaks = []
+    for count in (100, 10_000):
+        many = pl.concat([rows] * (count // 3 + 1)).head(count)
+        sampler = PoolSampler(prepare_pool(many, GRID, cache=tmp_path), 16)
+        next(sampler(0, 0, 1))
+        tracemalloc.start()
+        stream = sampler(0, 0, 1)
+        for _ in range(200):
+            next(stream)
+        peaks.append(tracemalloc.get_traced_memory()[1])
+        tracemalloc.stop()
+    assert peaks[1] < 1.1 * peaks[0] + 100_000

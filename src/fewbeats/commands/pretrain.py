@@ -136,6 +136,8 @@ def build_method(command: Pretrain) -> tuple[Method, Views]:
     Raises:
         InputError: the settings do not fit each other.
     """
+    import torch
+
     from fewbeats.pretraining import dino, mim, pcl, simclr, simmim
 
     if command.network.dims != 2:
@@ -149,6 +151,7 @@ def build_method(command: Pretrain) -> tuple[Method, Views]:
         raise InputError(f"--preprocess.size {size}: must be a multiple of {command.network.stride}")
     channels = command.network.in_channels
     network = start_network(command.network, channels, command.init, seed=command.seed)
+    network.to(memory_format=torch.channels_last)
     settings, optim = getattr(command, command.file), command.optim
     shown = ViewSettings(size=size, spatial=command.spatial, intensity=command.intensity)
     if command.file == "simmim":

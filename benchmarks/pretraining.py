@@ -1,0 +1,174 @@
+"""Pretraining: the share of time that is network, and images a second beside lightly's losses.
+
+    python benchmarks/pretraining.py --steps 12 --pairs 3
+
+On slices of ACDC's size that lie in a pool on disk, the default network, channels-last. Two figures:
+the share of a step that is forward, backward and update, with 0 and with 2 loader processes, as
+`metrics.jsonl` of every run holds it; and SimCLR and DINO against the same network driven by lightly's losses
+(MIT) and torchvision's tensor transforms, in turn within one process (median of ratios of pairs).
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import tempfile
+import time
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import torch
+from torchvision.transforms import v2
+
+from fewbeats.commands.pretrain import Pretrain, build_method
+from fewbeats.data.pool import PoolSampler, SlicePool
+from fewbeats.models.heads import Projector, PrototypeHead, feature_width, pool_features
+from fewbeats.models.network import build_network
+from fewbeats.training.loop import FitSettings, fit
+from fewbeats.training.rundir import RunDir
+from fewbeats.training.workers import with_workers
+from fewbeats.transforms.views import with_views
+
+
+def main() -> None:
+    """Measure and print."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser.add_argument("--steps", type=int, default=12)
+    parser.add_argument("--pairs", type=int, default=3)
+    parser.add_argument("--batch-size", type=int, default=32)
+    given = parser.parse_args()
+    result: dict = {"threads": torch.get_num_threads()}
+    with tempfile.TemporaryDirectory() as folder:
+        pool = make_pool(Path(folder))
+        for name in ("simclr", "dino"):
+            command = Pretrain(
+                method=name, cohort=Path("none"), out=Path(folder), steps=1, batch_size=given.batch_size
+            )
+            for workers in (0, 2):
+                result[f"{name}, network's share with {workers} workers"] = 1 - data_share(
+                    command, pool, given.steps, workers
+                )
+            ratios = []
+            for _ in range(given.pairs):
+                own = images_per_second(own_step(command, pool), command.batch_size, given.steps)
+                other = images_per_second(lightly_step(command, pool), command.batch_size, given.steps)
+                ratios.append(own / other)
+            result[f"{name}, images a second over lightly's"] = [
+                float(np.median(ratios)),
+                min(ratios),
+                max(ratios),
+            ]
+    print(json.dumps(result, indent=1))
+
+
+def make_pool(folder: Path, *, scans: int = 20, slices: int = 10, side: int = 192) -> SlicePool:
+    """A pool of smoothed noise; what it shows does not matter for time."""
+    rng = np.random.default_rng(0)
+    files = [folder / f"{i}.pool.npy" for i in range(scans)]
+    for file in files:
+        np.save(file, rng.standard_normal((2, slices, side, side)).astype(np.float16))
+    every = np.ones(scans, int)
+    return SlicePool(
+        files=tuple(files), which=np.arange(scans), frames=2 * every, slices=slices * every, order=every,
+        subject=np.arange(scans),
+    )  # fmt: skip
+
+
+def data_share(command: Pretrain, pool: SlicePool, steps: int, workers: int) -> float:
+    """Median share of a step that waits for data, but for the first line of the log."""
+    method, views = build_method(command)
+    batches = with_workers(with_views(PoolSampler(pool, command.batch_size), views, seed=0), workers)
+    with tempfile.TemporaryDirectory() as folder:
+        run, settings = (
+            RunDir(Path(folder)),
+            FitSettings(steps=steps + 4, log_every=4, checkpoint_seconds=1e9),
+        )
+        fit(method, batches, settings=settings, run=run)
+        return float(np.median([row["data_share"] for row in run.read_metrics()[1:]]))
+
+
+def images_per_second(step: Callable[[], None], batch_size: int, steps: int) -> float:
+    """From the median time of a step, after two that do not count."""
+    seconds = []
+    for _ in range(steps + 2):
+        begun = time.perf_counter()
+        step()
+        seconds.append(time.perf_counter() - begun)
+    return batch_size / float(np.median(seconds[2:]))
+
+
+def own_step(command: Pretrain, pool: SlicePool) -> Callable[[], None]:
+    """Draw, view, forward, backward, update."""
+    method, views = build_method(command)
+    stream = with_views(PoolSampler(pool, command.batch_size), views, seed=0)(0, 0, 1)
+    optimizer = torch.optim.AdamW([p for g in method.parameter_groups() for p in g.parameters], lr=1e-4)
+
+    def step() -> None:
+        optimizer.zero_grad(set_to_none=True)
+        method(next(stream), 0.5).loss.backward()
+        optimizer.step()
+        method.after_update(0.5)
+
+    return step
+
+
+def lightly_step(command: Pretrain, pool: SlicePool) -> Callable[[], None]:
+    """The same with lightly's loss, and each slice changed by torchvision's tensor transforms."""
+    from copy import deepcopy
+
+    warnings.simplefilter("ignore")
+    from lightly.loss import DINOLoss, NTXentLoss
+
+    torch.manual_seed(0)
+    network = build_network(command.network, classes=1).to(memory_format=torch.channels_last)
+    width, dino, size = feature_width(network), command.dino, command.preprocess.size
+    stream = PoolSampler(pool, command.batch_size)(0, 0, 1)
+    if command.method == "simclr":
+        head, loss = (
+            Projector(width, command.simclr.projector),
+            NTXentLoss(temperature=command.simclr.temperature),
+        )
+        sizes = [size, size]
+    else:
+        head = PrototypeHead(
+            width, hidden=dino.hidden, bottleneck=dino.bottleneck, prototypes=dino.prototypes
+        )
+        loss = DINOLoss(output_dim=dino.prototypes)
+        sizes = [size, size, *[int(size * dino.small_size)] * dino.small_views]
+    student = torch.nn.ModuleDict({"encoder": network.encoder, "head": head})
+    teacher = deepcopy(student).requires_grad_(False)
+    optimizer = torch.optim.AdamW(student.parameters(), lr=1e-4)
+    change = {
+        side: v2.Compose([
+            v2.RandomAffine(45, translate=(0.1, 0.1), scale=(0.75, 1.35)), v2.CenterCrop(size),
+            v2.RandomCrop(side), v2.RandomHorizontalFlip(), v2.ColorJitter(0.4, 0.4),
+            v2.RandomApply([v2.GaussianBlur(9, (0.5, 1.3))], 0.3), v2.RandomApply([v2.GaussianNoise()], 0.3),
+        ])
+        for side in set(sizes)
+    }  # fmt: skip
+
+    def judge(side: torch.nn.ModuleDict, image: torch.Tensor) -> torch.Tensor:
+        return side["head"](pool_features(side, image.contiguous(memory_format=torch.channels_last)))
+
+    def step() -> None:
+        image = next(stream).views["image"]
+        views = [torch.stack([change[side](one) for one in image]) for side in sizes]
+        optimizer.zero_grad(set_to_none=True)
+        if command.method == "simclr":
+            value = loss(judge(student, views[0]), judge(student, views[1]))
+        else:
+            with torch.no_grad():
+                seen = judge(teacher, torch.cat(views[:2])).chunk(2)
+            told = [*judge(student, torch.cat(views[:2])).chunk(2)]
+            told += judge(student, torch.cat(views[2:])).chunk(len(views) - 2)
+            value = loss(list(seen), told, epoch=0)
+        value.backward()
+        optimizer.step()
+
+    return step
+
+
+if __name__ == "__main__":
+    main()
