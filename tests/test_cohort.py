@@ -6,6 +6,7 @@ import gzip
 import json
 import shutil
 import time
+from pathlib import Path
 
 import nibabel as nib
 import numpy as np
@@ -25,6 +26,7 @@ from fewbeats.data.cohort import (
 )
 from fewbeats.data.index import attach_labels, index
 from fewbeats.data.split import labeled_subjects, read_subject_list
+from fewbeats.disk import files_below
 from fewbeats.errors import InputError
 
 SHAPE = (4, 10, 12)  # (Z, Y, X)
@@ -432,6 +434,14 @@ def test_links_to_folders_are_followed_once(tmp_path):
     for layout in ("acdc", "folder"):
         cohort = index(src, layout=layout)
         assert sorted(cohort["subject"]) == ["patient001", "patient002"]
+
+
+def test_a_folder_may_be_named_from_below(tmp_path, monkeypatch):
+    (tmp_path / "sub").mkdir()
+    (tmp_path / "a.txt").write_text("")
+    monkeypatch.chdir(tmp_path / "sub")
+    for name in ("..", "../sub/.."):
+        assert [f.name for f in files_below(Path(name))] == ["a.txt"]
 
 
 def test_nominal_spacing_is_not_trusted(tmp_path):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 
 import numpy as np
 import polars as pl
@@ -10,6 +11,7 @@ import pytest
 import yaml
 
 from fewbeats.cli import main
+from fewbeats.disk import append_locked
 from fewbeats.errors import InputError
 from fewbeats.study.plan import read_plan
 from fewbeats.study.result import analyze, by_subject, points
@@ -90,6 +92,30 @@ def test_rows_of_other_settings_are_not_mixed_in(phantoms, tmp_path, capfd):
     settings["finetune"]["steps"] = 3
     assert main(["study", write(tmp_path, settings)]) == 2
     assert "has rows of 'scratch' with other settings" in capfd.readouterr().err
+    settings["seeds"] = [1]  # old rows of other seeds are no part of the new study
+    assert main(["study", write(tmp_path, settings)]) == 0
+    cells = json.loads((tmp_path / "study" / "summary.json").read_text())["cells"]
+    assert list(cells[0]["draws"]) == ["1"]
+
+
+@pytest.mark.usefixtures("no_onnx")
+def test_another_pretraining_in_the_same_place_is_another_start(phantoms, tmp_path, capfd):
+    settings = content(phantoms, tmp_path, labeled=[1])
+    assert main(["study", write(tmp_path, settings)]) == 0
+    (tmp_path / "rows" / "rows.csv").unlink()
+    shutil.rmtree(tmp_path / "study" / "pretrained")
+    settings["pretrain"]["steps"] = 3
+    assert main(["study", write(tmp_path, settings)]) == 2  # the fine-tuned run is of the old weights
+    assert "holds a run of other start" in capfd.readouterr().err
+
+
+def test_rows_without_a_last_newline_stay_rows(tmp_path):
+    file = tmp_path / "rows.csv"
+    file.write_text("a,b\n1,2")
+    append_locked(file, "a,b\n3,4\n")
+    assert file.read_text() == "a,b\n1,2\n3,4\n"
+    with pytest.raises(InputError, match="has other columns"):
+        append_locked(file, "a,c\n3,4\n")
 
 
 @pytest.mark.slow
@@ -230,7 +256,36 @@ def test_only_draws_that_both_have_are_compared():
         rows.filter((pl.col("arm") == "late") | (pl.col("seed") > 0)), ["scratch", "late"], baseline="scratch"
     )
     assert nothing.contrasts == []
-    assert "share no draw" in nothing.sentences[3]
+    assert "no arm shares a draw with scratch" in nothing.sentences[3]
+
+
+def test_a_noisy_arm_does_not_hide_a_clearly_better_one():
+    rows = made_rows({"scratch": 0.0, "good": 0.03, "wild": 0.0})
+    rng = np.random.default_rng(1)
+    jump = {f"s{i}": 0.8 if i == 0 else float(rng.normal(0, 0.02)) for i in range(20)}
+    wild = pl.col("dice") + pl.col("subject").replace_strict(jump, return_dtype=pl.Float64)
+    rows = rows.with_columns(
+        pl.when(pl.col("arm") == "wild").then(wild).otherwise(pl.col("dice")).alias("dice")
+    )
+    result = analyze(rows, ["scratch", "good", "wild"], baseline="scratch", primary=("good", 3))
+    assert result.contrasts[1].difference.mean > result.contrasts[0].difference.mean
+    assert result.sentences[3].startswith("With 3 labeled subjects, take good")
+    assert "not told apart from wild" in result.sentences[3]
+
+
+def test_an_easy_draw_of_the_baseline_alone_does_not_decide():
+    rows = pl.concat([
+        made_rows({"scratch": 0.0, "good": 0.03}, seeds=(0,)),
+        made_rows({"scratch": 0.1}, seeds=(1,)),
+    ])  # fmt: skip
+    assert "take good" in analyze(rows, ["scratch", "good"], baseline="scratch").sentences[3]
+
+
+def test_arms_judged_on_different_subjects_are_refused():
+    rows = made_rows({"scratch": 0.0, "good": 0.03})
+    rows = rows.filter((pl.col("arm") == "scratch") | (pl.col("subject") != "s3"))
+    with pytest.raises(InputError, match="of different subjects: s3"):
+        analyze(rows, ["scratch", "good"], baseline="scratch")
 
 
 def test_exploratory_tests_are_adjusted_and_the_primary_one_is_not():

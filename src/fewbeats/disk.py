@@ -71,6 +71,8 @@ def append_locked(file: Path, table: str) -> None:
     try:
         fcntl.flock(folder, fcntl.LOCK_EX)
         earlier = file.read_text(encoding="utf-8") if file.is_file() else ""
+        if earlier and not earlier.endswith("\n"):  # an editor took it
+            earlier += "\n"
         header, _, lines = table.partition("\n")
         if earlier and earlier.partition("\n")[0] != header:
             raise InputError(f"{file}: has other columns than the new rows; name another file")
@@ -95,7 +97,8 @@ def files_below(folder: Path) -> list[Path]:
                 f"{error.filename}: cannot be read ({error.strerror}); check its rights"
             ) from error
 
-    found, seen = [], {os.path.realpath(parent) for parent in folder.absolute().parents}
+    found, seen = [], set(map(str, Path(os.path.realpath(folder)).parents))
+    seen |= {os.path.realpath(parent) for parent in Path(os.path.abspath(folder)).parents}
     for base, folders, names in os.walk(folder, followlinks=True, onerror=refuse):
         if (real := os.path.realpath(base)) in seen:
             folders.clear()

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import tyro
 
-from fewbeats.commands.start import STARTS, start_network, trace_weights
+from fewbeats.commands.start import STARTS, start_network, trace_weights, weights_digest
 from fewbeats.disk import atomic_path
 from fewbeats.errors import InputError
 from fewbeats.finetuning.segmentation import SegmentationSettings, localizer_settings
@@ -236,6 +236,13 @@ def read_samples(command: Finetune, data: TrainingData) -> TrainingSamples:
         prepare_labeled(rows, command.model.preprocess, **where)
         for rows in (data.train_rows, data.held_back_rows)
     )
+    missing = {row["subject"] for row in data.train_rows + data.held_back_rows}
+    missing -= {sample.subject for sample in [*train, *held_back]}
+    if command.phase and missing:
+        raise InputError(
+            f"{command.cohort}: {', '.join(sorted(missing))} have no labeled frame of {command.phase}; "
+            "label one, or name the labeled subjects"
+        )
     if not train:
         of_phase = f" of {command.phase}" if command.phase else ""
         raise InputError(
@@ -256,9 +263,12 @@ def describe_request(command: Finetune, data: TrainingData, samples: TrainingSam
     """
     from dataclasses import asdict
 
-    places = ("cohort", "out", "cache")
+    places = ("cohort", "out", "cache", "init", "localizer")
+    init = command.init if command.init in STARTS else weights_digest(Path(command.init))
+    localizer = weights_digest(find_localizer(command.localizer)) if command.localizer else None
     return {
         "settings": {name: value for name, value in asdict(command).items() if name not in places},
+        "start": {"init": init, "localizer": localizer},
         "labeled subjects": data.labeled_subjects,
         "images and labels": [sample.key for sample in samples.train + samples.held_back],
     }

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from fewbeats.errors import InputError
 from fewbeats.training.rundir import RunDir
 
 if TYPE_CHECKING:
@@ -78,3 +79,17 @@ def trace_weights(init: Path) -> Provenance:
     if init.is_dir() or (folder / FILE_NAME).is_file() or is_of_run(init):
         return load_provenance(folder)
     return Provenance(run=f"{init.name} (of unknown origin)")
+
+
+def weights_digest(source: Path) -> str:
+    """Content of a run's or a file's weights, by which a start is known wherever it lies.
+
+    Raises:
+        InputError: there is no such file.
+    """
+    import hashlib
+
+    file = RunDir(source).weights() if source.is_dir() else source
+    if not file.is_file():
+        raise InputError(f"{file}: no such weights file; give a run folder or a .safetensors file")
+    return hashlib.sha256(file.read_bytes()).hexdigest()[:16]

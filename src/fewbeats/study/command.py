@@ -79,6 +79,7 @@ def check_data(plan: Plan, first: Sequence[Unit]) -> None:
     """
     import polars as pl
 
+    from fewbeats.anatomy import name_structure
     from fewbeats.commands.finetune import spoken_structures
     from fewbeats.commands.pretrain import build_method, choose_pool
     from fewbeats.data.cohort import read_cohort
@@ -91,7 +92,8 @@ def check_data(plan: Plan, first: Sequence[Unit]) -> None:
             f"{plan.cohort}: no labeled scan of split '{plan.split}' to judge by; set the splits"
         )
     for arm in plan.arms.values():
-        structures = arm.finetune.structures or spoken_structures(cohort)
+        named = [name_structure(s, file="structures") for s in arm.finetune.structures]
+        structures = named or spoken_structures(cohort)
         labeled_subjects(cohort, max(arm.labeled), 0, structures=structures)
     for unit in first:
         if unit.kind == "pretraining":

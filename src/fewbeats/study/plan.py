@@ -7,6 +7,7 @@ import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -58,10 +59,19 @@ class Plan:
         """Preprocessed samples, shared by all runs."""
         return self.out / "sample-cache"
 
+    @cached_property
+    def _subjects(self) -> str:
+        """Who is trained on and who is judged, whatever folder the scans lie in."""
+        from fewbeats.data.cohort import read_cohort
+
+        known = read_cohort(self.cohort).select("subject", "scan", "split").sort("subject", "scan")
+        return hashlib.sha256(known.write_csv().encode()).hexdigest()
+
     def digest(self, arm: Arm) -> str:
         """Of all settings that decide an arm's outcome; rows of another digest are not its rows."""
         aside = {*OWN, "cohort", "init"}
         about: dict[str, Any] = {k: v for k, v in asdict(arm.finetune).items() if k not in aside}
+        about["cohort"] = self._subjects
         about["init"] = arm.finetune.init
         if arm.pretraining:
             about["init"] = self.pretrainings[arm.pretraining].describe()
@@ -114,7 +124,10 @@ def _read_pretraining(name: str, settings: Mapping[str, Any], cohort: Path, path
     method = settings.pop("method", None)
     _refuse_own(settings, where, path, OWN[:2] + OWN[-1:])
     words = [str(method), str(cohort), "--out=."]
-    return _parse(Pretrain, words, settings, f"{path}: {where}")
+    command = _parse(Pretrain, words, settings, f"{path}: {where}")
+    if not command.steps or command.steps < 1:
+        raise InputError(f"{path}: {where}.steps is missing; give steps to it, or to 'pretrain' for all")
+    return command
 
 
 def _read_arm(

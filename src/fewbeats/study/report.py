@@ -17,7 +17,7 @@ from fewbeats.evaluation.page import as_markup, flatten, render_page
 from fewbeats.evaluation.report_charts import Chart
 from fewbeats.study.plan import Plan
 from fewbeats.study.result import Cell, Result, analyze, describe, points, spread_of
-from fewbeats.study.units import missing_units, read_rows
+from fewbeats.study.units import missing_units, own_rows
 
 COLORS = 12  # of the page; further arms share them
 
@@ -28,8 +28,7 @@ def write_report(plan: Plan) -> tuple[Path, Result]:
     Raises:
         InputError: there is no row of this study's split yet.
     """
-    rows = read_rows(plan.rows).filter(pl.col("split") == plan.split)
-    rows = rows.filter(pl.col("arm").is_in(list(plan.arms)))
+    rows = own_rows(plan)
     if rows.is_empty():
         raise InputError(f"{plan.rows}: no row of split '{plan.split}' yet; run the study first")
     result = analyze(rows, list(plan.arms), baseline=plan.baseline, primary=plan.primary)

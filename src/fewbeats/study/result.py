@@ -12,6 +12,8 @@ from typing import Any
 
 import polars as pl
 
+from fewbeats.data.split import name_some
+from fewbeats.errors import InputError
 from fewbeats.evaluation.statistics import (
     Interval,
     PairedDifference,
@@ -155,6 +157,10 @@ def _contrast(
     if not shared:
         return None
     mine, base = (part.filter(pl.col("seed").is_in(shared)) for part in (mine, base))
+    if other := set(mine["subject"]) ^ set(base["subject"]):
+        raise InputError(
+            f"rows of '{arm}' and '{baseline}' are of different subjects: {name_some(sorted(other))}"
+        )
     difference = compare_paired(by_subject(mine), by_subject(base))
     a, b = _each(mine, "seed"), _each(base, "seed")
     return Contrast(
@@ -175,20 +181,23 @@ def _adjust(contrasts: list[Contrast]) -> list[Contrast]:
 
 def _sentence(cells: Sequence[Cell], contrasts: Sequence[Contrast], rows: pl.DataFrame, baseline: str) -> str:
     """Which method to use at a budget, and whether the evidence is enough."""
-    labeled = cells[0].labeled
-    ranked = sorted(cells, key=lambda c: -c.dice)
-    best, at = ranked[0], f"With {labeled} labeled subject{'s' if labeled != 1 else ''}"
+    labeled, dice = cells[0].labeled, {cell.arm: cell.dice for cell in cells}
+    at = f"With {labeled} labeled subject{'s' if labeled != 1 else ''}"
+    own = sorted((c for c in contrasts if c.labeled == labeled), key=lambda c: -c.difference.mean)
     if len(cells) == 1:
-        return f"{at}: {best.arm} alone was tried, Dice {best.dice:.3f}."
-    if best.arm == baseline:
-        return f"{at}, take {baseline} (Dice {best.dice:.3f}): nothing that was tried was better."
-    contrast = next((c for c in contrasts if (c.arm, c.labeled) == (best.arm, labeled)), None)
-    if contrast is None:
-        return f"{at}: {best.arm} (Dice {best.dice:.3f}) and {baseline} share no draw and are not compared."
-    told = f"{best.arm}: Dice {best.dice:.3f}, {describe(contrast)}"
-    if not contrast.is_clear:
-        return f"{at} the evidence is not enough to prefer {told}. {_why_not(contrast)} Take {baseline}."
-    return f"{at}, take {told}. The evidence is enough.{_beside(ranked, rows, baseline)}"
+        return f"{at}: {cells[0].arm} alone was tried, Dice {cells[0].dice:.3f}."
+    if not own:
+        return f"{at}: no arm shares a draw with {baseline}, so none is compared."
+    if own[0].difference.mean <= 0:
+        return f"{at}, take {baseline} (Dice {dice[baseline]:.3f}): nothing that was tried was better."
+    told = {c.arm: f"{c.arm}: Dice {dice[c.arm]:.3f}, {describe(c)}" for c in own}
+    clear = [c for c in own if c.is_clear and c.difference.mean > 0]
+    if not clear:
+        best = own[0]
+        return (
+            f"{at} the evidence is not enough to prefer {told[best.arm]}. {_why_not(best)} Take {baseline}."
+        )
+    return f"{at}, take {told[clear[0].arm]}. The evidence is enough.{_beside(clear[0], own, rows)}"
 
 
 def describe(contrast: Contrast) -> str:
@@ -214,14 +223,17 @@ def _why_not(contrast: Contrast) -> str:
     return "The draws of labeled subjects do not agree on its direction."
 
 
-def _beside(ranked: Sequence[Cell], rows: pl.DataFrame, baseline: str) -> str:
-    """Methods that the best one is not told apart from."""
-    best, alike = ranked[0], []
-    for cell in ranked[1:]:
-        contrast = _contrast(rows, best.arm, best.labeled, cell.arm, None)
-        if cell.arm != baseline and contrast is not None and not contrast.is_clear:
-            alike.append(cell.arm)
+def _beside(best: Contrast, others: Sequence[Contrast], rows: pl.DataFrame) -> str:
+    """Methods that the best one is not told apart from, after Holm over all of these comparisons."""
+    pairs = [_contrast(rows, best.arm, best.labeled, c.arm, None) for c in others if c.arm != best.arm]
+    found = {c.arm: p for c, p in zip((c for c in others if c.arm != best.arm), _adjust_known(pairs))}
+    alike = [arm for arm, contrast in found.items() if contrast is not None and not contrast.is_clear]
     return f" It is not told apart from {', '.join(alike)}." if alike else ""
+
+
+def _adjust_known(contrasts: Sequence[Contrast | None]) -> list[Contrast | None]:
+    adjusted = iter(_adjust([c for c in contrasts if c is not None]))
+    return [None if c is None else next(adjusted) for c in contrasts]
 
 
 def points(value: float) -> str:

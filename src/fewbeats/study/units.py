@@ -12,6 +12,7 @@ from fewbeats.commands.finetune import Finetune
 from fewbeats.commands.pretrain import Pretrain
 from fewbeats.disk import append_locked
 from fewbeats.errors import InputError
+from fewbeats.finetuning.segmentation import SegmentationSettings
 from fewbeats.study.plan import Plan, at_budget
 from fewbeats.training.rundir import RunDir, machine
 
@@ -100,6 +101,8 @@ def _localizer(plan: Plan, unit: Unit) -> Finetune:
     """One for all arms of a budget and seed, from photographs where the network can: not what is compared."""
     base = plan.arms[plan.baseline]
     natural = base.finetune.model.network.kind == "lite0"
+    default = SegmentationSettings()  # what arms may differ in is no part of it
+    model = replace(base.finetune.model, optim=default.optim, freeze_encoder=default.freeze_encoder)
     return at_budget(
         base,
         unit.labeled,
@@ -107,6 +110,8 @@ def _localizer(plan: Plan, unit: Unit) -> Finetune:
         task="localization",
         steps=None,
         phase=None,
+        model=model,
+        init_parts="all",
         init="natural" if natural else "scratch",
         out=plan.out / "localizers" / f"{unit.labeled}_seed{unit.seed}",
         cache=plan.cache,
@@ -150,6 +155,18 @@ def append_rows(plan: Plan, unit: Unit, run: Path, report: Path) -> None:
         )
     )
     append_locked(plan.rows, rows.write_csv())
+
+
+def own_rows(plan: Plan) -> pl.DataFrame:
+    """The rows that this plan asks for, made with its settings."""
+    wanted = [
+        (arm.name, labeled, seed, plan.split, plan.digest(arm))
+        for arm in plan.arms.values()
+        for labeled in arm.labeled
+        for seed in arm.seeds
+    ]
+    keys = pl.DataFrame(wanted, schema=[*KEY, "settings"], orient="row")
+    return read_rows(plan.rows).join(keys, on=[*KEY, "settings"], how="semi")
 
 
 def read_rows(file: Path) -> pl.DataFrame:
