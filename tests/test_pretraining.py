@@ -429,14 +429,6 @@ def test_what_cannot_be_pretrained_is_refused(method, flags, complaint, phantoms
     assert not (tmp_path / "run").exists()
 
 
-def test_workers_change_nothing(phantoms, tmp_path):
-    words = ["pretrain", "simclr", str(phantoms), "--steps=4", *LITTLE, f"--cache={tmp_path / 'cache'}"]
-    for workers in (0, 2):
-        assert main([*words, f"--out={tmp_path / str(workers)}", f"--workers={workers}"]) == 0
-    one, two = ((tmp_path / name / "network.safetensors").read_bytes() for name in ("0", "2"))
-    assert one == two
-
-
 def test_memory_does_not_grow_with_the_table(phantoms, tmp_path):
     """10,000 rows that point at three files need no more than 100 do."""
     rows = read_cohort(phantoms).filter(pl.col("split") == "train")

@@ -65,8 +65,6 @@ class Pretrain:
     """Draw of the subjects, start of the weights, order of the slices."""
     batch_size: int = 32
     """Slices a step and process."""
-    workers: int = 0
-    """Processes that make batches while the network computes."""
     cache: Path | None = None
     """Folder of preprocessed scans; `sample-cache` beside the run by default."""
     network: NetworkSettings = field(default_factory=NetworkSettings)
@@ -90,7 +88,6 @@ class Pretrain:
         """
         from fewbeats.data.pool import PoolSampler
         from fewbeats.training.loop import fit
-        from fewbeats.training.workers import with_workers
         from fewbeats.transforms.views import with_views
 
         started = time.perf_counter()
@@ -104,7 +101,7 @@ class Pretrain:
             print(f"{run.path}: already trained with these settings")
             return run.path
         sampler = PoolSampler(pool, self.batch_size, self.network.context, self.seed)
-        batches = with_workers(with_views(sampler, views, seed=self.seed), self.workers)
+        batches = with_views(sampler, views, seed=self.seed)
         fit_settings = FitSettings(
             steps=self.steps, minutes=self.minutes, seed=self.seed, optimizer=self.optim.kind
         )
@@ -123,7 +120,7 @@ class Pretrain:
 
     def describe(self) -> dict[str, Any]:
         """What decides the outcome: all but places, and of the methods the chosen one."""
-        aside = {"cohort", "out", "cache", "workers", *METHODS} - {self.file}
+        aside = {"cohort", "out", "cache", *METHODS} - {self.file}
         return {name: value for name, value in asdict(self).items() if name not in aside}
 
 
