@@ -56,18 +56,20 @@ class Mim(Method):
     def forward(self, batch: Batch, progress: float) -> Step:
         image = batch.views["image"]
         blank = draw_blanks(image, self.settings)
-        restored = self.network(image.masked_fill(blank, 0.0))
-        restored = restored[0] if isinstance(restored, (list, tuple)) else restored
+        restored = self._restore(image.masked_fill(blank, 0.0))
         return Step((restored - image)[blank.expand_as(image)].square().mean())
+
+    def _restore(self, masked: Tensor) -> Tensor:
+        restored = self.network(masked)
+        return restored[0] if isinstance(restored, (list, tuple)) else restored  # deep supervision
 
     @torch.no_grad()
     def show(self, image: Tensor) -> dict[str, Tensor]:
         """What a reader wants to see of some slices (B, C, Y, X): as they are, masked, and restored."""
         blank = draw_blanks(image, self.settings)
         masked = image.masked_fill(blank, 0.0)
-        restored = self.network(masked)
-        restored = restored[0] if isinstance(restored, (list, tuple)) else restored
-        return {"slice": image, "masked": masked, "restored": torch.where(blank, restored, image)}
+        restored = torch.where(blank, self._restore(masked), image)
+        return {"slice": image, "masked": masked, "restored": restored}
 
     def parameter_groups(self) -> list[ParameterGroup]:
         return one_group(self, self.optim)
