@@ -128,15 +128,14 @@ def _slide(image: np.ndarray, engine: Engine) -> np.ndarray:
 def keep_largest(mask: np.ndarray, structures: tuple[str, ...]) -> np.ndarray:
     """Keep the largest connected part (3D, faces and edges) of each structure; changes `mask` in place."""
     touching = ndimage.generate_binary_structure(3, 2)
-    for structure in structures:
-        value = FEWBEATS_VALUES[structure]
-        own = mask == value
-        extent = ndimage.find_objects(own.astype(np.uint8))
-        if not extent:
+    extents = ndimage.find_objects(mask)
+    for value in (FEWBEATS_VALUES[structure] for structure in structures):
+        extent = extents[value - 1] if value <= len(extents) else None
+        if extent is None:
             continue
-        part = own[extent[0]]
-        labels, count = ndimage.label(part, touching)
+        part = mask[extent]
+        labels, count = ndimage.label(part == value, touching)
         if count > 1:
             sizes = np.bincount(labels.ravel())[1:]
-            mask[extent[0]][part & (labels != 1 + int(np.argmax(sizes)))] = 0
+            part[(labels != 0) & (labels != 1 + int(np.argmax(sizes)))] = 0
     return mask

@@ -64,13 +64,11 @@ class Grid:
 
     def sample(self, volume: np.ndarray) -> np.ndarray:
         """Scan values (Z, Y, X) -> values on the grid (linear); 0 where the grid leaves the scan."""
-        out = volume
-        for axis in (0, 1, 2):
-            weights, voxels = _reduced(
-                self.start[axis], self.step[axis], self.shape[axis], volume.shape[axis]
-            )
-            out = _along(out, axis, weights, voxels)
-        return out
+        drawn = [
+            _reduced(start, step, count, voxels)
+            for start, step, count, voxels in zip(self.start, self.step, self.shape, volume.shape)
+        ]
+        return _resample(volume, drawn)
 
     def sample_labels(self, labels: np.ndarray) -> np.ndarray:
         """Class indices (Z, Y, X) -> nearest-neighbor class indices on the grid; 0 outside the scan."""
@@ -97,14 +95,13 @@ class Grid:
             values: one value or score per grid point.
             slab: only these slices of the scan, to bound memory.
         """
-        out = values
-        for axis, extent in zip((0, 1, 2), (slab or self.box[0], *self.box[1:])):
-            start = (extent.start - self.start[axis]) / self.step[axis]
-            weights, points = _reduced(
-                start, 1.0 / self.step[axis], extent.stop - extent.start, self.shape[axis], clamp=True
+        drawn = [
+            _reduced((extent.start - start) / step, 1.0 / step, extent.stop - extent.start, count, clamp=True)
+            for extent, start, step, count in zip(
+                (slab or self.box[0], *self.box[1:]), self.start, self.step, self.shape
             )
-            out = _along(out, axis - 3, weights, points)
-        return out
+        ]
+        return _resample(values, drawn)
 
 
 @lru_cache(maxsize=256)
@@ -143,21 +140,27 @@ def _blas() -> ThreadpoolController:
     return ThreadpoolController()
 
 
-def _along(volume: np.ndarray, axis: int, weights: np.ndarray, used: slice) -> np.ndarray:
+def _resample(volume: np.ndarray, drawn: list[tuple[np.ndarray, slice]]) -> np.ndarray:
+    """Apply a resampling matrix along each of the last three axes, to what they draw from alone."""
+    z, y, x = (used for _, used in drawn)
+    out = volume[..., z, y, x]
+    with _blas().limit(limits=1, user_api="blas"):
+        for axis, (weights, _) in zip((-3, -2, -1), drawn):
+            out = _along(out, axis, weights)
+    return out
+
+
+def _along(volume: np.ndarray, axis: int, weights: np.ndarray) -> np.ndarray:
     """Apply a resampling matrix along one of the last three axes."""
-    index = [slice(None)] * volume.ndim
-    index[axis] = used
-    part = volume[tuple(index)]
     if weights.shape[0] == weights.shape[1] and np.array_equal(
         weights, np.eye(len(weights), dtype=np.float32)
     ):
-        return part
-    with _blas().limit(limits=1, user_api="blas"):
-        if axis in (2, -1):
-            return part @ weights.T
-        if axis in (1, -2):
-            return np.matmul(weights, part)
-        return np.moveaxis(np.tensordot(weights, np.moveaxis(part, axis, 0), 1), 0, axis)
+        return volume
+    if axis == -1:
+        return volume @ weights.T
+    if axis == -2:
+        return np.matmul(weights, volume)
+    return np.moveaxis(np.tensordot(weights, np.moveaxis(volume, axis, 0), 1), 0, axis)
 
 
 def lay_grid(
