@@ -27,9 +27,11 @@ from fewbeats.training.checkpoint import STATE
 from fewbeats.training.loop import FitSettings, Watch, fit
 from fewbeats.training.method import Method, ParameterGroup, Step
 from fewbeats.training.optim import OptimSettings, encoder_groups, warmup_decay
+from fewbeats.training.precision import choose_precision, full_depthwise
 from fewbeats.training.rundir import RunDir, restore_settings
 
 RATES = OptimSettings(learning_rate=1e-2)
+FULL = OptimSettings(precision="full")  # where sums in another order must agree
 
 
 def batches(start: int, rank: int, world: int, *, size: int = 2) -> Iterator[Batch]:
@@ -315,7 +317,7 @@ def test_a_frozen_encoder_stays_as_it_started(tmp_path):
 
 
 def test_resuming_with_momentum_changes_nothing(tmp_path):
-    settings, methods = short(optimizer="sgd"), [unet_method() for _ in range(2)]
+    settings, methods = short(optim=OptimSettings(kind="sgd")), [unet_method() for _ in range(2)]
     fit(methods[0], batches, settings=settings, run=RunDir(tmp_path / "whole"))
     with pytest.raises(Killed):
         fit(methods[1], _killed_at(5), settings=settings, run=RunDir(tmp_path / "broken"))
@@ -559,7 +561,69 @@ def test_two_processes_are_one_with_the_larger_batch(tmp_path):
     assert [row["step"] for row in _metrics(RunDir(tmp_path / "pointwise"))] == [2, 4, 6, 8, 9]
 
     alone = Pointwise()
-    fit(alone, lambda *at: batches(*at, size=4), settings=short(), run=RunDir(tmp_path / "alone"))
+    settings = short(optim=FULL)
+    fit(alone, lambda *at: batches(*at, size=4), settings=settings, run=RunDir(tmp_path / "alone"))
     for name, value in alone.state_dict().items():
         torch.testing.assert_close(saved["pointwise"][name], value, atol=1e-5, rtol=1e-4)
     assert not torch.equal(alone.network[0].weight, Pointwise().network[0].weight)
+
+
+# Precision
+
+
+class Depthwise(nn.Module):
+    """Writes down in which type each of its convolutions answers."""
+
+    def __init__(self):
+        super().__init__()
+        self.full, self.depthwise = nn.Conv2d(1, 4, 3), nn.Conv2d(4, 4, 3, groups=4)
+        self.seen: list[torch.dtype] = []
+
+    def forward(self, image: torch.Tensor) -> torch.Tensor:
+        first = self.full(image)
+        second = self.depthwise(first)
+        third = self.full(second[:, :1])
+        self.seen = [first.dtype, second.dtype, third.dtype]
+        return third
+
+
+def test_depthwise_convolutions_alone_stay_in_full_precision():
+    network, image = Depthwise(), torch.randn(1, 1, 16, 16)
+    with full_depthwise(network), torch.autocast("cpu", dtype=torch.bfloat16):
+        network(image).float().sum().backward()
+        assert network.seen == [torch.bfloat16, torch.float32, torch.bfloat16]
+        with pytest.raises(RuntimeError):  # the depthwise convolution itself fails: the state is put back
+            network.depthwise(torch.randn(1, 3, 16, 16))
+        assert torch.is_autocast_enabled("cpu")
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        network(image)
+    assert network.seen == [torch.bfloat16] * 3
+
+
+def test_bf16_learns_what_full_precision_learns(tmp_path):
+    ends = {}
+    for precision in ("full", "bf16"):
+        method = unet_method()
+        optim = OptimSettings(precision=precision)
+        fit(method, batches, settings=short(steps=40, optim=optim), run=RunDir(tmp_path / precision))
+        ends[precision] = _metrics(RunDir(tmp_path / precision))
+        assert all(p.dtype == torch.float32 for p in method.parameters())
+    first = ends["full"][0]["loss"]
+    for precision, log in ends.items():
+        assert log[-1]["loss"] < 0.6 * first, precision
+    assert ends["full"][-1]["loss"] != ends["bf16"][-1]["loss"]
+    assert ends["full"][-1]["loss"] == pytest.approx(ends["bf16"][-1]["loss"], abs=0.05)
+
+
+@pytest.mark.parametrize(
+    ("able", "chosen"), [({"avx512_bf16": True}, "bf16"), ({"avx512_f": True}, "full"), (None, "full")]
+)
+def test_bf16_is_chosen_where_the_processor_has_it(monkeypatch, able, chosen):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    if able is None:
+        monkeypatch.delattr(torch.cpu, "get_capabilities", raising=False)
+    else:
+        monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: able, raising=False)
+    assert choose_precision("auto") == chosen
+    assert choose_precision("full") == "full"
+    assert choose_precision("bf16") == "bf16"

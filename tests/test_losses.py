@@ -10,7 +10,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fewbeats.losses import dice_ce_loss
+from fewbeats.losses import contrastive_loss, dice_ce_loss
 
 
 def dice_ce_slowly(logits: np.ndarray, target: np.ndarray, annotated: np.ndarray) -> float:
@@ -156,3 +156,11 @@ def test_half_precision_scores_are_summed_in_single():
     half = dice_ce_loss(logits.half(), target, annotated)
     assert half.dtype == torch.float32
     assert half.item() == pytest.approx(dice_ce_loss(logits, target, annotated).item(), rel=1e-3)
+
+
+def test_contrast_is_summed_in_single_precision_under_autocast():
+    embeddings = torch.randn(16, 8, generator=torch.Generator().manual_seed(0))
+    positives = torch.arange(8).repeat(2)[:, None] == torch.arange(8).repeat(2)[None]
+    alone = contrastive_loss(embeddings, positives, temperature=0.05)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert torch.equal(contrastive_loss(embeddings, positives, temperature=0.05), alone)

@@ -222,7 +222,9 @@ SIDE = 32
 def oracle(kind: str, *, dims: int = 2, size: int = SIDE, spacing_mm: float = 2.5) -> Engine:
     """A network that reads the answer off the image: `GRAY` has a value for each class, evenly apart."""
     if kind == "localizer":
-        settings = localizer_settings(NetworkSettings(kind="unet2d", levels=4, context=0))
+        settings = localizer_settings(
+            SegmentationSettings(network=NetworkSettings(kind="unet2d", levels=4, context=0))
+        )
         structures: tuple[str, ...] = ("heart",)
     else:
         settings = SegmentationSettings(

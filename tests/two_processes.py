@@ -10,7 +10,7 @@ import torch
 
 from fewbeats.training.loop import FitSettings, Watch, fit
 from fewbeats.training.rundir import RunDir
-from test_loop import Pointwise, batches, norm_method, short
+from test_loop import FULL, Pointwise, batches, norm_method, short
 
 
 def total(method) -> dict[str, float]:
@@ -20,7 +20,7 @@ def total(method) -> dict[str, float]:
 def train(out: Path) -> None:
     """Save each process's last state as RUN + RANK + .pt, with the number of steps."""
     runs: dict[str, tuple] = {
-        "pointwise": (Pointwise(), short(), None),
+        "pointwise": (Pointwise(), short(optim=FULL), None),
         "norm": (
             norm_method(),
             FitSettings(minutes=0.004, log_every=2, checkpoint_seconds=0.0),

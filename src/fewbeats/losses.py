@@ -70,7 +70,8 @@ def contrastive_loss(embeddings: Tensor, positives: Tensor, *, temperature: floa
     """
     unit = F.normalize(embeddings.float(), dim=1)
     own = torch.eye(len(unit), dtype=torch.bool, device=unit.device)
-    similarity = (unit @ unit.T / temperature).masked_fill(own, float("-inf"))
+    with torch.autocast(unit.device.type, enabled=False):
+        similarity = (unit @ unit.T / temperature).masked_fill(own, float("-inf"))
     log_share = similarity.log_softmax(1).masked_fill(own, 0.0)
     wanted = positives & ~own
     count = wanted.sum(1)

@@ -17,6 +17,7 @@ from fewbeats.disk import atomic_path
 from fewbeats.errors import InputError
 from fewbeats.finetuning.segmentation import SegmentationSettings, localizer_settings
 from fewbeats.training.loop import FitSettings
+from fewbeats.training.precision import choose_precision
 from fewbeats.training.rundir import RunDir
 
 if TYPE_CHECKING:
@@ -250,7 +251,7 @@ def read_samples(command: Finetune, data: TrainingData) -> TrainingSamples:
         )
     whole = []
     if command.localizer_steps and not command.localizer:
-        grid = localizer_settings(command.model.network).preprocess
+        grid = localizer_settings(command.model).preprocess
         whole = as_heart(prepare_labeled(data.train_rows, grid, center=image_center, **where))
     return TrainingSamples(train, held_back, whole)
 
@@ -301,11 +302,11 @@ def _train_localizer(command: Finetune, data: TrainingData, samples: Sequence[Sa
     """A network of the same kind and start that finds "heart" in whole slices at low resolution."""
     if (run.path / "run.json").is_file():
         return
-    settings, init = localizer_settings(command.model.network), command.init
+    settings, init = localizer_settings(command.model), command.init
     if init not in STARTS:  # a run's weights have learned another task
         init = "natural" if settings.network.kind == "lite0" else "scratch"
     network = start_network(settings.network, 2, init, seed=command.seed, label="localizer")
-    fit_settings = FitSettings(steps=command.localizer_steps, seed=command.seed)  # its own optimizer
+    fit_settings = FitSettings(steps=command.localizer_steps, seed=command.seed, optim=settings.optim)
     network, _ = _train(network, samples, settings, fit_settings, run, label="localizer")
     data.provenance.save(run.path)
     _finish(run, network, settings, {"task": "localizer", "structures": ["heart"], "init": init})
@@ -324,9 +325,7 @@ def _train_segmenter(
 
     settings = command.model
     minutes = None if command.minutes is None else command.minutes - (time.perf_counter() - started) / 60
-    fit_settings = FitSettings(
-        steps=command.steps, minutes=minutes, seed=command.seed, optimizer=settings.optim.kind
-    )
+    fit_settings = FitSettings(steps=command.steps, minutes=minutes, seed=command.seed, optim=settings.optim)
     network, steps = _train(network, samples.train, settings, fit_settings, run, held=samples.held_back)
     about = {
         "task": command.task,
@@ -392,5 +391,6 @@ def _finish(run: RunDir, network: nn.Module, settings: SegmentationSettings, abo
     with atomic_path(run.weights()) as partial:
         save_weights(network.state_dict(), partial)
     engines = export_network(run.path, network, settings)
-    run.write_config({**about, "settings": settings, "engines_seconds": engines})
+    about |= {"precision": choose_precision(settings.optim.precision), "engines_seconds": engines}
+    run.write_config({**about, "settings": settings})
     run.drop_checkpoint()

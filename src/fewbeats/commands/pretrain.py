@@ -23,6 +23,7 @@ from fewbeats.pretraining.settings import (
 )
 from fewbeats.training.loop import FitSettings, Watch
 from fewbeats.training.optim import OptimSettings
+from fewbeats.training.precision import choose_precision
 from fewbeats.training.rundir import RunDir
 from fewbeats.transforms.intensity import IntensitySettings
 from fewbeats.transforms.preprocess import PreprocessSettings
@@ -102,9 +103,7 @@ class Pretrain:
             return run.path
         sampler = PoolSampler(pool, self.batch_size, self.network.context, self.seed)
         batches = with_views(sampler, views, seed=self.seed)
-        fit_settings = FitSettings(
-            steps=self.steps, minutes=self.minutes, seed=self.seed, optimizer=self.optim.kind
-        )
+        fit_settings = FitSettings(steps=self.steps, minutes=self.minutes, seed=self.seed, optim=self.optim)
         watch = watch_heights(self, pool)
         steps = fit(method, batches, settings=fit_settings, run=run, label=self.method, watch=watch)
         provenance.save(run.path)
@@ -254,7 +253,8 @@ def finish(command: Pretrain, run: RunDir, method: Method, about: dict[str, Any]
     collapsed = last_spread(run) < COLLAPSED
     with atomic_path(run.weights()) as file:
         save_weights(method.networks()["network"].state_dict(), file)
-    run.write_config({"task": "pretraining", **command.describe(), **about, "collapsed": collapsed})
+    about |= {"collapsed": collapsed, "precision": choose_precision(command.optim.precision)}
+    run.write_config({"task": "pretraining", **command.describe(), **about})
     run.drop_checkpoint()
     print(f"{run.path}: {command.method} saw {about['slices']} slices in {about['steps']} steps")
     if collapsed:

@@ -65,8 +65,9 @@ class SegmentationSettings:
         return self.slab_slices if self.network.dims == 3 else self.network.in_channels
 
 
-def localizer_settings(network: NetworkSettings) -> SegmentationSettings:
+def localizer_settings(model: SegmentationSettings) -> SegmentationSettings:
     """Finds the heart in the whole slice at 4 mm, with the same kind of network as the segmentation's."""
+    network = model.network
     kind = replace(network, levels=min(network.levels, 6))  # 96 pixels are 3 at the bottom
     if network.dims == 3:
         kind = replace(kind, kind="unet2d", context=1)
@@ -76,6 +77,7 @@ def localizer_settings(network: NetworkSettings) -> SegmentationSettings:
         spatial=SpatialSettings(
             shift_px=16.0, scale=(0.6, 1.4), elastic_probability=0.0, crop_probability=0.3
         ),
+        optim=OptimSettings(precision=model.optim.precision),  # with an optimizer of its own
     )
 
 

@@ -123,4 +123,4 @@ class Dino(Method):
 
 def _judge(side: nn.ModuleDict, image: Tensor) -> Tensor:
     """Scores (B, K) of a student or teacher."""
-    return side["head"](pool_features(side, image))
+    return side["head"](pool_features(side, image)).float()

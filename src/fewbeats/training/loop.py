@@ -9,10 +9,12 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 from fewbeats.errors import InputError
+from fewbeats.training.optim import OptimSettings
+from fewbeats.training.precision import choose_precision, full_depthwise
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -34,16 +36,14 @@ class FitSettings:
     """Wall-clock budget; turned into steps once, after timing 20, and written to the run's folder."""
     seed: int = 0
     """Start of the weights and of every random draw."""
-    optimizer: Literal["adamw", "sgd"] = "adamw"
-    """The rule by which a step changes the weights."""
+    optim: OptimSettings = field(default_factory=OptimSettings)
+    """Which optimizer, and in which arithmetic; the rates are the method's."""
     clip_norm: float = 5.0
     """Largest norm of the gradient."""
     log_every: int = 10
     """Steps between lines of metrics.jsonl."""
     checkpoint_seconds: float = 60.0
     """Least time between checkpoints, s."""
-    precision: Literal["auto", "no", "fp16", "bf16"] = "auto"
-    """auto: bf16 on a GPU that computes it natively, else full precision."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -99,27 +99,18 @@ def fit(
         raise InputError(f"--minutes {settings.minutes}: give a number")
     set_seed(settings.seed)
     accelerator = Accelerator(
-        mixed_precision=_precision(settings.precision),
         cpu=not torch.cuda.is_available(),
         kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=True)],
     )
     run.path.mkdir(parents=True, exist_ok=True)
     loop = _Loop(method, accelerator, settings, run)
     loop.resume()
-    if loop.total is None:
-        loop.total = settings.steps or loop.steps_for(settings.minutes or 0.0, batches)
-    loop.run_to_end(batches, label, watch)
+    with full_depthwise(method):
+        if loop.total is None:
+            loop.total = settings.steps or loop.steps_for(settings.minutes or 0.0, batches)
+        loop.run_to_end(batches, label, watch)
     accelerator.wait_for_everyone()
     return loop.total
-
-
-def _precision(wanted: str) -> str:
-    """bf16 only where it is native: on a CPU without matrix units it is many times slower."""
-    import torch
-
-    if wanted != "auto":
-        return wanted
-    return "bf16" if torch.cuda.is_available() and torch.cuda.is_bf16_supported() else "no"
 
 
 class _Loop:
@@ -130,8 +121,9 @@ class _Loop:
 
         self.method, self.accelerator, self.settings, self.run = method, accelerator, settings, run
         self.groups = method.parameter_groups()
-        self.optimizer = build_optimizer(self.groups, settings.optimizer)
+        self.optimizer = build_optimizer(self.groups, settings.optim.kind)
         self.wrapped, self.prepared = accelerator.prepare(method, self.optimizer)
+        self.bf16 = choose_precision(settings.optim.precision) == "bf16"
         self.step, self.total = 0, None  # type: int, int | None
         self.best: float | None = None
         self.data_seconds = self.step_seconds = 0.0  # since the last line of the metrics
@@ -187,7 +179,7 @@ class _Loop:
         self.method.train()
         set_rates(self.optimizer, self.groups, progress)
         self.optimizer.zero_grad(set_to_none=True)
-        with self.accelerator.autocast():
+        with torch.autocast(self.accelerator.device.type, torch.bfloat16, enabled=self.bf16):
             result = self.wrapped(batch.to(self.accelerator.device), progress)
         self.accelerator.backward(result.loss)
         if result.active is not None:

@@ -8,6 +8,8 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
+from fewbeats.training.precision import Precision
+
 if TYPE_CHECKING:
     import torch
     from torch import nn
@@ -35,6 +37,8 @@ class OptimSettings:
     """Share of the steps in which the rate rises linearly."""
     final_rate: float = 0.01
     """Rate at the end as a share of the peak."""
+    precision: Precision = "auto"
+    """auto: bf16 where the GPU or CPU computes it natively, else full."""
 
 
 def warmup_decay(
