@@ -3,9 +3,9 @@
     python benchmarks/pretraining.py --steps 12 --pairs 3
 
 On slices of ACDC's size that lie in a pool on disk, the default network, channels-last. Two figures:
-the share of a step that is forward, backward and update, as `metrics.jsonl` of every run holds it; and
-SimCLR and DINO against the same network driven by lightly's losses (MIT) and torchvision's tensor
-transforms, in turn within one process (median of ratios of pairs).
+the share of a step that is forward, backward and update, with 0 and with 2 loader processes, as
+`metrics.jsonl` of every run holds it; and SimCLR and DINO against the same network driven by lightly's losses
+(MIT) and torchvision's tensor transforms, in turn within one process (median of ratios of pairs).
 """
 
 from __future__ import annotations
@@ -28,6 +28,7 @@ from fewbeats.models.heads import Projector, PrototypeHead, feature_width, pool_
 from fewbeats.models.network import build_network
 from fewbeats.training.loop import FitSettings, fit
 from fewbeats.training.rundir import RunDir
+from fewbeats.training.workers import with_workers
 from fewbeats.transforms.views import with_views
 
 
@@ -45,7 +46,10 @@ def main() -> None:
             command = Pretrain(
                 method=name, cohort=Path("none"), out=Path(folder), steps=1, batch_size=given.batch_size
             )
-            result[f"{name}, network's share of a step"] = 1 - data_share(command, pool, given.steps)
+            for workers in (0, 2):
+                result[f"{name}, network's share with {workers} workers"] = 1 - data_share(
+                    command, pool, given.steps, workers
+                )
             ratios = []
             for _ in range(given.pairs):
                 own = images_per_second(own_step(command, pool), command.batch_size, given.steps)
@@ -72,10 +76,10 @@ def make_pool(folder: Path, *, scans: int = 20, slices: int = 10, side: int = 19
     )  # fmt: skip
 
 
-def data_share(command: Pretrain, pool: SlicePool, steps: int) -> float:
+def data_share(command: Pretrain, pool: SlicePool, steps: int, workers: int) -> float:
     """Median share of a step that waits for data, but for the first line of the log."""
     method, views = build_method(command)
-    batches = with_views(PoolSampler(pool, command.batch_size), views, seed=0)
+    batches = with_workers(with_views(PoolSampler(pool, command.batch_size), views, seed=0), workers)
     with tempfile.TemporaryDirectory() as folder:
         run, settings = (
             RunDir(Path(folder)),

@@ -9,6 +9,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Iterator
+from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 
@@ -29,6 +30,7 @@ from fewbeats.training.method import Method, ParameterGroup, Step
 from fewbeats.training.optim import OptimSettings, encoder_groups, warmup_decay
 from fewbeats.training.precision import choose_precision, full_depthwise
 from fewbeats.training.rundir import RunDir, restore_settings
+from fewbeats.training.workers import with_workers
 
 RATES = OptimSettings(learning_rate=1e-2)
 FULL = OptimSettings(precision="full")  # where sums in another order must agree
@@ -324,6 +326,43 @@ def test_resuming_with_momentum_changes_nothing(tmp_path):
     again = unet_method(seed=3)
     fit(again, batches, settings=settings, run=RunDir(tmp_path / "broken"))
     assert _equal(again.state_dict(), methods[0].state_dict())
+
+
+# Workers
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_workers_make_the_same_batches_in_the_same_order(workers):
+    ahead = with_workers(batches, workers)(3, 1, 2)
+    for mine, theirs in islice(zip(batches(3, 1, 2), ahead), 5):
+        assert torch.equal(mine.views["image"], theirs.views["image"])
+        assert torch.equal(mine.target, theirs.target)
+
+
+@dataclass
+class Failing:
+    """Batches that cannot be made."""
+
+    error: Exception
+
+    def __call__(self, start: int, rank: int, world: int) -> Iterator[Batch]:
+        raise self.error
+        yield
+
+
+@pytest.mark.parametrize(("error", "told"), [
+    (InputError("scan.nii: damaged"), r"^scan.nii: damaged$"),
+    (RuntimeError("a defect"), "a defect"),
+])  # fmt: skip
+def test_what_fails_in_a_worker_is_told_here(error, told):
+    with pytest.raises(type(error), match=told) as caught:
+        list(with_workers(Failing(error), 1)(0, 0, 1))
+    assert ("in __call__" in str(caught.value)) == (type(error) is RuntimeError)  # the worker's traceback
+
+
+def test_fewer_than_no_workers_are_refused():
+    with pytest.raises(InputError, match="--workers -1"):
+        with_workers(batches, -1)
 
 
 # Choosing the best

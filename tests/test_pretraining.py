@@ -211,7 +211,7 @@ def test_prototypes_count_by_direction_alone():
 def test_small_views_are_cut_from_the_field_of_view():
     settings = ViewSettings(size=32)
     image = torch.randn(2, 1, 48, 48)
-    found = dino.views(image, settings, torch.Generator().manual_seed(0), dino=DinoSettings(small_views=3))
+    found = dino.views(image, torch.Generator().manual_seed(0), settings, dino=DinoSettings(small_views=3))
     assert {name: v.shape[-1] for name, v in found.items()} == {
         "large0": 32, "large1": 32, "small0": 16, "small1": 16, "small2": 16,
     }  # fmt: skip
@@ -272,7 +272,7 @@ def test_a_collapse_has_no_spread():
 
 @pytest.mark.parametrize("module", [simclr, pcl, mim], ids=lambda m: m.__name__)
 def test_views_are_named_and_of_the_networks_size(module):
-    found = module.views(torch.randn(2, 1, 48, 48), ViewSettings(size=32), torch.Generator().manual_seed(0))
+    found = module.views(torch.randn(2, 1, 48, 48), torch.Generator().manual_seed(0), ViewSettings(size=32))
     assert all(view.shape == (2, 1, 32, 32) for view in found.values())
     if len(found) == 2:
         a, b = found.values()
@@ -427,6 +427,14 @@ def test_what_cannot_be_pretrained_is_refused(method, flags, complaint, phantoms
     assert main(words) == 2
     assert complaint in capfd.readouterr().err
     assert not (tmp_path / "run").exists()
+
+
+def test_workers_change_nothing(phantoms, tmp_path):
+    words = ["pretrain", "simclr", str(phantoms), "--steps=4", *LITTLE, f"--cache={tmp_path / 'cache'}"]
+    for workers in (0, 2):
+        assert main([*words, f"--out={tmp_path / str(workers)}", f"--workers={workers}"]) == 0
+    one, two = ((tmp_path / name / "network.safetensors").read_bytes() for name in ("0", "2"))
+    assert one == two
 
 
 def test_memory_does_not_grow_with_the_table(phantoms, tmp_path):

@@ -66,6 +66,8 @@ class Pretrain:
     """Draw of the subjects, start of the weights, order of the slices."""
     batch_size: int = 32
     """Slices a step and process."""
+    workers: int = 0
+    """Processes that make batches while the network computes; they pay where the network runs on a GPU."""
     cache: Path | None = None
     """Folder of preprocessed scans; `sample-cache` beside the run by default."""
     network: NetworkSettings = field(default_factory=NetworkSettings)
@@ -89,6 +91,7 @@ class Pretrain:
         """
         from fewbeats.data.pool import PoolSampler
         from fewbeats.training.loop import fit
+        from fewbeats.training.workers import with_workers
         from fewbeats.transforms.views import with_views
 
         started = time.perf_counter()
@@ -102,14 +105,15 @@ class Pretrain:
             print(f"{run.path}: already trained with these settings")
             return run.path
         sampler = PoolSampler(pool, self.batch_size, self.network.context, self.seed)
-        batches = with_views(sampler, views, seed=self.seed)
+        shown = with_views(sampler, views, seed=self.seed)
+        batches = with_workers(shown, self.workers)
         fit_settings = FitSettings(steps=self.steps, minutes=self.minutes, seed=self.seed, optim=self.optim)
         watch = watch_heights(self, pool)
         steps = fit(method, batches, settings=fit_settings, run=run, label=self.method, watch=watch)
         provenance.save(run.path)
         seconds = time.perf_counter() - started
         finish(self, run, method, {"steps": steps, "slices": len(pool), "seconds": seconds})
-        report(self, run, method, next(with_views(sampler, views, seed=self.seed)(0, 0, 1)))
+        report(self, run, method, next(shown(0, 0, 1)))
         return run.path
 
     @property
@@ -119,7 +123,7 @@ class Pretrain:
 
     def describe(self) -> dict[str, Any]:
         """What decides the outcome: all but places, and of the methods the chosen one."""
-        aside = {"cohort", "out", "cache", *METHODS} - {self.file}
+        aside = {"cohort", "out", "cache", "workers", *METHODS} - {self.file}
         return {name: value for name, value in asdict(self).items() if name not in aside}
 
 
@@ -162,7 +166,7 @@ def build_method(command: Pretrain) -> tuple[Method, Views]:
         method, views = pcl.Pcl(network, settings=settings, optim=optim), pcl.views
     else:
         method, views = simclr.Simclr(network, settings=settings, optim=optim), simclr.views
-    return method, lambda image, generator: views(image, shown, generator)
+    return method, partial(views, settings=shown)
 
 
 def choose_pool(command: Pretrain) -> tuple[pl.DataFrame, Provenance]:

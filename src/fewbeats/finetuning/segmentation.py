@@ -147,9 +147,9 @@ def exported(method: Method) -> nn.Module:
 
 def augment(batches: Batches, settings: SegmentationSettings, *, seed: int) -> Batches:
     """Random transform of each batch."""
-    from fewbeats.transforms.views import randomized
+    from fewbeats.transforms.views import Randomized
 
-    return randomized(batches, lambda batch, generator: transform(batch, settings, generator), seed=seed)
+    return Randomized(batches, lambda batch, generator: transform(batch, settings, generator), seed)
 
 
 def transform(batch: Batch, settings: SegmentationSettings, generator) -> Batch:

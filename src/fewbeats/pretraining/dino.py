@@ -45,7 +45,7 @@ LARGE = ("large0", "large1")
 
 
 def views(
-    image: Tensor, settings: ViewSettings, generator: Generator, *, dino: DinoSettings
+    image: Tensor, generator: Generator, settings: ViewSettings, *, dino: DinoSettings
 ) -> dict[str, Tensor]:
     """Two large views and several small ones, of the same magnification, from anywhere in the large field."""
     small = replace(

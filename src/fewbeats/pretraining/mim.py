@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from fewbeats.sample import Batch
 
 
-def views(image: Tensor, settings: ViewSettings, generator: Generator) -> dict[str, Tensor]:
+def views(image: Tensor, generator: Generator, settings: ViewSettings) -> dict[str, Tensor]:
     """One random view, and what of it is blanked as a view of its own."""
     return {"image": draw_view(image, settings, generator)}
 

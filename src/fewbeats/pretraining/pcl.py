@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from fewbeats.sample import Batch
 
 
-def views(image: Tensor, settings: ViewSettings, generator: Generator) -> dict[str, Tensor]:
+def views(image: Tensor, generator: Generator, settings: ViewSettings) -> dict[str, Tensor]:
     """Two random views of the same field of view."""
     return {name: draw_view(image, settings, generator) for name in ("a", "b")}
 

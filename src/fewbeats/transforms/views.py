@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import TYPE_CHECKING
 
 from fewbeats.transforms.intensity import IntensitySettings, augment_intensity
@@ -43,22 +44,26 @@ def draw_view(image: Tensor, settings: ViewSettings, generator: Generator) -> Te
     return view.contiguous(memory_format=torch.channels_last)
 
 
-def randomized(batches: Batches, change: Callable[[Batch, Generator], Batch], *, seed: int) -> Batches:
+@dataclass(frozen=True)
+class Randomized:
     """Batches changed at random; what is drawn depends on (seed, step, rank) alone."""
 
-    def stream(start: int, rank: int, world: int) -> Iterator[Batch]:
+    batches: Batches
+    change: Callable[[Batch, Generator], Batch]
+    seed: int
+
+    def __call__(self, start: int, rank: int, world: int) -> Iterator[Batch]:
+        """Batches from step `start` on."""
         import torch
 
-        for step, batch in enumerate(batches(start, rank, world), start):
-            yield change(batch, torch.Generator().manual_seed(hash((seed, step, rank)) % 2**31))
-
-    return stream
+        for step, batch in enumerate(self.batches(start, rank, world), start):
+            yield self.change(batch, torch.Generator().manual_seed(hash((self.seed, step, rank)) % 2**31))
 
 
 def with_views(batches: Batches, views: Views, *, seed: int) -> Batches:
     """Batches whose "image" is replaced by its views."""
-    return randomized(
-        batches,
-        lambda batch, generator: replace(batch, views=views(batch.views["image"], generator)),
-        seed=seed,
-    )
+    return Randomized(batches, partial(_show, views=views), seed)
+
+
+def _show(batch: Batch, generator: Generator, *, views: Views) -> Batch:
+    return replace(batch, views=views(batch.views["image"], generator))
