@@ -164,7 +164,7 @@ def test_restoring_slab_by_slab_is_restoring_all(along, seed, thickness):
     assert whole.shape == (3, *[b.stop - b.start for b in grid.box])
     depth = grid.box[0]
     slabs = [
-        grid.restore(scores, slab=slice(z, min(z + thickness, depth.stop)))
+        grid.restore(scores, box=(slice(z, min(z + thickness, depth.stop)), *grid.box[1:]))
         for z in range(depth.start, depth.stop, thickness)
     ]
     if slabs:
@@ -274,3 +274,21 @@ def test_an_even_image_stays_finite():
         frame = np.full((2, 20, 20), level, np.float32)
         values, _ = prepare_frame(frame, (8, 1, 1), PreprocessSettings(size=16))
         np.testing.assert_allclose(values, 0.0, atol=0.05)
+
+
+@given(st.lists(axes, min_size=3, max_size=3), st.integers(0, 2**32))
+@settings(max_examples=100, deadline=None)
+def test_beyond_the_reach_of_a_part_nothing_is_restored_from_it(along, seed):
+    grid, draw = _grid(*along), np.random.default_rng(seed)
+    first = draw.integers(0, grid.shape)
+    last = draw.integers(first, grid.shape)
+    part = tuple(slice(int(a), int(b) + 1) for a, b in zip(first, last))
+    values = np.zeros(grid.shape, np.float32)
+    values[part] = 1.0
+    whole = np.zeros(grid.source_shape, np.float32)
+    whole[grid.box] = grid.restore(values)
+    reached = grid.reach(part)
+    if all(b.stop > b.start for b in reached):
+        np.testing.assert_allclose(grid.restore(values, box=reached), whole[reached], atol=1e-6)
+    whole[reached] = 0.0
+    assert not whole.any()

@@ -86,18 +86,24 @@ def segment_frames(scan: Scan, model: Model, region: Region) -> Iterator[np.ndar
         if values.min() == values.max():
             raise InputError(f"{scan.source.path}: frame {t} is empty (one gray value); export it again")
         image = normalize(grid.sample(values), inside, view, modality=scan.modality or "MR")
-        yield keep_largest(_decide(image, grid, model.segmenter), model.structures)
+        yield _decide(image, grid, model.segmenter)
 
 
 def _decide(image: np.ndarray, grid: Grid, engine: Engine) -> np.ndarray:
-    """Network input -> label values on the scan's grid, slab by slab."""
+    """Network input -> label values on the scan's grid, slab by slab.
+
+    Where background has the highest score at all grid points a voxel draws from, it has it at the voxel.
+    """
     logits = _slide(image, engine) if engine.settings.network.dims == 3 else _slice_by_slice(image, engine)
     values = np.array([0, *(FEWBEATS_VALUES[s] for s in engine.structures)], np.uint8)
     mask = np.zeros(grid.source_shape, np.uint8)
-    depth, rows, columns = grid.box
-    for first in range(depth.start, depth.stop, SLAB):
-        slab = slice(first, min(first + SLAB, depth.stop))
-        mask[slab, rows, columns] = values[grid.restore(logits, slab=slab).argmax(0)]
+    seen = ndimage.find_objects((logits[1:] > logits[0]).any(0).astype(np.uint8))
+    if seen:
+        depth, rows, columns = grid.reach(seen[0])
+        for first in range(depth.start, depth.stop, SLAB):
+            box = slice(first, min(first + SLAB, depth.stop)), rows, columns
+            mask[box] = values[grid.restore(logits, box=box).argmax(0)]
+        keep_largest(mask[depth, rows, columns], engine.structures)
     return mask
 
 

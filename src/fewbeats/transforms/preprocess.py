@@ -88,18 +88,27 @@ class Grid:
             on.append((at >= -0.5) & (at <= voxels - 0.5))
         return on[0][:, None, None] & on[1][None, :, None] & on[2][None, None, :]
 
-    def restore(self, values: np.ndarray, *, slab: slice | None = None) -> np.ndarray:
+    def reach(self, part: tuple[slice, ...]) -> tuple[slice, slice, slice]:
+        """The voxels of `box` whose restored value draws from a part of the grid, and at most one more."""
+        reached = []
+        for own, start, step, whole in zip(part, self.start, self.step, self.box):
+            width = max(1.0, 1.0 / step)  # of the kernel, in grid points
+            first = int(np.floor(start + step * (own.start - width)))
+            last = int(np.ceil(start + step * (own.stop - 1 + width)))
+            first = min(max(first, whole.start), whole.stop)
+            reached.append(slice(first, max(first, min(last + 1, whole.stop))))
+        return reached[0], reached[1], reached[2]
+
+    def restore(self, values: np.ndarray, *, box: tuple[slice, slice, slice] | None = None) -> np.ndarray:
         """Grid values (..., Z', Y', X') -> values on the scan's voxels of `box` (..., z, y, x), linear.
 
         Args:
             values: one value or score per grid point.
-            slab: only these slices of the scan, to bound memory.
+            box: only these voxels of the scan.
         """
         drawn = [
             _reduced((extent.start - start) / step, 1.0 / step, extent.stop - extent.start, count, clamp=True)
-            for extent, start, step, count in zip(
-                (slab or self.box[0], *self.box[1:]), self.start, self.step, self.shape
-            )
+            for extent, start, step, count in zip(box or self.box, self.start, self.step, self.shape)
         ]
         return _resample(values, drawn)
 
