@@ -41,7 +41,6 @@ FIELD = ("--intensity.probability", "0.5", "--intensity.bias-field", "1.0")
 SHARED = "localizer-7"
 ARMS = {
     "natural-7": Arm(7, 1400),
-    "natural-7-2200": Arm(7, 2200, localizer=SHARED),  # 15 minutes on two cores with bf16
     "natural-7-fast": Arm(7, 1400, FAST, localizer=SHARED),
     "natural-7-350": Arm(7, 350, localizer=SHARED),
     "natural-7-700": Arm(7, 700, localizer=SHARED),

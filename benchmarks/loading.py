@@ -25,6 +25,7 @@ from fewbeats.models.network import build_network
 from fewbeats.sample import Sample
 from fewbeats.training.loop import FitSettings, fit
 from fewbeats.training.optim import build_optimizer, set_rates
+from fewbeats.training.precision import choose_precision, full_depthwise
 from fewbeats.training.rundir import RunDir
 
 
@@ -95,8 +96,9 @@ def time_loop(batches, settings: SegmentationSettings, steps: int) -> tuple[floa
 
 
 def time_bare(batches, settings: SegmentationSettings, steps: int) -> float:
-    """Median seconds of forward + backward + update, batches made beforehand."""
+    """Median seconds of forward + backward + update in the loop's arithmetic, batches made beforehand."""
     method = make_method(settings).train()
+    bf16 = choose_precision(settings.optim.precision) == "bf16"
     groups = method.parameter_groups()
     optimizer = build_optimizer(groups)
     set_rates(optimizer, groups, 0.5)
@@ -105,7 +107,9 @@ def time_bare(batches, settings: SegmentationSettings, steps: int) -> float:
         batch = next(stream)
         begun = time.perf_counter()
         optimizer.zero_grad(set_to_none=True)
-        method(batch, 0.5).loss.backward()
+        with full_depthwise(method), torch.autocast("cpu", torch.bfloat16, enabled=bf16):
+            loss = method(batch, 0.5).loss
+        loss.backward()
         optimizer.step()
         method.after_update(0.5)
         if step >= 10:
