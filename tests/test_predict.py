@@ -72,12 +72,13 @@ TURNS = {
     "other end": [[0, 1], [1, -1], [2, -1]],
     "slices first": [[1, 1], [2, -1], [0, 1]],
     "slices between": [[0, -1], [2, 1], [1, -1]],
+    "rows for columns": [[1, 1], [0, 1], [2, 1]],
+    "turned by 90 degrees": [[1, -1], [0, 1], [2, 1]],
 }
-"""For each axis x, y, z of the cine: which axis of the file it becomes, and whether mirrored. The two axes of
-a slice keep their order: turned by 90 degrees it would be another picture to a network."""
+"""For each axis x, y, z of the cine: which axis of the file it becomes, and whether mirrored."""
 
 
-@pytest.mark.parametrize(("turn", "suffix"), zip(TURNS, [".nii", ".nii.gz", ".NII.GZ", ".nii"]))
+@pytest.mark.parametrize(("turn", "suffix"), zip(TURNS, [".nii", ".nii.gz", ".NII.GZ", ".nii", ".nii", ".nii"]))
 def test_flipped_and_permuted_files_get_the_same_mask(turn, suffix, cine, small_run, tmp_path, expected):
     image, there = nib.load(cine), np.array(TURNS[turn])
     affine = image.affine @ nib.orientations.inv_ornt_aff(there, image.shape[:3])

@@ -27,6 +27,9 @@ STACK_MM = 2.49
 # Directions that differ by less are equal: an affine and its copy through a quaternion are turned alike.
 TIE = 1e-3
 
+# Cosine beyond which it is clear from which side slices are seen; planes along the heart's long axis are not.
+SEEN_FROM = 0.3
+
 TOWARD_APEX = np.array([-1.0, 1.0, -1.0])
 """The human heart's long axis from base to apex: left, anterior, inferior, in RAS+."""
 
@@ -132,9 +135,10 @@ def canonical_reorientation(affine: np.ndarray, shape: tuple[int, int, int]) -> 
     """How to turn a source grid into the canonical one.
 
     A volume goes to the closest RAS+ order. A stack of slices keeps its slices: the axis across them becomes
-    Z and runs from base to apex. The in-plane axes keep their order and are flipped so that their largest
-    component points to the patient's left, posterior or foot side, as slices are shown in radiology. A stack
-    that lost its orientation is left as stored.
+    Z and runs from base to apex. The in-plane axes are flipped so that their largest component points to the
+    patient's left, posterior or foot side, as slices are shown in radiology, and change places where slices
+    would be seen from above, behind or the right: a mirror image. A stack that lost its orientation is left as
+    stored.
 
     Args:
         affine: (4, 4) source affine, voxel (x, y, z, 1) -> RAS+ mm.
@@ -156,6 +160,9 @@ def canonical_reorientation(affine: np.ndarray, shape: tuple[int, int, int]) -> 
         along = np.abs(direction[:, axis])
         largest = int(np.argmax(along > along.max() - TIE))  # the first of equals
         signs.append(direction[largest, axis] > 0)
+    x, y = (direction[:, axis] * (-1 if sign else 1) for axis, sign in zip(order_xyz, signs))
+    if np.cross(x, y) @ TOWARD_APEX / np.linalg.norm(TOWARD_APEX) > SEEN_FROM:
+        order_xyz[:2], signs = order_xyz[1::-1], signs[::-1]
     signs.append(direction[:, through] @ TOWARD_APEX < -TIE)
     return _from_xyz(order_xyz, signs)
 
