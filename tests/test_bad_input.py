@@ -78,6 +78,12 @@ def colored(path: Path) -> None:
     nib.save(nib.Nifti1Image(np.zeros(nib.load(path).shape[:3], dtype), np.eye(4)), path)
 
 
+def vectors(path: Path) -> None:
+    field = nib.Nifti1Image(np.zeros((8, 8, 4, 1, 3), np.float32), np.eye(4))
+    field.header.set_intent("vector")
+    nib.save(field, path)
+
+
 def shifted(path: Path) -> None:
     affine = nib.load(path).affine.copy()
     affine[0, 3] += 5.0
@@ -149,6 +155,12 @@ SPOILED_TABLES = {
     "photographs in 3D": (lambda c: c, ["--network.kind=unet3d", "--init=natural"], "lite0"),
     "no such start": (lambda c: c, ["--init=nowhere"], "nowhere"),
     "steps": (lambda c: c, ["--steps=-4"], "at least 1"),
+    "no spacing": (lambda c: c, ["--preprocess.spacing-mm=nan"], "--preprocess.spacing-mm"),
+    "percentiles": (lambda c: c, ["--preprocess.clip-percent", "99", "1"], "--preprocess.clip-percent"),
+    "through plane": (lambda c: c, ["--preprocess.through-plane-mm=-2"], "--preprocess.through-plane-mm"),
+    "average": (lambda c: c, ["--ema-decay=2"], "--ema-decay"),
+    "no slab": (lambda c: c, ["--network.kind=unet3d", "--slab-slices=0"], "multiple of 4"),
+    "another spacing": (lambda c: edited(c, spacing_y_mm=pl.lit("9.5")), [], "mend the file's header"),
 }  # fmt: skip
 
 
@@ -233,6 +245,9 @@ SPOILED_RUNS = {
     "another version": (lambda r: edit_json(r / "run.json", settings={"odd": 1}), [], "odd"),
     "damaged run.json": (lambda r: (r / "run.json").write_text("{"), [], "damaged"),
     "emptied run.json": (lambda r: (r / "run.json").write_text('{"format": 1}'), [], "damaged"),
+    "damaged fingerprint": (lambda r: edit_json(r / "run.json", fingerprint={"x": 1}), [], "damaged"),
+    "other structures": (
+        lambda r: edit_json(r / "run.json", structures=["LV"]), ["--runtime=openvino"], "does not fit"),
     "unfinished": (lambda r: (r / "run.json").unlink(), [], "not a finished run"),
     "damaged weights": (lambda r: truncate(r / "network.safetensors"), ["--runtime=torch"], "safetensors"),
     "missing weights": (lambda r: (r / "network.safetensors").unlink(), ["--runtime=torch"], "no such"),
@@ -293,6 +308,7 @@ SPOILED_SCANS = {
     "NaN in the last frame": (lambda f: rewrite(f, with_value(np.nan, (5, 5, 0, -1))), [], "NaN"),
     "empty frame": (lambda f: rewrite(f, with_value(7.0, (..., -1))), [], "frame 2 is empty"),
     "color": (colored, [], "color"),
+    "vectors": (vectors, [], "vectors"),
     "ED beyond the end": (lambda f: None, ["--ed-frame=3"], "frames 0 to 2"),
     "ES before the start": (lambda f: None, ["--es-frame=-1"], "frames 0 to 2"),
     "split of a file": (lambda f: None, ["--split=dev"], "cohort"),
@@ -437,3 +453,31 @@ def test_full_disk(tiny_disk, phantoms, small_run, tmp_path, capfd):
         capfd, "phantom", tiny_disk / "phantoms", "--subjects=1", "--frames=2"
     )
     assert not [f for f in files_below(tiny_disk) if "partial" in f.name]
+
+
+def test_one_heart_under_two_names_is_told(cohort, capfd):
+    for find in (image_of, label_of):
+        shutil.copy(find(cohort, 0), find(cohort, 1))
+    table = pl.read_csv(cohort, infer_schema=False)
+    shape = [c for c in table.columns if c in ("frames", "slices", "rows", "columns") or "spacing" in c]
+    edited(
+        cohort,
+        **{c: of("phantom001", table.filter(pl.col("subject") == "phantom000")[c][0], c) for c in shape},
+    )
+    assert main(["finetune", str(cohort), f"--out={cohort.parent / 'run'}", *SHORT]) == 0
+    assert "phantom000 and phantom001 are one heart" in capfd.readouterr().out
+
+
+def test_a_scan_that_stands_twice_among_predictions(cohort, small_run, tmp_path, capfd):
+    masks = tmp_path / "masks"
+    assert main(["predict", str(small_run), str(cohort), "--split=dev", f"--out={masks}"]) == 0
+    table = masks / "predictions.csv"
+    table.write_text(table.read_text() + table.read_text().splitlines()[1] + "\n")
+    assert "stands in it 2 times" in refuse(capfd, "evaluate", masks, cohort, "--out", tmp_path / "report")
+
+
+def test_a_split_table_with_semicolons(cohort, capfd):
+    split = cohort.parent / "split.csv"
+    split.write_text("subject;split\nphantom000;train\n")
+    words = ["index", cohort.parent / "source", "--layout=phantom", "--out", cohort, "--split", split]
+    assert "separate columns by commas" in refuse(capfd, *words)

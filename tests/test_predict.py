@@ -10,6 +10,7 @@ from pathlib import Path
 import nibabel as nib
 import numpy as np
 import polars as pl
+import pydicom
 import pytest
 
 import synthetic_dicom
@@ -78,7 +79,9 @@ TURNS = {
 """For each axis x, y, z of the cine: which axis of the file it becomes, and whether mirrored."""
 
 
-@pytest.mark.parametrize(("turn", "suffix"), zip(TURNS, [".nii", ".nii.gz", ".NII.GZ", ".nii", ".nii", ".nii"]))
+@pytest.mark.parametrize(
+    ("turn", "suffix"), zip(TURNS, [".nii", ".nii.gz", ".NII.GZ", ".nii", ".nii", ".nii"])
+)
 def test_flipped_and_permuted_files_get_the_same_mask(turn, suffix, cine, small_run, tmp_path, expected):
     image, there = nib.load(cine), np.array(TURNS[turn])
     affine = image.affine @ nib.orientations.inv_ornt_aff(there, image.shape[:3])
@@ -119,14 +122,37 @@ def test_end_diastole_and_end_systole(cine, small_run, tmp_path, expected):
     assert (row["ed_frame"], row["es_frame"]) == ("2", "0")
 
 
-def test_a_cohort_is_predicted_by_split(phantoms, small_run, tmp_path):
+def test_a_cohort_is_predicted_by_split(phantoms, small_run, tmp_path, capfd):
     rows = predict(small_run, phantoms, tmp_path / "out", "--split=dev")
     assert [(r["scan"], r["subject"]) for r in rows] == [
         (f"phantom00{i}_4d", f"phantom00{i}") for i in (4, 5)
     ]
-    assert len(predict(small_run, phantoms, tmp_path / "all")) == 6
-    again = predict(small_run, phantoms, tmp_path / "all", "--split=tune")  # takes the place of the earlier
-    assert [r["scan"] for r in again] == ["phantom003_4d"]
+    again = predict(small_run, phantoms, tmp_path / "out", "--split=dev")  # takes the place of the earlier
+    assert [r["scan"] for r in again] == [r["scan"] for r in rows]
+    for split in ("tune", "dev"):
+        words = ["predict", small_run, phantoms, "--split", split, "--out", tmp_path / "out"]
+        assert main(list(map(str, words))) == (2 if split == "tune" else 0)
+    assert "holds predictions of other scans (phantom004_4d, phantom005_4d)" in capfd.readouterr().err
+
+
+def test_settings_of_one_scan_do_not_go_with_several(phantoms, small_run, tmp_path, capfd):
+    for flag in ("--ed-frame=1", "--es-frame=1", "--frame-time-ms=30"):
+        words = ["predict", small_run, phantoms, "--split=dev", "--out", tmp_path / "out", flag]
+        assert main(list(map(str, words))) == 2
+        assert flag.partition("=")[0] in capfd.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_lost_voxel_size_is_told_and_nothing_is_measured_by_it(cine, phantoms, small_run, tmp_path, capfd):
+    lost = nib.Nifti1Image(np.asarray(nib.load(cine).dataobj), np.diag([1.0, 1.0, 10.0, 1.0]))
+    nib.save(lost, tmp_path / "lost.nii.gz")
+    (row,) = predict(small_run, tmp_path / "lost.nii.gz", tmp_path / "out")
+    assert "the voxel size is lost" in row["warnings"]
+    assert " mL" not in capfd.readouterr().out.partition("warning")[0]
+    cohort = pl.read_csv(phantoms, infer_schema=False).with_columns(spacing_trusted=pl.lit("false"))
+    cohort.write_csv(tmp_path / "cohort.csv")
+    rows = predict(small_run, tmp_path / "cohort.csv", tmp_path / "untrusted", "--split=dev")
+    assert all("the voxel size is lost" in row["warnings"] for row in rows)
 
 
 # DICOM
@@ -156,6 +182,38 @@ def test_dicom_gets_masks_and_segmentations_that_are_equal(dicom, small_run, tmp
     np.testing.assert_array_equal(segmented, labels)
     everything = b"".join(f.read_bytes() for f in (tmp_path / "out").glob("*.*"))
     assert b"Secretname" not in everything
+
+
+def test_another_kind_of_image_is_told(tmp_path, small_run, monkeypatch):
+    answer_with_squares(monkeypatch)
+    grid = synthetic_dicom.Grid(rows=64, columns=64, slices=5, spacing=(2.4, 2.4), distance=9.0)
+    synthetic_dicom.write_cine(tmp_path / "study", grid=grid, frames=3, Modality="PT")
+    (row,) = predict(small_run, tmp_path / "study", tmp_path / "out")
+    assert "PT, but the network was trained on MR" in row["warnings"]
+
+
+def test_each_of_two_scans_in_a_folder_is_shown_under_its_own_masks(tmp_path, small_run, monkeypatch):
+    from fewbeats.evaluation.measure import measure_scan
+    from fewbeats.evaluation.predictions import read_predictions
+    from fewbeats.evaluation.report_images import ScanView
+
+    answer_with_squares(monkeypatch)
+    grid = synthetic_dicom.Grid(rows=64, columns=64, slices=5, spacing=(2.4, 2.4), distance=9.0)
+    synthetic_dicom.write_cine(tmp_path / "study" / "first", grid=grid, frames=3)
+    for number, file in enumerate(
+        synthetic_dicom.write_cine(tmp_path / "study" / "again", grid=grid, frames=3)
+    ):
+        data = pydicom.dcmread(file)
+        data.SeriesNumber += 20
+        data.SeriesInstanceUID = data.SeriesInstanceUID + ".20"
+        data.PixelData = np.full((64, 64), number + 1, "<u2").tobytes()
+        data.save_as(file)
+    scans = read_dicom(tmp_path / "study")
+    predict(small_run, tmp_path / "study", tmp_path / "out")
+    predicted, _ = read_predictions(tmp_path / "out")
+    for one, scan in zip(predicted, scans, strict=True):
+        shown = ScanView(measure_scan(one)).image
+        np.testing.assert_array_equal(shown.frame(1), scan.frame(1))
 
 
 def answer_with_squares(monkeypatch) -> None:
@@ -369,7 +427,7 @@ class Repeated:
 
 
 def test_memory_is_flat_in_frames(tmp_path):
-    from fewbeats.commands.predict import Predict, predict_scan
+    from fewbeats.commands.predict import Predict, Target, predict_scan
 
     truth = make_truth(shape=(8, 128, 128), center=(60, 70))
     model = Model(ranked(oracle("segmenter")), None)
@@ -378,7 +436,8 @@ def test_memory_is_flat_in_frames(tmp_path):
         scan = replace(make_scan(truth), pixels=Repeated(GRAY[truth], frames))
         command = Predict(model=tmp_path, input=tmp_path, out=tmp_path)
         tracemalloc.start()
-        predict_scan(scan, model, tmp_path / "mask.nii.gz", command=command)
+        target = Target("scan", "subject", "scan.nii", lambda: None)
+        predict_scan(target, scan, model, tmp_path / "mask.nii.gz", command=command)
         peaks.append(tracemalloc.get_traced_memory()[1] / 2**20)
         tracemalloc.stop()
     assert peaks[2] < peaks[1] + 2.0, peaks  # MB; a frame has 0.5, its mask 0.125

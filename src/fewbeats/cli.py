@@ -37,6 +37,7 @@ REFUSED = {
     errno.ENOSPC: FULL,
     errno.EDQUOT: FULL,
     errno.ENOTDIR: UNUSABLE,
+    errno.ENOENT: "not there and cannot be made; choose another place",
     errno.EEXIST: UNUSABLE,
     errno.EACCES: "no permission; choose another place or change its rights",
     errno.EPERM: "no permission; choose another place or change its rights",

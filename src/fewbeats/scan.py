@@ -137,8 +137,8 @@ def canonical_reorientation(affine: np.ndarray, shape: tuple[int, int, int]) -> 
     A volume goes to the closest RAS+ order. A stack of slices keeps its slices: the axis across them becomes
     Z and runs from base to apex. The in-plane axes are flipped so that their largest component points to the
     patient's left, posterior or foot side, as slices are shown in radiology, and change places where slices
-    would be seen from above, behind or the right: a mirror image. A stack that lost its orientation is left as
-    stored.
+    would be seen from above, behind or the right: a mirror image. A stack that lost its orientation is left
+    as stored.
 
     Args:
         affine: (4, 4) source affine, voxel (x, y, z, 1) -> RAS+ mm.
@@ -264,6 +264,17 @@ class Scan:
     def with_times(self, frame_time_ms: float) -> Scan:
         """The same scan with frames `frame_time_ms` apart."""
         return replace(self, frame_times_ms=np.arange(self.shape[0]) * float(frame_time_ms))
+
+
+def is_spacing_nominal(scan: Scan) -> bool:
+    """A stack with pixels of exactly 1 mm, unturned and at the origin: by one who knew no geometry.
+
+    A header without any affine comes to the same: it is read as mirrored in x, around its middle.
+    """
+    z_mm = scan.source.affine[2, 2]
+    written, missing = np.diag([1.0, 1.0, z_mm, 1.0]), np.diag([-1.0, 1.0, z_mm, 1.0])
+    missing[:3, 3] = missing[:3, :3] @ (np.array(scan.source.shape[::-1]) - 1) / -2
+    return scan.is_stack and any(np.array_equal(scan.source.affine, lost) for lost in (written, missing))
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -185,6 +185,7 @@ def trace_data(command: Finetune, cohort: pl.DataFrame, rows: pl.DataFrame, cach
     from fewbeats.data.provenance import (
         Provenance,
         by_subject,
+        find_twins,
         guard_ancestors,
         guard_training,
         hash_scans,
@@ -195,6 +196,8 @@ def trace_data(command: Finetune, cohort: pl.DataFrame, rows: pl.DataFrame, cach
     held_out = cohort.filter(pl.col("split").is_in(HELD_OUT))
     hashes = hash_scans(pl.concat([rows, held_out]), cache=cache / "hashes.json")
     guard_training(cohort, labeled=rows, hashes=hashes)
+    for names in find_twins(by_subject(pl.concat([rows, held_out]), hashes)):
+        print(f"{command.cohort}: {' and '.join(names)} are one heart: frames of theirs are equal")
     ancestors = [] if command.init in STARTS else [trace_weights(Path(command.init))]
     if command.localizer:
         ancestors.append(load_provenance(find_localizer(command.localizer)))

@@ -18,9 +18,11 @@ import numpy as np
 import tyro
 
 from fewbeats.commands.files import bare_name, read_scans
+from fewbeats.data.cohort import is_nifti
+from fewbeats.data.split import name_some
 from fewbeats.errors import InputError
 from fewbeats.io.nifti import read_nifti, write_like
-from fewbeats.scan import Prediction
+from fewbeats.scan import Prediction, is_spacing_nominal
 from fewbeats.training.rundir import RunDir
 
 if TYPE_CHECKING:
@@ -41,11 +43,18 @@ class Target:
     """() -> Scan."""
     view: str = ""
     """As in the cohort; empty where nobody says it."""
+    spacing_trusted: bool | None = None
+    """Whether the voxel size is real, as the cohort says; by the file's header where nobody does."""
 
     @property
     def mask(self) -> str:
         """Name of its mask's file."""
         return f"{self.scan}.nii.gz"
+
+    @property
+    def seg(self) -> str:
+        """Name of its folder of DICOM SEG files."""
+        return f"{self.scan}_seg"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -82,20 +91,31 @@ class Predict:
         targets = list(find_targets(self))
         model, provenance = load_model(self.model, runtime=self.runtime), load_provenance(self.model)
         rows = []
-        names = [*(target.mask for target in targets), "report.html"]
+        self._check_given(targets)
+        refuse_others(self.out, {target.scan for target in targets})
+        names = [*(n for target in targets for n in (target.mask, target.seg)), "report.html"]
         with whole_folder(self.out, names=names, mark="predictions.csv") as folder:
             for target in targets:
                 begun, scan = time.perf_counter(), target.open()
-                prediction = predict_scan(scan, model, folder / target.mask, command=self)
+                prediction = predict_scan(target, scan, model, folder / target.mask, command=self)
                 rows.append(_row(target, prediction, time.perf_counter() - begun))
                 print(_summary(target, prediction, slices=scan.shape[1]))
             self._write(folder, rows, model, started)
             provenance.save(folder)
-        if self.input.suffix not in COHORT_SUFFIXES:
+        if self.input.suffix.lower() not in COHORT_SUFFIXES:
             from fewbeats.evaluation.evaluate import write_prediction_report
 
             print(f"report: {write_prediction_report(self.out, self.out)}")
         return self.out
+
+    def _check_given(self, targets: Sequence[Target]) -> None:
+        """Raises:
+        InputError: settings of one scan were given for several, or for such as know better.
+        """
+        if len(targets) > 1 and (self.ed_frame is not None or self.es_frame is not None):
+            raise InputError(f"--ed-frame, --es-frame: go with one scan; {self.input} holds {len(targets)}")
+        if self.frame_time_ms is not None and not is_nifti(self.input):
+            raise InputError(f"--frame-time-ms: goes with a NIfTI file, not with {self.input}")
 
     def _write(self, folder: Path, rows: list[dict[str, Any]], model: Model, started: float) -> None:
         text = io.StringIO()
@@ -107,7 +127,7 @@ class Predict:
         RunDir(folder).write_json(
             "run.json",
             {
-                **{k: config[k] for k in ("format", "versions", "git_commit", "machine", "structures")},
+                **{k: config.get(k) for k in ("format", "versions", "git_commit", "machine", "structures")},
                 "model": self.model,
                 "training": {
                     k: v for k, v in config.items() if k not in ("versions", "machine", "fingerprint")
@@ -118,6 +138,21 @@ class Predict:
                 "seconds": time.perf_counter() - started,
                 "peak_memory_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
             },
+        )
+
+
+def refuse_others(out: Path, scans: set[str]) -> None:
+    """Raises:
+    InputError: `out` holds masks of other scans, which a new `predictions.csv` would no longer name.
+    """
+    try:
+        with (out / "predictions.csv").open(newline="", encoding="utf-8") as file:
+            others = sorted({row.get("scan") or "" for row in csv.DictReader(file)} - scans)
+    except (OSError, ValueError, csv.Error):
+        return
+    if others:
+        raise InputError(
+            f"{out}: holds predictions of other scans ({name_some(others)}); choose another --out"
         )
 
 
@@ -151,7 +186,7 @@ def whole_folder(out: Path, *, names: Sequence[str], mark: str) -> Iterator[Path
             whole.replace(out / whole.name)
         for name in taken:
             if name not in written:
-                (out / name).unlink(missing_ok=True)
+                shutil.rmtree(out / name) if (out / name).is_dir() else (out / name).unlink(missing_ok=True)
     finally:
         shutil.rmtree(staging, ignore_errors=True)
         if fresh:
@@ -169,7 +204,7 @@ def find_targets(command: Predict) -> Iterator[Target]:
         InputError: nothing readable is there.
     """
     path = command.input
-    if path.suffix in COHORT_SUFFIXES:
+    if path.suffix.lower() in COHORT_SUFFIXES:
         yield from _cohort_targets(path, command.split)
     elif command.split is not None:
         raise InputError(f"--split {command.split}: goes with a cohort table, not with {path}")
@@ -195,11 +230,13 @@ def _cohort_targets(path: Path, split: str | None) -> Iterator[Target]:
         )
     check_files(rows)
     for row in rows.iter_rows(named=True):
-        view = row["view"] or ""
-        yield Target(row["scan"], row["subject"], row["image"], lambda row=row: open_scan(row), view)
+        yield Target(
+            row["scan"], row["subject"], row["image"], lambda row=row: open_scan(row), row["view"] or "",
+            row["spacing_trusted"],
+        )  # fmt: skip
 
 
-def predict_scan(scan: Scan, model: Model, out: Path, *, command: Predict) -> Prediction:
+def predict_scan(target: Target, scan: Scan, model: Model, out: Path, *, command: Predict) -> Prediction:
     """Segment a scan into `out`, frame by frame; DICOM also gets a folder of SEG files beside it."""
     from fewbeats.inference.plausibility import Inspector
     from fewbeats.inference.segment import find_region, segment_frames
@@ -208,11 +245,13 @@ def predict_scan(scan: Scan, model: Model, out: Path, *, command: Predict) -> Pr
     if not scan.modality and len(model.modalities) == 1:  # NIfTI does not tell
         scan = replace(scan, modality=model.modalities[0])
     region = find_region(scan, model)
-    inspector = Inspector(scan, model, region)
+    trusted = target.spacing_trusted
+    trusted = not is_spacing_nominal(scan) if trusted is None else trusted
+    inspector = Inspector(scan, model, region, spacing_trusted=trusted)
     masks = (inspector.see(t, mask) for t, mask in enumerate(segment_frames(scan, model, region)))
     write_like(out, masks, scan=scan)
     if scan.source.instances:
-        _write_seg(out, scan, model.structures)
+        _write_seg(target, out, scan, model.structures)
     ed, es = _phases(inspector.volumes_ml.get("LV"), command)
     return Prediction(
         mask=out,
@@ -224,13 +263,13 @@ def predict_scan(scan: Scan, model: Model, out: Path, *, command: Predict) -> Pr
     )
 
 
-def _write_seg(out: Path, scan: Scan, structures: tuple[str, ...]) -> None:
+def _write_seg(target: Target, out: Path, scan: Scan, structures: tuple[str, ...]) -> None:
     """The masks just written, as DICOM SEG in a folder beside them."""
     from fewbeats.io.dicom_seg import write_seg
 
     written = read_nifti(out)
     frames = (written.frame(t).astype(np.uint8) for t in range(written.shape[0]))
-    write_seg(frames, scan, out.with_name(out.name.removesuffix(".nii.gz") + "_seg"), structures=structures)
+    write_seg(frames, scan, out.with_name(target.seg), structures=structures)
 
 
 def _check_phases(command: Predict, scan: Scan) -> None:

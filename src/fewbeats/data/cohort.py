@@ -25,7 +25,7 @@ from fewbeats.errors import InputError
 from fewbeats.io.nifti import read_labels, read_nifti
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
+    from collections.abc import Iterable, Mapping, Sequence
 
     from fewbeats.scan import Scan
 
@@ -132,9 +132,9 @@ def encode_cohort(cohort: pl.DataFrame, path: Path | str) -> bytes:
     table = table.with_columns(
         _resolved(name, Path.cwd()).str.strip_prefix(below) for name in PATHS if name in table.columns
     )
-    if path.suffix == ".csv":
+    if path.suffix.lower() == ".csv":
         return table.write_csv().encode()
-    if path.suffix == ".parquet":
+    if path.suffix.lower() == ".parquet":
         table.write_parquet(whole := io.BytesIO())
         return whole.getvalue()
     raise InputError(f"{path}: a cohort is written as .csv or .parquet; choose one")
@@ -187,7 +187,19 @@ def open_scan(row: Mapping[str, Any]) -> Scan:
     indexed = tuple(row[name] for name in ("frames", "slices", "rows", "columns"))
     if None not in indexed and scan.shape != indexed:
         raise InputError(f"{path}: shape {scan.shape} is not the {indexed} in the cohort; index it again")
+    spacing = tuple(row[name] for name in ("spacing_z_mm", "spacing_y_mm", "spacing_x_mm"))
+    if None not in spacing and not np.allclose(scan.spacing_mm, spacing, rtol=1e-2):
+        raise InputError(
+            f"{path}: voxels of {name_mm(scan.spacing_mm)} are not the {name_mm(spacing)} in the cohort; "
+            "mend the file's header, or index it again"
+        )
     return replace(scan, modality=scan.modality or row["modality"] or "")  # NIfTI does not tell
+
+
+def name_mm(spacing_mm: Sequence[float]) -> str:
+    """(z, y, x) spacing for a reader."""
+    z, y, x = spacing_mm
+    return f"{x:.4g} x {y:.4g} x {z:.4g} mm"
 
 
 def open_labels(row: Mapping[str, Any], scan: Scan) -> dict[int, np.ndarray]:
@@ -263,9 +275,9 @@ def _read_text_columns(path: Path) -> pl.DataFrame:
     if not path.is_file():
         raise InputError(f"{path}: no such table; write one with `fewbeats index`")
     try:
-        if path.suffix == ".parquet":
+        if path.suffix.lower() == ".parquet":
             return pl.read_parquet(path).cast(pl.String)
-        if path.suffix == ".csv":
+        if path.suffix.lower() == ".csv":
             content = path.read_bytes()
             if b"\0" in content:  # UTF-16, which polars reads as odd names
                 raise InputError(f"{path}: not UTF-8 text; save it as CSV UTF-8")
@@ -277,7 +289,7 @@ def _read_text_columns(path: Path) -> pl.DataFrame:
 
 def _why_unreadable(path: Path) -> str:
     """What is wrong with a table that polars refuses, and the mend; it does not tell the row itself."""
-    if path.suffix == ".csv":
+    if path.suffix.lower() == ".csv":
         try:
             lines = list(csv.reader(path.read_text(encoding="utf-8-sig").splitlines()))
         except UnicodeDecodeError:

@@ -9,12 +9,13 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from fewbeats.anatomy import FEWBEATS_VALUES, absolute_convention, find_convention, relabel
-from fewbeats.data.cohort import is_nifti, new_cohort, open_labels, open_scan
+from fewbeats.data.cohort import ALLOWED, is_nifti, new_cohort, open_labels, open_scan
 from fewbeats.data.layouts import KNOWN_SETS, LAYOUTS, Row, bare_label, list_nifti, stem_of
 from fewbeats.data.split import apply_split_file, name_some
 from fewbeats.disk import files_below
 from fewbeats.errors import InputError
 from fewbeats.io.nifti import frame_step_ms, read_nifti
+from fewbeats.scan import is_spacing_nominal
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -120,6 +121,8 @@ def measure(row: Row, *, check_pixels: bool) -> list[Row]:
     for one, scan in found:
         if check_pixels:
             refuse_empty(scan)
+        if scan.modality not in ("", *ALLOWED["modality"]):
+            raise InputError(f"{scan.source.path}: modality {scan.modality}; only MR and CT can be used")
         one = {**one, **_geometry(scan), "modality": scan.modality or one.get("modality")}
         one["slice_order"] = _slice_order(one.get("slice_order"), scan)
         if one.get("label"):
@@ -265,17 +268,6 @@ def _geometry(scan: Scan) -> Row:
     return {
         "frames": t, "slices": z, "rows": y, "columns": x,
         "spacing_z_mm": spacing[0], "spacing_y_mm": spacing[1], "spacing_x_mm": spacing[2],
-        "spacing_trusted": not _is_nominal(scan),
+        "spacing_trusted": not is_spacing_nominal(scan),
         "frame_time_ms": None if step_ms is None else round(step_ms, 6),
     }  # fmt: skip
-
-
-def _is_nominal(scan: Scan) -> bool:
-    """A stack with pixels of exactly 1 mm, unturned and at the origin: by one who knew no geometry.
-
-    A header without any affine comes to the same: it is read as mirrored in x, around its middle.
-    """
-    z_mm = scan.source.affine[2, 2]
-    written, missing = np.diag([1.0, 1.0, z_mm, 1.0]), np.diag([-1.0, 1.0, z_mm, 1.0])
-    missing[:3, 3] = missing[:3, :3] @ (np.array(scan.source.shape[::-1]) - 1) / -2
-    return scan.is_stack and any(np.array_equal(scan.source.affine, lost) for lost in (written, missing))

@@ -132,6 +132,22 @@ def by_subject(rows: pl.DataFrame, hashes: Mapping[str, list[str]]) -> Hashes:
     return gathered
 
 
+def find_twins(subjects: Mapping[str, Iterable[str]]) -> list[tuple[str, ...]]:
+    """Subjects that share a frame: one heart under several names, which counts as several in statistics.
+
+    Args:
+        subjects: subject -> content hashes of its frames (`by_subject`).
+
+    Returns:
+        the names of each such heart.
+    """
+    owners: dict[str, dict[str, None]] = {}
+    for subject, hashes in subjects.items():
+        for h in hashes:
+            owners.setdefault(h, {})[subject] = None
+    return sorted({tuple(sorted(names)) for names in owners.values() if len(names) > 1})
+
+
 def guard_training(
     cohort: pl.DataFrame,
     *,

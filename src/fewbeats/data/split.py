@@ -149,7 +149,7 @@ def read_subject_list(
     """
     name, _, flag = text.rpartition(":") if ".csv:" in text else (text, "", "")
     path = Path(name)
-    if path.suffix == ".csv":
+    if path.suffix.lower() == ".csv":
         table = read_columns(path, "subject", *([flag] if flag else []))
         subjects = table.filter(pl.col(flag) == "1")["subject"] if flag else table["subject"]
     else:
@@ -202,7 +202,9 @@ def read_columns(path: Path, *names: str) -> pl.DataFrame:
         raise InputError(f"{path}: not a readable table; write columns {','.join(names)}") from error
     missing = [name for name in names if name not in table.columns]
     if missing:
-        raise InputError(f"{path}: has no column '{missing[0]}'; it needs {', '.join(names)}")
+        joined = any(";" in name or "\t" in name for name in table.columns)
+        mend = "separate columns by commas" if joined else f"it needs {', '.join(names)}"
+        raise InputError(f"{path}: has no column '{missing[0]}'; {mend}")
     table = table.select(pl.col(name).str.strip_chars().replace("", None) for name in names)
     table = table.filter(~pl.all_horizontal(pl.all().is_null()))
     if table["subject"].has_nulls():

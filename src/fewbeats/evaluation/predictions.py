@@ -69,11 +69,15 @@ def read_predictions(folder: Path) -> tuple[list[PredictedScan], dict[str, Any]]
             f"{folder}: damaged predictions.csv or run.json; run `fewbeats predict` again"
         ) from error
     lacking = [c for c in COLUMNS if c not in found.columns]
+    if not isinstance(run, dict):
+        raise InputError(f"{run_file}: damaged; run `fewbeats predict` again")
     if lacking or not run.get("structures"):
         what = f"lacks the columns {lacking}" if lacking else "run.json names no structures"
         raise InputError(f"{table}: {what}; run `fewbeats predict` again")
     if found.is_empty():
         raise InputError(f"{table}: holds no scan; run `fewbeats predict` again")
+    if twice := found["scan"].filter(found["scan"].is_duplicated()).to_list():
+        raise InputError(f"{table}: '{twice[0]}' stands in it {twice.count(twice[0])} times; keep one")
     structures = tuple(run["structures"])
     return [_predicted(folder, row, structures) for row in found.iter_rows(named=True)], run
 

@@ -53,7 +53,7 @@ for (const cine of document.querySelectorAll(".cine")) {
     }
     at = i;
     slider.value = i;
-    output.textContent = `${data.frames[i] + 1} of ${data.total}`;
+    output.textContent = `frame ${data.frames[i]} (0 to ${data.total - 1})`;
     cine.dataset.frame = i;
   }
   function play() {

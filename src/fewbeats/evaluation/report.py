@@ -175,7 +175,7 @@ def _example(
         scores = {row["structure"]: row["dice"] for row in m.rows if row["phase"] == phase}
         shown.append(
             {
-                "phase": phase or ("" if number is None else f"frame {number + 1}"),
+                "phase": phase or ("" if number is None else f"frame {number}"),
                 "scores": scores,
                 "pictures": pictures,
             }
@@ -221,7 +221,7 @@ def _cine(m: MeasuredScan, beat: Heartbeat | None, frames: list[int], pictures: 
     if m.volumes_ml:
         chart = charts.draw_volumes(
             m.volumes_ml, m.manual_ml, ends=ends,
-            times=[float(t + 1) for t in range(m.frames)] if times is None else list(times),
+            times=[float(t) for t in range(m.frames)] if times is None else list(times),
             time_title="Frame" if times is None else "Time (ms)",
         )  # fmt: skip
     paths = [p.predicted for p in pictures]

@@ -80,8 +80,9 @@ def _read_image(image: str, mask: Scan) -> Scan:
     Raises:
         InputError: it is not there any more, or not on the mask's grid.
     """
-    path, _ = split_fragment(image)
-    for scan in [read_nifti(path)] if is_nifti(path) else read_dicom(path):
+    path, number = split_fragment(image)
+    scans = [read_nifti(path)] if is_nifti(path) else read_dicom(path)
+    for scan in scans[number - 1 : number]:
         if scan.shape == mask.shape and np.allclose(scan.affine, mask.affine, atol=0.1):
             return scan
     raise InputError(f"{path}: no image on the grid of its prediction; predict it again")
@@ -99,7 +100,7 @@ def overlay_frame(view: ScanView, t: int, *, slices: int = 5) -> list[Picture]:
         gray = _tile(image[z], view, box, window, TILE_PIXELS)
         pictures.append(
             Picture(
-                src=encode_webp(gray), width=TILE_PIXELS, height=TILE_PIXELS, alt=f"slice {z + 1}",
+                src=encode_webp(gray), width=TILE_PIXELS, height=TILE_PIXELS, alt=f"slice {z}",
                 predicted=_outlines(predicted, z, view, box, TILE_PIXELS),
                 manual=_outlines(manual, z, view, box, TILE_PIXELS),
             )
@@ -140,7 +141,7 @@ def _montage(
             paths[s] += path
     height, width = canvas.shape
     return Picture(
-        src=encode_webp(canvas), width=width, height=height, alt=f"frame {t + 1}",
+        src=encode_webp(canvas), width=width, height=height, alt=f"frame {t}",
         predicted={s: path for s, path in paths.items() if path},
     )  # fmt: skip
 

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from torch import nn
 
 ONNX = "network.onnx"
+FINGERPRINT = {"gray_mean", "gray_spread", "spacing_mm"}  # what a scan is compared with
 
 
 @dataclass(frozen=True)
@@ -61,6 +62,8 @@ def load_engine(run: Path | str, *, runtime: str | None = None) -> Engine:
     try:
         settings = restore_settings(SegmentationSettings, config["settings"])
         structures = tuple(config["structures"])
+        if (known := config.get("fingerprint")) and not known.keys() >= FINGERPRINT:
+            raise KeyError(FINGERPRINT - known.keys())
     except InputError as error:
         raise InputError(f"{folder.path}: {error}") from error
     except (KeyError, TypeError, AttributeError) as error:

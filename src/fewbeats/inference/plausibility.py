@@ -106,8 +106,9 @@ def slice_normal(scan: Scan) -> np.ndarray | None:
 class Inspector:
     """Looks at each mask as it passes, keeps its volumes, and judges in the end."""
 
-    def __init__(self, scan: Scan, model: Model, region: Region):
+    def __init__(self, scan: Scan, model: Model, region: Region, *, spacing_trusted: bool = True):
         self.scan, self.region = scan, region
+        self.spacing_trusted = spacing_trusted
         self.fingerprint = model.segmenter.config.get("fingerprint", {})
         self.modalities = model.modalities
         self.settings = model.segmenter.settings.preprocess
@@ -136,6 +137,8 @@ class Inspector:
         found = []
         if not self.region.found:
             found.append("no heart was found at low resolution, the middle of the image was segmented")
+        if not self.spacing_trusted:
+            found.append("the voxel size is lost, so nothing has a volume")
         if not self.fingerprint:
             return found
         if self.scan.modality and self.scan.modality not in self.modalities:

@@ -96,6 +96,8 @@ def _decide(image: np.ndarray, grid: Grid, engine: Engine) -> np.ndarray:
     """
     logits = _slide(image, engine) if engine.settings.network.dims == 3 else _slice_by_slice(image, engine)
     values = np.array([0, *(FEWBEATS_VALUES[s] for s in engine.structures)], np.uint8)
+    if len(logits) != len(values):
+        raise InputError(f"{engine.run}: its network does not fit its run.json; restore the run folder")
     mask = np.zeros(grid.source_shape, np.uint8)
     seen = ndimage.find_objects((logits[1:] > logits[0]).any(0).astype(np.uint8))
     if seen:

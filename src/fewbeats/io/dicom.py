@@ -115,7 +115,10 @@ def read_dicom(path: Path | str) -> list[Scan]:
             scans.append(_build(stack))
         except InputError as error:
             if not scans:  # the largest of all: the one that was meant
-                raise
+                flawed = next((h for h in headers if h.flaw and h.file.name not in str(error)), None)
+                if flawed is None:
+                    raise
+                raise InputError(f"{error}; of another series {flawed.file}: {flawed.flaw}") from error
             left_out.append(f"left out: {error}")
     return [
         replace(scan, source=replace(scan.source, notes=(*scan.source.notes, *left_out))) for scan in scans
@@ -158,7 +161,7 @@ def _build(stack: Stack) -> Scan:
         affine=turn.affine(affine, shape),
         frame_times_ms=times_ms,
         cycle_ms=cycle_ms,
-        modality=first.modality if first.modality in ("MR", "CT") else "",
+        modality=first.modality,
         source=Source(
             path=_place(frames),
             affine=affine,

@@ -42,6 +42,9 @@ MS_PER_UNIT = {8: 1000.0, 16: 1.0, 24: 0.001}
 LONGEST_FRAME_MS = 400.0
 
 
+VECTORS = (1004, 1005, 1006, 1007, 2003, 2004)  # intents of headers: matrices, vectors, colors
+
+
 def _named_gzip(path: Path) -> bool:
     return path.suffix.lower() == ".gz"
 
@@ -210,6 +213,8 @@ def _grid(path: Path, image: Any) -> tuple[tuple[int, int, int, int], np.ndarray
     """Stored shape (T, Z, Y, X) and affine."""
     header = image.header
     shape = list(header.get_data_shape())
+    if header.get_intent("code")[0] in VECTORS:
+        raise InputError(f"{path}: holds vectors, not gray values; give the image they belong to")
     while len(shape) > 4 and shape[3] == 1:  # some writers put time in the fifth dimension
         del shape[3]
     while len(shape) > 4 and shape[-1] == 1:

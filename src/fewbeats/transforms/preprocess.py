@@ -7,11 +7,14 @@ matrix of the reverse step. Where the new grid is coarser the kernel widens with
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import TYPE_CHECKING
 
 import numpy as np
+
+from fewbeats.errors import InputError
 
 if TYPE_CHECKING:
     from threadpoolctl import ThreadpoolController
@@ -31,6 +34,16 @@ class PreprocessSettings:
     """Percentiles of the field of view to which gray values are clipped before the z-score (MR)."""
     window_hu: tuple[float, float] = (-200.0, 600.0)
     """Window to which Hounsfield units are clipped before the z-score (CT)."""
+
+    def __post_init__(self) -> None:
+        if not 0 < self.spacing_mm < math.inf or self.size < 1:
+            raise InputError("--preprocess.spacing-mm, --preprocess.size: must be positive")
+        if not 0 <= self.through_plane_mm < math.inf:
+            raise InputError("--preprocess.through-plane-mm: must be positive, or 0 to keep slices")
+        if not 0 <= self.clip_percent[0] < self.clip_percent[1] <= 100:
+            raise InputError("--preprocess.clip-percent: give a lower and a higher percentile, 0 to 100")
+        if not self.window_hu[0] < self.window_hu[1]:
+            raise InputError("--preprocess.window-hu: give a lower and a higher value")
 
     @property
     def field_of_view_mm(self) -> float:
