@@ -459,11 +459,9 @@ def test_one_heart_under_two_names_is_told(cohort, capfd):
     for find in (image_of, label_of):
         shutil.copy(find(cohort, 0), find(cohort, 1))
     table = pl.read_csv(cohort, infer_schema=False)
+    first = table.row(by_predicate=pl.col("subject") == "phantom000", named=True)
     shape = [c for c in table.columns if c in ("frames", "slices", "rows", "columns") or "spacing" in c]
-    edited(
-        cohort,
-        **{c: of("phantom001", table.filter(pl.col("subject") == "phantom000")[c][0], c) for c in shape},
-    )
+    edited(cohort, **{c: of("phantom001", first[c], c) for c in shape})
     assert main(["finetune", str(cohort), f"--out={cohort.parent / 'run'}", *SHORT]) == 0
     assert "phantom000 and phantom001 are one heart" in capfd.readouterr().out
 

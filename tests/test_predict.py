@@ -149,8 +149,9 @@ def test_a_lost_voxel_size_is_told_and_nothing_is_measured_by_it(cine, phantoms,
     (row,) = predict(small_run, tmp_path / "lost.nii.gz", tmp_path / "out")
     assert "the voxel size is lost" in row["warnings"]
     assert " mL" not in capfd.readouterr().out.partition("warning")[0]
-    cohort = pl.read_csv(phantoms, infer_schema=False).with_columns(spacing_trusted=pl.lit("false"))
-    cohort.write_csv(tmp_path / "cohort.csv")
+    there = {name: pl.lit(f"{phantoms.parent}/") + pl.col(name) for name in ("image", "label")}
+    cohort = pl.read_csv(phantoms, infer_schema=False)
+    cohort.with_columns(spacing_trusted=pl.lit("false"), **there).write_csv(tmp_path / "cohort.csv")
     rows = predict(small_run, tmp_path / "cohort.csv", tmp_path / "untrusted", "--split=dev")
     assert all("the voxel size is lost" in row["warnings"] for row in rows)
 
@@ -200,9 +201,8 @@ def test_each_of_two_scans_in_a_folder_is_shown_under_its_own_masks(tmp_path, sm
     answer_with_squares(monkeypatch)
     grid = synthetic_dicom.Grid(rows=64, columns=64, slices=5, spacing=(2.4, 2.4), distance=9.0)
     synthetic_dicom.write_cine(tmp_path / "study" / "first", grid=grid, frames=3)
-    for number, file in enumerate(
-        synthetic_dicom.write_cine(tmp_path / "study" / "again", grid=grid, frames=3)
-    ):
+    again = synthetic_dicom.write_cine(tmp_path / "study" / "again", grid=grid, frames=3)
+    for number, file in enumerate(again):
         data = pydicom.dcmread(file)
         data.SeriesNumber += 20
         data.SeriesInstanceUID = data.SeriesInstanceUID + ".20"

@@ -228,7 +228,7 @@ def _cohort_targets(path: Path, split: str | None) -> Iterator[Target]:
         raise InputError(
             f"{path}: no scan of split '{split}'; it has {sorted(cohort['split'].drop_nulls().unique())}"
         )
-    check_files(rows)
+    check_files(rows, labels=False)
     for row in rows.iter_rows(named=True):
         yield Target(
             row["scan"], row["subject"], row["image"], lambda row=row: open_scan(row), row["view"] or "",

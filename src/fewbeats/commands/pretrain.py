@@ -195,7 +195,7 @@ def choose_pool(command: Pretrain) -> tuple[pl.DataFrame, Provenance]:
     if command.pool_subjects is not None and not 1 <= command.pool_subjects <= len(subjects):
         raise InputError(f"--pool-subjects {command.pool_subjects}: split train has {len(subjects)}")
     rows = rows.filter(pl.col("subject").is_in(subjects[: command.pool_subjects]))
-    check_files(rows)
+    check_files(rows, labels=False)
     held_out = cohort.filter(pl.col("split").is_in(HELD_OUT))
     hashes = hash_scans(pl.concat([rows, held_out]), cache=_cache(command) / "hashes.json")
     guard_training(cohort, labeled=rows.clear(), unlabeled=rows, hashes=hashes)

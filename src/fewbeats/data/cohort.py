@@ -154,13 +154,14 @@ def new_cohort(rows: Iterable[Mapping[str, Any]]) -> pl.DataFrame:
     return table.drop("_row")
 
 
-def check_files(cohort: pl.DataFrame) -> None:
-    """Make sure that images and labels are there, before hours are spent on the first of them.
+def check_files(cohort: pl.DataFrame, *, labels: bool = True) -> None:
+    """Make sure that images and, where they are wanted, labels are there, before hours are spent.
 
     Raises:
         InputError: naming the first missing one and how many there are.
     """
-    texts = pl.concat([cohort["image"], cohort["label"].drop_nulls()]).unique(maintain_order=True)
+    wanted = [cohort["image"], *([cohort["label"].drop_nulls()] if labels else [])]
+    texts = pl.concat(wanted).unique(maintain_order=True)
     missing = [text for text in texts if not split_fragment(text)[0].exists()]
     if missing:
         raise InputError(f"{missing[0]}: no such file ({len(missing)} missing); mend the cohort's paths")
