@@ -35,6 +35,7 @@ class Arm:
 SCRATCH = ("--init", "scratch")
 PLAIN = (*SCRATCH, "--network.kind", "unet2d")
 FAST = ("--optim.learning-rate", "3e-3")
+FASTER = ("--optim.learning-rate", "1e-2")
 SLOW = ("--optim.learning-rate", "3e-4")
 ANY_SIDE = ("--spatial.turned", "1")
 FIELD = ("--intensity.probability", "0.5", "--intensity.bias-field", "1.0")
@@ -50,9 +51,8 @@ ARMS = {
     ),  # natural-7's localizer, bit for bit: seed, labels and start are the same
     "scratch-7": Arm(7, 1400, SCRATCH, localizer=SHARED),
     "scratch-7-fast": Arm(7, 1400, (*SCRATCH, *FAST), localizer=SHARED),
-    "scratch-7-faster": Arm(7, 1400, (*SCRATCH, "--optim.learning-rate", "1e-2"), localizer=SHARED),
-    "scratch-7-2800": Arm(7, 2800, (*SCRATCH, *FAST), localizer=SHARED),
-    "scratch-7-5600": Arm(7, 5600, (*SCRATCH, *FAST), localizer=SHARED),
+    "scratch-7-faster": Arm(7, 1400, (*SCRATCH, *FASTER), localizer=SHARED),
+    "scratch-7-2800": Arm(7, 2800, (*SCRATCH, *FASTER), localizer=SHARED),
     "plain-7": Arm(7, 700, PLAIN, localizer=SHARED),
     "plain-7-fast": Arm(7, 700, (*PLAIN, *FAST), localizer=SHARED),
     "plain-7-slow": Arm(7, 700, (*PLAIN, *SLOW), localizer=SHARED),
