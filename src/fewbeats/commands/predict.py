@@ -18,8 +18,6 @@ import numpy as np
 import tyro
 
 from fewbeats.commands.files import bare_name, read_scans
-from fewbeats.data.cohort import is_nifti
-from fewbeats.data.split import name_some
 from fewbeats.errors import InputError
 from fewbeats.io.nifti import read_nifti, write_like
 from fewbeats.scan import Prediction, is_spacing_nominal
@@ -112,6 +110,8 @@ class Predict:
         """Raises:
         InputError: settings of one scan were given for several, or for such as know better.
         """
+        from fewbeats.data.cohort import is_nifti
+
         if len(targets) > 1 and (self.ed_frame is not None or self.es_frame is not None):
             raise InputError(f"--ed-frame, --es-frame: go with one scan; {self.input} holds {len(targets)}")
         if self.frame_time_ms is not None and not is_nifti(self.input):
@@ -145,6 +145,8 @@ def refuse_others(out: Path, scans: set[str]) -> None:
     """Raises:
     InputError: `out` holds masks of other scans, which a new `predictions.csv` would no longer name.
     """
+    from fewbeats.data.split import name_some
+
     try:
         with (out / "predictions.csv").open(newline="", encoding="utf-8") as file:
             others = sorted({row.get("scan") or "" for row in csv.DictReader(file)} - scans)

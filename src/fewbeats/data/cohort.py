@@ -25,7 +25,7 @@ from fewbeats.errors import InputError
 from fewbeats.io.nifti import read_labels, read_nifti
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping, Sequence
+    from collections.abc import Iterable, Mapping
 
     from fewbeats.scan import Scan
 
@@ -160,10 +160,8 @@ def check_files(cohort: pl.DataFrame, *, labels: bool = True) -> None:
     Raises:
         InputError: naming the first missing one and how many there are.
     """
-    wanted = [cohort["image"], *([cohort["label"].drop_nulls()] if labels else [])]
-    texts = pl.concat(wanted).unique(maintain_order=True)
-    missing = [text for text in texts if not split_fragment(text)[0].exists()]
-    if missing:
+    texts = dict.fromkeys([*cohort["image"], *(cohort["label"].drop_nulls() if labels else ())])
+    if missing := [text for text in texts if not split_fragment(text)[0].exists()]:
         raise InputError(f"{missing[0]}: no such file ({len(missing)} missing); mend the cohort's paths")
 
 
@@ -182,25 +180,16 @@ def open_scan(row: Mapping[str, Any]) -> Scan:
         scans = read_dicom(path)
         if number > len(scans):
             raise InputError(
-                f"{path}: holds {len(scans)} scans, the cohort asks for number {number}; index it again"
+                f"{path}: holds {len(scans)} scans, the row asks for number {number}; index it again"
             )
         scan = scans[number - 1]
     indexed = tuple(row[name] for name in ("frames", "slices", "rows", "columns"))
     if None not in indexed and scan.shape != indexed:
         raise InputError(f"{path}: shape {scan.shape} is not the {indexed} in the cohort; index it again")
-    spacing = tuple(row[name] for name in ("spacing_z_mm", "spacing_y_mm", "spacing_x_mm"))
-    if None not in spacing and not np.allclose(scan.spacing_mm, spacing, rtol=1e-2):
-        raise InputError(
-            f"{path}: voxels of {name_mm(scan.spacing_mm)} are not the {name_mm(spacing)} in the cohort; "
-            "mend the file's header, or index it again"
-        )
+    spacing: list[Any] = [row.get(f"spacing_{axis}_mm") for axis in "zyx"]
+    if all(spacing) and not np.allclose(scan.spacing_mm, spacing, rtol=1e-2):
+        raise InputError(f"{path}: voxel size is not the cohort's; mend the file's header, or index it again")
     return replace(scan, modality=scan.modality or row["modality"] or "")  # NIfTI does not tell
-
-
-def name_mm(spacing_mm: Sequence[float]) -> str:
-    """(z, y, x) spacing for a reader."""
-    z, y, x = spacing_mm
-    return f"{x:.4g} x {y:.4g} x {z:.4g} mm"
 
 
 def open_labels(row: Mapping[str, Any], scan: Scan) -> dict[int, np.ndarray]:
