@@ -179,9 +179,7 @@ def open_scan(row: Mapping[str, Any]) -> Scan:
 
         scans = read_dicom(path)
         if number > len(scans):
-            raise InputError(
-                f"{path}: holds {len(scans)} scans, the row asks for number {number}; index it again"
-            )
+            raise InputError(f"{path}: holds {len(scans)} scans; it asks for number {number}; index it again")
         scan = scans[number - 1]
     indexed = tuple(row[name] for name in ("frames", "slices", "rows", "columns"))
     if None not in indexed and scan.shape != indexed:

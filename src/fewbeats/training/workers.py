@@ -2,24 +2,25 @@
 
 from __future__ import annotations
 
+import pickle
+from collections import deque
 from collections.abc import Iterator
 from itertools import count
 from typing import TYPE_CHECKING
-
-from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
 from fewbeats.errors import InputError
 
 if TYPE_CHECKING:
     from fewbeats.sample import Batch, Batches
 
+AHEAD = 2  # batches of each process that wait to be taken
+
 
 def with_workers(batches: Batches, workers: int) -> Batches:
     """The same batches in the same order, made by `workers` processes; here with 0.
 
-    The processes start fresh and `batches` is sent to them, so it must pickle: a forked process would share
-    the threads of whatever runtime is loaded, and crash with it. What fails in a worker is raised here with
-    the worker's own traceback.
+    The processes start fresh, and what is sent is plain bytes: forked processes and memory shared with torch
+    crashed a process that also predicts. What fails in a worker is raised here.
 
     Raises:
         InputError: a negative number.
@@ -30,26 +31,33 @@ def with_workers(batches: Batches, workers: int) -> Batches:
         return batches
 
     def stream(start: int, rank: int, world: int) -> Iterator[Batch]:
-        steps = _Steps(batches, start, rank, world)
-        loader = DataLoader(
-            steps, batch_size=None, num_workers=workers, multiprocessing_context="spawn", prefetch_factor=2
-        )
+        from concurrent.futures import ProcessPoolExecutor
+        from multiprocessing import get_context
+
+        pool = ProcessPoolExecutor(workers, get_context("spawn"), _receive, (pickle.dumps(batches),))
+        steps = count(start)
         try:
-            yield from loader
-        except InputError as error:  # the loader wraps what a user reads in a traceback
-            raise InputError(str(error).rsplit("InputError: ", 1)[-1].strip()) from error
+            waiting = deque(pool.submit(_make, next(steps), rank, world) for _ in range(AHEAD * workers))
+            while True:
+                made = waiting.popleft().result()
+                waiting.append(pool.submit(_make, next(steps), rank, world))
+                yield pickle.loads(made)
+        finally:
+            pool.shutdown(wait=True, cancel_futures=True)
 
     return stream
 
 
-class _Steps(IterableDataset):
-    """Worker i of n makes steps start + i, start + i + n, ...; the loader takes turns."""
+_BATCHES: list[Batches] = []
+"""In a worker, the one thing it was sent."""
 
-    def __init__(self, batches: Batches, start: int, rank: int, world: int):
-        self.batches, self.start, self.rank, self.world = batches, start, rank, world
 
-    def __iter__(self) -> Iterator[Batch]:
-        worker = get_worker_info()
-        assert worker is not None  # only a loader's process comes here
-        for step in count(self.start + worker.id, worker.num_workers):
-            yield next(self.batches(step, self.rank, self.world))
+def _receive(sent: bytes) -> None:
+    import torch
+
+    torch.set_num_threads(1)
+    _BATCHES.append(pickle.loads(sent))
+
+
+def _make(step: int, rank: int, world: int) -> bytes:
+    return pickle.dumps(next(_BATCHES[0](step, rank, world)))
