@@ -27,6 +27,7 @@ from fewbeats.scan import ArrayPixels, Scan, Source
 from fewbeats.transforms.preprocess import PreprocessSettings
 
 STRUCTURES = ("LV", "MYO", "RV")
+SIDE = 32
 
 
 def predict(run, path, out, *flags) -> list[dict]:
@@ -216,6 +217,23 @@ def test_each_of_two_scans_in_a_folder_is_shown_under_its_own_masks(tmp_path, sm
         np.testing.assert_array_equal(shown.frame(1), scan.frame(1))
 
 
+@pytest.mark.parametrize("corner", [0, SIDE - 3])
+def test_a_heart_seen_only_beside_the_image_is_no_heart(corner):
+    """The field of view reaches beyond a small image; what is found there has no voxel."""
+
+    def logits(batch):
+        out = np.zeros((len(batch), 4, SIDE, SIDE), np.float32)
+        out[:, 1, corner : corner + 3, corner : corner + 3] = 5.0
+        return out
+
+    model = Model(replace(oracle("segmenter"), call=logits), None)
+    pixels = np.random.default_rng(0).normal(size=(1, 4, 8, 8)).astype(np.float32)
+    scan = Scan(pixels=ArrayPixels(pixels), affine=np.diag([2.5, 2.5, 8.0, 1.0]))
+    (mask,) = segment_frames(scan, model, whole_image(scan))
+    assert mask.shape == (4, 8, 8)
+    assert not mask.any()
+
+
 def answer_with_squares(monkeypatch) -> None:
     """Networks of a run that find three nested squares in the middle of whatever they are shown."""
 
@@ -273,9 +291,6 @@ def test_converted_drawn_and_corrected_labels_come_back(dicom, small_run, tmp_pa
 
 
 # Geometry without learning: a network that knows the answer
-
-
-SIDE = 32
 
 
 def oracle(kind: str, *, dims: int = 2, size: int = SIDE, spacing_mm: float = 2.5) -> Engine:

@@ -136,7 +136,7 @@ def _slide(image: np.ndarray, engine: Engine) -> np.ndarray:
 def keep_largest(mask: np.ndarray, structures: tuple[str, ...]) -> np.ndarray:
     """Keep the largest connected part (3D, faces and edges) of each structure; changes `mask` in place."""
     touching = ndimage.generate_binary_structure(3, 2)
-    extents = ndimage.find_objects(mask)
+    extents = ndimage.find_objects(mask) if mask.size else []
     for value in (FEWBEATS_VALUES[structure] for structure in structures):
         extent = extents[value - 1] if value <= len(extents) else None
         if extent is None:
