@@ -103,17 +103,18 @@ def time_bare(batches, settings: SegmentationSettings, steps: int) -> float:
     optimizer = build_optimizer(groups)
     set_rates(optimizer, groups, 0.5)
     stream, seconds = batches(0, 0, 1), []
-    for step in range(steps + 10):
-        batch = next(stream)
-        begun = time.perf_counter()
-        optimizer.zero_grad(set_to_none=True)
-        with full_depthwise(method), torch.autocast("cpu", torch.bfloat16, enabled=bf16):
-            loss = method(batch, 0.5).loss
-        loss.backward()
-        optimizer.step()
-        method.after_update(0.5)
-        if step >= 10:
-            seconds.append(time.perf_counter() - begun)
+    with full_depthwise(method):
+        for step in range(steps + 10):
+            batch = next(stream)
+            begun = time.perf_counter()
+            optimizer.zero_grad(set_to_none=True)
+            with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
+                loss = method(batch, 0.5).loss
+            loss.backward()
+            optimizer.step()
+            method.after_update(0.5)
+            if step >= 10:
+                seconds.append(time.perf_counter() - begun)
     return float(np.median(seconds))
 
 

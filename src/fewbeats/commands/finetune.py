@@ -194,9 +194,10 @@ def trace_data(command: Finetune, cohort: pl.DataFrame, rows: pl.DataFrame, cach
     from fewbeats.data.split import HELD_OUT
 
     held_out = cohort.filter(pl.col("split").is_in(HELD_OUT))
-    hashes = hash_scans(pl.concat([rows, held_out]), cache=cache / "hashes.json")
+    opened = pl.concat([rows, held_out])
+    hashes = hash_scans(opened, cache=cache / "hashes.json")
     guard_training(cohort, labeled=rows, hashes=hashes)
-    for names in find_twins(by_subject(pl.concat([rows, held_out]), hashes)):
+    for names in find_twins(by_subject(opened, hashes)):
         print(f"{command.cohort}: {' and '.join(names)} are one heart: frames of theirs are equal")
     ancestors = [] if command.init in STARTS else [trace_weights(Path(command.init))]
     if command.localizer:

@@ -77,9 +77,6 @@ class Mim(Method):
     def networks(self) -> dict[str, nn.Module]:
         return {"network": self.network}
 
-    def after_update(self, progress: float) -> None:
-        pass
-
 
 def check_patches(settings: MimSettings | SimmimSettings, size: int, *, name: str) -> None:
     """Raises:

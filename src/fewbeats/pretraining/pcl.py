@@ -68,9 +68,6 @@ class Pcl(Method):
     def networks(self) -> dict[str, nn.Module]:
         return {"network": nn.ModuleDict({"encoder": self.encoder})}
 
-    def after_update(self, progress: float) -> None:
-        pass
-
 
 def same_height(position: Tensor, directed: Tensor, scan: Tensor, *, distance: float) -> Tensor:
     """(N, N) bool: rows are near in height, and their heights can be compared.

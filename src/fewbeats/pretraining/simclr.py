@@ -63,9 +63,6 @@ class Simclr(Method):
     def networks(self) -> dict[str, nn.Module]:
         return {"network": nn.ModuleDict({"encoder": self.encoder})}
 
-    def after_update(self, progress: float) -> None:
-        pass
-
 
 def same_slice(slices: int, device: torch.device) -> Tensor:
     """(2N, 2N) bool: rows i and j are the two views of one slice."""

@@ -84,6 +84,3 @@ class Simmim(Method):
 
     def networks(self) -> dict[str, nn.Module]:
         return {"network": nn.ModuleDict({"encoder": self.encoder})}
-
-    def after_update(self, progress: float) -> None:
-        pass

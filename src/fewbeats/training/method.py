@@ -55,6 +55,5 @@ class Method(nn.Module, ABC):
     def networks(self) -> dict[str, nn.Module]:
         """What a run exports: name -> network."""
 
-    @abstractmethod
     def after_update(self, progress: float) -> None:
         """Called after each optimizer step (moving averages)."""
