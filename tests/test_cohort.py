@@ -15,15 +15,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fewbeats.data.cohort import (
-    COLUMNS,
-    check_files,
-    new_cohort,
-    open_labels,
-    open_scan,
-    read_cohort,
-    write_cohort,
-)
+from fewbeats.data.cohort import COLUMNS, new_cohort, read_cohort, write_cohort
+from fewbeats.data.files import check_files, open_labels, open_scan
 from fewbeats.data.index import attach_labels, index
 from fewbeats.data.split import labeled_subjects, read_subject_list
 from fewbeats.disk import files_below

@@ -14,7 +14,8 @@ from scipy import ndimage
 
 from fewbeats.anatomy import FEWBEATS_VALUES
 from fewbeats.cli import main
-from fewbeats.data.cohort import open_labels, open_scan, read_cohort
+from fewbeats.data.cohort import read_cohort
+from fewbeats.data.files import open_labels, open_scan
 from fewbeats.data.phantom import PhantomSettings, cohort_subject, make_scan
 from fewbeats.data.samples import prepare_labeled
 from fewbeats.finetuning.segmentation import SegmentationSettings

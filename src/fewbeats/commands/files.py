@@ -28,7 +28,7 @@ def read_scans(path: Path, *, frame_time_ms: float | None = None) -> list[Scan]:
     Raises:
         InputError: nothing readable is there.
     """
-    from fewbeats.data.cohort import is_nifti
+    from fewbeats.data.files import is_nifti
 
     if is_nifti(path) or not path.exists():
         return [read_nifti(path, frame_time_ms=frame_time_ms)]

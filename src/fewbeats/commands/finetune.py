@@ -6,7 +6,7 @@ import math
 import resource
 import shutil
 import time
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -142,7 +142,8 @@ def choose_data(command: Finetune) -> TrainingData:
     import polars as pl
 
     from fewbeats.anatomy import name_structure
-    from fewbeats.data.cohort import check_files, read_cohort
+    from fewbeats.data.cohort import read_cohort
+    from fewbeats.data.files import check_files
     from fewbeats.data.split import labeled_subjects, read_subject_list
 
     cohort = read_cohort(command.cohort)
@@ -266,8 +267,6 @@ def describe_request(command: Finetune, data: TrainingData, samples: TrainingSam
     Where files lie does not belong to it, what is in them does: a mask that was corrected since is another
     request.
     """
-    from dataclasses import asdict
-
     places = ("cohort", "out", "cache", "init", "localizer")
     init = command.init if command.init in STARTS else weights_digest(Path(command.init))
     localizer = weights_digest(find_localizer(command.localizer)) if command.localizer else None
@@ -324,7 +323,7 @@ def _train_segmenter(
     run: RunDir,
     started: float,
 ) -> None:
-    from fewbeats.data.cohort import open_scan
+    from fewbeats.data.files import open_scan
     from fewbeats.inference.plausibility import take_fingerprint
 
     settings = command.model

@@ -110,7 +110,7 @@ class Predict:
         """Raises:
         InputError: settings of one scan were given for several, or for such as know better.
         """
-        from fewbeats.data.cohort import is_nifti
+        from fewbeats.data.files import is_nifti
 
         if len(targets) > 1 and (self.ed_frame is not None or self.es_frame is not None):
             raise InputError(f"--ed-frame, --es-frame: go with one scan; {self.input} holds {len(targets)}")
@@ -222,7 +222,8 @@ def find_targets(command: Predict) -> Iterator[Target]:
 def _cohort_targets(path: Path, split: str | None) -> Iterator[Target]:
     import polars as pl
 
-    from fewbeats.data.cohort import check_files, open_scan, read_cohort
+    from fewbeats.data.cohort import read_cohort
+    from fewbeats.data.files import check_files, open_scan
 
     cohort = read_cohort(path)
     rows = cohort if split is None else cohort.filter(pl.col("split") == split)

@@ -177,7 +177,8 @@ def choose_pool(command: Pretrain) -> tuple[pl.DataFrame, Provenance]:
     """
     import polars as pl
 
-    from fewbeats.data.cohort import check_files, read_cohort
+    from fewbeats.data.cohort import read_cohort
+    from fewbeats.data.files import check_files
     from fewbeats.data.provenance import (
         Provenance,
         by_subject,

@@ -2,7 +2,7 @@
 
 `COLUMNS` is the format. Only subject and image are required; what else is missing is empty or derived.
 Columns of one's own are kept as text. Checks work on whole columns, so that a biobank's 300,000 rows are
-read in seconds; for the same reason files are not touched before they are needed (`check_files`).
+read in seconds; for the same reason files are not touched before they are needed (`data/files.py`).
 """
 
 from __future__ import annotations
@@ -11,23 +11,18 @@ import csv
 import difflib
 import io
 import re
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import polars as pl
 
 from fewbeats.anatomy import CONVENTIONS, find_convention
 from fewbeats.data.split import SPLITS, check_splits
 from fewbeats.disk import atomic_path
 from fewbeats.errors import InputError
-from fewbeats.io.nifti import read_labels, read_nifti
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
-
-    from fewbeats.scan import Scan
 
 COLUMNS: dict[str, tuple[Any, str]] = {
     "subject": (pl.String, "the person; splits, budgets and statistics go by it"),
@@ -152,111 +147,6 @@ def new_cohort(rows: Iterable[Mapping[str, Any]]) -> pl.DataFrame:
     table = _derive(table.with_row_index("_row", offset=2))
     _check(table, Path("cohort"))
     return table.drop("_row")
-
-
-def check_files(cohort: pl.DataFrame, *, labels: bool = True) -> None:
-    """Make sure that images and, where they are wanted, labels are there, before hours are spent.
-
-    Raises:
-        InputError: naming the first missing one and how many there are.
-    """
-    texts = dict.fromkeys([*cohort["image"], *(cohort["label"].drop_nulls() if labels else ())])
-    if missing := [text for text in texts if not split_fragment(text)[0].exists()]:
-        raise InputError(f"{missing[0]}: no such file ({len(missing)} missing); mend the cohort's paths")
-
-
-def open_scan(row: Mapping[str, Any]) -> Scan:
-    """The Scan of a row; NIfTI pixels stay on disk until asked for.
-
-    Raises:
-        InputError: the image cannot be read, or is not the one that was indexed.
-    """
-    path, number = split_fragment(row["image"])
-    if is_nifti(path):
-        scan = read_nifti(path, frame_time_ms=row["frame_time_ms"])
-    else:
-        from fewbeats.io.dicom import read_dicom
-
-        scans = read_dicom(path)
-        if number > len(scans):
-            raise InputError(f"{path}: holds {len(scans)} scans; it asks for number {number}; index it again")
-        scan = scans[number - 1]
-    indexed = tuple(row[name] for name in ("frames", "slices", "rows", "columns"))
-    if None not in indexed and scan.shape != indexed:
-        raise InputError(f"{path}: shape {scan.shape} is not the {indexed} in the cohort; index it again")
-    spacing: list[Any] = [row.get(f"spacing_{axis}_mm") for axis in "zyx"]
-    if all(spacing) and not np.allclose(scan.spacing_mm, spacing, rtol=1e-2):
-        raise InputError(f"{path}: voxel size is not the cohort's; mend the file's header, or index it again")
-    return replace(scan, modality=scan.modality or row["modality"] or "")  # NIfTI does not tell
-
-
-def open_labels(row: Mapping[str, Any], scan: Scan) -> dict[int, np.ndarray]:
-    """The labels of a row, by frame of its scan.
-
-    Returns:
-        frame -> (Z, Y, X) int32 in canonical orientation, values of the row's convention; empty where the
-        row has no label.
-
-    Raises:
-        InputError: the label cannot be read, its grid is not the image's, or its frames are unknown.
-    """
-    if row["label"] is None:
-        return {}
-    path = Path(row["label"])
-    named = [int(t) for t in (row["label_frames"] or "").split(";") if t]
-    if max(named, default=0) >= scan.shape[0]:
-        raise InputError(
-            f"{path}: is said to label frames {row['label_frames']}, but the image has frames 0 to "
-            f"{scan.shape[0] - 1}; mend the table"
-        )
-    if not is_nifti(path):
-        from fewbeats.io.dicom_seg import read_seg, seg_frames
-
-        drawn = dict(zip(seg_frames(path, scan), read_seg(path, scan), strict=True))
-        return {t: labels.astype(np.int32) for t, labels in drawn.items() if t in (named or drawn)}
-    mask, labels = read_labels(path)
-    check_grid(mask, scan, path=path)
-    if len(labels) == scan.shape[0]:
-        return {t: labels[t] for t in named or range(len(labels))}
-    if len(labels) != len(named):
-        raise InputError(
-            f"{path}: {len(labels)} frames for {scan.shape[0]} of the image; save a mask of all, or write "
-            "into label_frames which they are, as 0;12"
-        )
-    return dict(zip(named, labels, strict=True))
-
-
-def check_grid(mask: Scan, scan: Scan, *, path: Path) -> None:
-    """Refuse a mask that does not lie on the image's grid, to a tenth of a voxel.
-
-    Raises:
-        InputError: naming `path`.
-    """
-    if mask.shape[1:] != scan.shape[1:]:
-        raise InputError(
-            f"{path}: shape {mask.shape[1:]} is not the image's {scan.shape[1:]} (z, y, x); "
-            "save the mask on the image's own grid"
-        )
-    z, y, x = scan.shape[1:]
-    corners = np.array([[i, j, k, 1.0] for i in (0, x - 1) for j in (0, y - 1) for k in (0, z - 1)])
-    off_mm = np.linalg.norm(corners @ (mask.affine - scan.affine).T, axis=1).max()
-    if off_mm > 0.1 * min(scan.spacing_mm):
-        raise InputError(
-            f"{path}: lies up to {off_mm:.1f} mm off the image's grid; save the mask on the image's own grid"
-        )
-
-
-def is_nifti(path: Path) -> bool:
-    """By its name."""
-    return path.name.lower().endswith((".nii", ".nii.gz"))
-
-
-def split_fragment(image: str) -> tuple[Path, int]:
-    """`FOLDER#2` -> (FOLDER, 2); without a fragment the number is 1."""
-    found = re.fullmatch(r"(.+)#([1-9]\d*)", image, re.DOTALL)
-    if found is None or Path(image).exists():
-        return Path(image), 1
-    return Path(found[1]), int(found[2])
 
 
 def _read_text_columns(path: Path) -> pl.DataFrame:

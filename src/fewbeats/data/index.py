@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from fewbeats.anatomy import FEWBEATS_VALUES, absolute_convention, find_convention, relabel
-from fewbeats.data.cohort import ALLOWED, is_nifti, new_cohort, open_labels, open_scan
+from fewbeats.data.cohort import ALLOWED, new_cohort
+from fewbeats.data.files import is_nifti, open_labels, open_scan
 from fewbeats.data.layouts import KNOWN_SETS, LAYOUTS, Row, bare_label, list_nifti, stem_of
 from fewbeats.data.split import apply_split_file, name_some
 from fewbeats.disk import files_below

@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from scipy import ndimage
 
-from fewbeats.data.cohort import open_scan
+from fewbeats.data.files import open_scan
 from fewbeats.data.provenance import file_key
 from fewbeats.data.samples import MARGIN
 from fewbeats.disk import atomic_path

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import polars as pl
 
-from fewbeats.data.cohort import open_scan
+from fewbeats.data.files import open_scan
 from fewbeats.data.split import HELD_OUT, check_splits, name_some
 from fewbeats.disk import atomic_path
 from fewbeats.errors import InputError

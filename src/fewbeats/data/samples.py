@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from fewbeats.anatomy import annotated, find_convention, relabel
-from fewbeats.data.cohort import open_labels, open_scan
+from fewbeats.data.files import open_labels, open_scan
 from fewbeats.disk import atomic_path
 from fewbeats.errors import InputError
 from fewbeats.sample import Sample

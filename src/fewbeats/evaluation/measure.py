@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from fewbeats.anatomy import CONVENTIONS, PART_OF, Convention, relabel
-from fewbeats.data.cohort import check_grid, is_nifti, open_labels, open_scan
+from fewbeats.data.files import check_grid, is_nifti, open_labels, open_scan
 from fewbeats.errors import InputError
 from fewbeats.evaluation.clinical import find_phases, has_volume, heartbeat
 from fewbeats.evaluation.metrics import bounding_box, compare

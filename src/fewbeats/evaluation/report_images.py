@@ -14,11 +14,9 @@ from typing import Any
 
 import numpy as np
 
-from fewbeats.data.cohort import is_nifti, split_fragment
+from fewbeats.data.files import open_image
 from fewbeats.errors import InputError
 from fewbeats.evaluation.measure import Masks, MeasuredScan, ScanMasks
-from fewbeats.io.dicom import read_dicom
-from fewbeats.io.nifti import read_nifti
 from fewbeats.scan import Scan
 
 MARGIN_MM = 14.0
@@ -80,12 +78,10 @@ def _read_image(image: str, mask: Scan) -> Scan:
     Raises:
         InputError: it is not there any more, or not on the mask's grid.
     """
-    path, number = split_fragment(image)
-    scans = [read_nifti(path)] if is_nifti(path) else read_dicom(path)
-    for scan in scans[number - 1 : number]:
-        if scan.shape == mask.shape and np.allclose(scan.affine, mask.affine, atol=0.1):
-            return scan
-    raise InputError(f"{path}: no image on the grid of its prediction; predict it again")
+    scan = open_image(image)
+    if scan.shape == mask.shape and np.allclose(scan.affine, mask.affine, atol=0.1):
+        return scan
+    raise InputError(f"{image}: not on the grid of its prediction; predict it again")
 
 
 def overlay_frame(view: ScanView, t: int, *, slices: int = 5) -> list[Picture]:
