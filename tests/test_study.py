@@ -223,6 +223,14 @@ def test_draws_that_disagree_are_not_enough():
     assert "The draws of labeled subjects do not agree" in sentence
 
 
+def test_a_single_draw_is_not_enough():
+    rows = made_rows({"scratch": 0.0, "good": 0.08}, seeds=(0,))
+    result = analyze(rows, ["scratch", "good"], baseline="scratch")
+    assert result.contrasts[0].p_value < 0.001
+    assert not result.contrasts[0].is_clear
+    assert "A single draw of labeled subjects does not speak for others. Take scratch." in result.sentences[3]
+
+
 def test_arms_that_are_alike_are_named():
     rows = made_rows({"scratch": 0.0, "a": 0.05, "b": 0.0498})
     sentence = analyze(rows, ["scratch", "a", "b"], baseline="scratch").sentences[3]
@@ -275,8 +283,8 @@ def test_a_noisy_arm_does_not_hide_a_clearly_better_one():
 
 def test_an_easy_draw_of_the_baseline_alone_does_not_decide():
     rows = pl.concat([
-        made_rows({"scratch": 0.0, "good": 0.03}, seeds=(0,)),
-        made_rows({"scratch": 0.1}, seeds=(1,)),
+        made_rows({"scratch": 0.0, "good": 0.03}, seeds=(0, 1)),
+        made_rows({"scratch": 0.1}, seeds=(2,)),
     ])  # fmt: skip
     assert "take good" in analyze(rows, ["scratch", "good"], baseline="scratch").sentences[3]
 

@@ -60,6 +60,7 @@ def _context(plan: Plan, rows: pl.DataFrame, result: Result, *, waiting: int) ->
         "waiting": waiting,
         "commits": sorted(rows["commit"].drop_nulls().unique()),
         "machines": sorted(rows["machine"].drop_nulls().unique()) if "machine" in rows.columns else [],
+        "factors": find_factors(plan, arms),
         "protocol": list(flatten(asdict(base.model))),
         "pretrainings": {
             name: list(flatten(command.describe()))
@@ -70,6 +71,13 @@ def _context(plan: Plan, rows: pl.DataFrame, result: Result, *, waiting: int) ->
         "describe": describe,
         "spread_of": spread_of,
     }
+
+
+def find_factors(plan: Plan, arms: Sequence[str]) -> dict[str, dict[str, Any]]:
+    """Setting -> its value in each arm, of the settings in which arms differ."""
+    flat = {arm: dict(flatten(asdict(plan.arms[arm].finetune))) for arm in arms}
+    values = {name: {arm: flat[arm][name] for arm in arms} for name in flat[arms[0]]}
+    return {name.removeprefix("model."): of for name, of in values.items() if len(set(of.values())) > 1}
 
 
 def draw_budgets(cells: Sequence[Cell], arms: Sequence[str]) -> str:

@@ -61,11 +61,11 @@ class Contrast:
 
     @property
     def is_clear(self) -> bool:
-        """Whether the interval and the test exclude no difference, and every draw points the same way."""
+        """Whether interval and test exclude no difference and several draws all point the same way."""
         interval = self.difference.ci95
         if interval is None or self.p_value >= LEVEL or interval[0] <= 0 <= interval[1]:
             return False
-        return len({value > 0 for value in self.draws.values()}) == 1
+        return len(self.draws) > 1 and len({value > 0 for value in self.draws.values()}) == 1
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -220,6 +220,8 @@ def _why_not(contrast: Contrast) -> str:
         return "The interval includes no difference."
     if contrast.p_value >= LEVEL:
         return f"The test does not exclude chance (p {contrast.p_value:.2f})."
+    if len(contrast.draws) == 1:
+        return "A single draw of labeled subjects does not speak for others."
     return "The draws of labeled subjects do not agree on its direction."
 
 
