@@ -62,6 +62,7 @@ def test_what_nnunet_cannot_take_is_refused(phantoms, small_run, tmp_path, capfd
         (lite, "w.pth", "nnU-Net has no 'lite0'"),
         (small_run, "w.pt", "called .pth"),
         (tmp_path / "none", "w.pth", "not a finished run folder"),
+        (small_run, small_run / "run.pth", "would lie among the files of a run"),
     ):
         assert main(["export", str(run), "--to=nnunet", f"--out={tmp_path / out}"]) == 2
         assert complaint in capfd.readouterr().err

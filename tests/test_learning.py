@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 import polars as pl
 import pytest
@@ -45,7 +46,7 @@ def test_starting_from_a_run_keeps_what_it_learned(phantoms, small_run, tmp_path
 
 PRETRAINED = (
     "--network.kind=unet2d", "--network.base-channels=8", "--network.levels=4", "--network.norm=batch",
-    "--preprocess.size=64", "--preprocess.spacing-mm=2.5", "--batch-size=16", "--optim.learning-rate=3e-3",
+    "--preprocess.size=64", "--preprocess.spacing-mm=2.5", "--batch-size=16",
     "--spatial.rotation-degrees=15", "--spatial.turned=0", "--spatial.scale", "0.9", "1.1",
     "--spatial.shift-px=4", "--spatial.elastic-probability=0", "--spatial.crop-probability=0",
     "--dino.hidden=64", "--dino.prototypes=128", "--dino.small-views=2",
@@ -53,29 +54,29 @@ PRETRAINED = (
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("name", "figure", "gain"), [
-    ("simclr", "loss", -0.15), ("pcl", "loss", -0.12), ("mim", "loss", -0.25),
-    ("dino", "spread", 0.3),  # its loss has no fixed zero; what it must not do is collapse
-])  # fmt: skip
-def test_pretraining_beats_its_random_start_on_unseen_subjects(name, figure, gain, phantoms, tmp_path):
+@pytest.mark.parametrize(("name", "gain"), [("simclr", 0.15), ("pcl", 0.12), ("mim", 0.25), ("dino", 0.1)])
+def test_pretraining_lowers_its_loss_on_unseen_subjects(name, gain, phantoms, tmp_path):
+    """Beside a twin whose weights stayed as they were; by its center DINO changes without learning."""
+    learned, stayed = (unseen_step(name, rate, phantoms, tmp_path / rate) for rate in ("3e-3", "0"))
+    assert float(stayed.loss - learned.loss) >= gain
+    if name == "dino":
+        assert learned.logs["spread"] > 0.03
+
+
+def unseen_step(name: str, rate: str, phantoms: Path, folder: Path):
+    """What a method says of subjects it has not seen, after 60 steps on others."""
     cohort = read_cohort(phantoms)
-    command = _command("pretrain", [name, str(phantoms), "--out=x", "--steps=1", *PRETRAINED])
+    flags = (*PRETRAINED, f"--optim.learning-rate={rate}")
+    command = _command("pretrain", [name, str(phantoms), "--out=x", "--steps=1", *flags])
     method, views = build_method(command)
-    pools = [
-        prepare_pool(cohort.filter(chosen), command.preprocess, cache=tmp_path / "cache")
-        for chosen in (pl.col("split") == "train", pl.col("split") != "train")
-    ]
     seen, unseen = (
-        with_views(PoolSampler(pool, size, seed=7), views, seed=3) for pool, size in zip(pools, (16, 64))
+        with_views(PoolSampler(pool, size, seed=7), views, seed=3)
+        for pool, size in (
+            (prepare_pool(cohort.filter(pl.col("split") == "train"), command.preprocess, cache=folder), 16),
+            (prepare_pool(cohort.filter(pl.col("split") != "train"), command.preprocess, cache=folder), 64),
+        )
     )
-
-    def judge() -> float:
-        torch.manual_seed(0)
-        with torch.no_grad():
-            step = method.eval()(next(unseen(0, 0, 1)), 1.0)
-        return {"loss": float(step.loss), **step.logs}[figure]
-
-    before = judge()
-    fit(method, seen, settings=FitSettings(steps=60), run=RunDir(tmp_path / "run"))
-    change = judge() - before
-    assert change / gain >= 1, f"{figure} of unseen slices changed by {change:.3f}"
+    fit(method, seen, settings=FitSettings(steps=60), run=RunDir(folder / "run"))
+    torch.manual_seed(0)
+    with torch.no_grad():
+        return method.eval()(next(unseen(0, 0, 1)), 1.0)

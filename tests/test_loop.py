@@ -388,13 +388,21 @@ def test_the_best_state_is_kept(tmp_path):
     assert [r["validation"] for r in _metrics(RunDir(tmp_path)) if "validation" in r] == [0.2, 0.9, 0.9]
 
 
+@pytest.mark.parametrize(("total", "looks"), [(3, 3), (10, 10), (19, 10), (1599, 10)])
+def test_a_run_is_watched_as_often_as_was_said(total, looks):
+    watch = Watch(measure=lambda method: {}, times=10)
+    due = [step for step in range(1, total + 1) if watch.is_due(step, total)]
+    assert len(due) == looks
+    assert due[-1] == total
+
+
 def test_the_best_survives_a_kill(tmp_path):
     def judge(values: dict[int, float]) -> Watch:
         return Watch(
             measure=lambda method: {"score": values[int(method.average.n_averaged)]}, times=4, best="score"
         )
 
-    values = {2: 0.1, 4: 0.8, 6: 0.3, 8: 0.4, 9: 0.5}
+    values = {3: 0.1, 5: 0.8, 7: 0.3, 9: 0.5}
     whole, broken = norm_method(), norm_method()
     fit(whole, batches, settings=short(), run=RunDir(tmp_path / "whole"), watch=judge(values))
     run = RunDir(tmp_path / "broken")
@@ -402,7 +410,7 @@ def test_the_best_survives_a_kill(tmp_path):
         fit(broken, _killed_at(7), settings=short(), run=run, watch=judge(values))
     broken = norm_method(seed=1)
     fit(broken, batches, settings=short(), run=run, watch=judge(values))
-    assert int(broken.average.n_averaged) == 4
+    assert int(broken.average.n_averaged) == 5
     assert _equal(broken.state_dict(), whole.state_dict())
 
 

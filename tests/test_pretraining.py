@@ -28,9 +28,12 @@ from fewbeats.pretraining.probe import explained, height_probe
 from fewbeats.pretraining.settings import DinoSettings, MimSettings, PclSettings, SimclrSettings
 from fewbeats.pretraining.simclr import Simclr, same_slice
 from fewbeats.sample import Batch
-from fewbeats.training.optim import OptimSettings
+from fewbeats.training.loop import FitSettings, fit
+from fewbeats.training.method import Method, Step
+from fewbeats.training.optim import OptimSettings, one_group
+from fewbeats.training.rundir import RunDir
 from fewbeats.transforms.preprocess import PreprocessSettings
-from fewbeats.transforms.views import ViewSettings
+from fewbeats.transforms.views import ViewSettings, with_views
 
 SMALL = NetworkSettings(kind="unet2d", base_channels=4, levels=3)
 OPTIM = OptimSettings()
@@ -311,7 +314,7 @@ def test_slices_come_with_their_height_and_scan(pool):
     assert batch.views["image"].shape == (32, 3, 96, 96)
     for image, height, scan in zip(batch.views["image"].numpy(), batch.position, batch.scan):
         stored = np.load(pool.files[scan])
-        z = round(float(height) * (stored.shape[1] - 1))
+        z = round(float(height) * stored.shape[1])
         assert any(np.array_equal(image[1], stored[t, z].astype(np.float32)) for t in range(len(stored)))
     assert batch.directed.all()
 
@@ -321,7 +324,42 @@ def test_apex_first_is_turned_and_unknown_is_said(phantoms, tmp_path):
     order = pl.Series("slice_order", ["base_first", "apex_first", None])
     found = prepare_pool(rows.with_columns(order), GRID, cache=tmp_path)
     assert found.order.tolist() == [1, -1, 0]
-    assert found.heights(np.array([0, 1, 2]), np.array([0, 0, 0])).tolist() == [0, 1, 0]
+    slices = found.slices[1]
+    assert found.heights(np.array([0, 1, 2]), np.array([0, 0, 0])).tolist() == [0, (slices - 1) / slices, 0]
+
+
+@pytest.mark.parametrize("slices", [7, 10, 20, 21])
+def test_what_is_near_does_not_hang_on_rounding(slices):
+    """Neighbors of a stack of 10 are a tenth apart, not less; in float32 it may look so."""
+    height = torch.arange(slices) / slices
+    near = same_height(height, torch.ones(slices, dtype=torch.bool), torch.arange(slices), distance=0.1)
+    apart = (torch.arange(slices)[:, None] - torch.arange(slices)).abs()
+    assert torch.equal(near, 10 * apart < slices)
+
+
+def test_what_is_blanked_does_not_follow_how_a_slice_is_turned(pool, tmp_path):
+    """Both draw from (seed, step, rank); the same numbers in both would tie them together."""
+    drawn = []
+
+    class Listens(Method):
+        def __init__(self):
+            super().__init__()
+            self.weight = torch.nn.Parameter(torch.zeros(1))
+
+        def forward(self, batch, progress):
+            drawn.append((batch.views["numbers"][:, 0], torch.rand(4)))
+            return Step(self.weight.sum())
+
+        def parameter_groups(self):
+            return one_group(self, OptimSettings())
+
+        def networks(self):
+            return {}
+
+    images = PoolSampler(pool, 4, seed=3)
+    numbers = with_views(images, lambda image, g: {"numbers": torch.rand(4, 1, generator=g)}, seed=3)
+    fit(Listens(), numbers, settings=FitSettings(steps=5, seed=3), run=RunDir(tmp_path / "run"))
+    assert not any(torch.equal(*pair) for pair in drawn)
 
 
 def test_what_moves_is_the_middle():

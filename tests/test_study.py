@@ -149,6 +149,7 @@ def test_runs_may_go_side_by_side_and_through_submitit(flags, phantoms, tmp_path
     ({"pretrainings": {"mim": {"method": "mimic"}}}, "pretrainings.mim"),
     ({"pretrainings": {"mim": {"method": "mim", "out": "x"}}}, "the study decides it"),
     ({"arms": []}, "arms: holds no settings"),
+    ({"pretrainings": {"scratch": {"method": "mim"}}}, "scratch: is the name of a start"),
     ({"rows": 3}, "rows: give a name"),
 ])  # fmt: skip
 def test_plans_that_cannot_be_run_are_refused(changes, complaint, tmp_path, capfd):
@@ -292,7 +293,14 @@ def test_an_easy_draw_of_the_baseline_alone_does_not_decide():
 def test_arms_judged_on_different_subjects_are_refused():
     rows = made_rows({"scratch": 0.0, "good": 0.03})
     rows = rows.filter((pl.col("arm") == "scratch") | (pl.col("subject") != "s3"))
-    with pytest.raises(InputError, match="of different subjects: s3"):
+    with pytest.raises(InputError, match=r"of different subjects, .*: s3 0 ED LV"):
+        analyze(rows, ["scratch", "good"], baseline="scratch")
+
+
+def test_arms_judged_on_different_structures_are_refused():
+    rows = made_rows({"scratch": 0.0, "good": 0.0})
+    rows = rows.filter((pl.col("arm") == "scratch") | (pl.col("structure") != "RV"))
+    with pytest.raises(InputError, match="RV"):
         analyze(rows, ["scratch", "good"], baseline="scratch")
 
 

@@ -44,6 +44,8 @@ class Export:
 
         if self.out.suffix != ".pth":
             raise InputError(f"{self.out}: nnU-Net's weights are called .pth; name the file so")
+        if (self.out.parent / "request.json").is_file():
+            raise InputError(f"{self.out}: would lie among the files of a run; choose another folder")
         run, config = RunDir(self.model), RunDir(self.model).read_config()
         stored = config.get("network") or config.get("settings", {}).get("network")
         if stored is None:

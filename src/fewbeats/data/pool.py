@@ -67,9 +67,9 @@ class SlicePool:
         return np.asarray(stored[t, around])
 
     def heights(self, scan: np.ndarray, z: np.ndarray) -> np.ndarray:
-        """Share of the stack's height of slices, from the base where the direction is known."""
-        height = z / np.maximum(self.slices[scan] - 1, 1)
-        return np.where(self.order[scan] < 0, 1 - height, height)
+        """Slices below the base over all slices, z / Z as in PCL; from the first where the end is unknown."""
+        slices = self.slices[scan]
+        return np.where(self.order[scan] < 0, slices - 1 - z, z) / slices
 
 
 def sample_slices(pool: SlicePool, most: int, *, size: int, context: int) -> tuple[np.ndarray, ...]:
@@ -155,13 +155,14 @@ def prepare_pool(
         which.append(files.setdefault(path, len(files)))
         frames, slices = np.load(path, mmap_mode="r").shape[:2]
         shapes.append((frames, slices))
-    order = {"base_first": 1, "apex_first": -1}
+    order = {"base_first": 1, "apex_first": -1}  # which a single slice does not have
+    known = [order.get(o, 0) if z > 1 else 0 for o, (_, z) in zip(rows["slice_order"], shapes)]
     return SlicePool(
         files=tuple(files),
         which=np.array(which),
         frames=np.array([frames for frames, _ in shapes]),
         slices=np.array([slices for _, slices in shapes]),
-        order=np.array([order.get(o, 0) for o in rows["slice_order"]]),
+        order=np.array(known),
         subject=rows["subject"].rank("dense").to_numpy(),
     )
 

@@ -11,6 +11,8 @@ from torch import nn
 from fewbeats.models.vit import VitEncoder
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from torch import Tensor
 
 
@@ -41,7 +43,7 @@ def feature_width(network: nn.Module) -> int:
 class Projector(nn.Sequential):
     """Multi-layer perceptron without activation after its last layer: (B, D) -> (B, widths[-1])."""
 
-    def __init__(self, inputs: int, widths: tuple[int, ...], activation: type[nn.Module] = nn.ReLU):
+    def __init__(self, inputs: int, widths: tuple[int, ...], activation: Callable[[], nn.Module] = nn.ReLU):
         layers: list[nn.Module] = []
         for i, (before, after) in enumerate(zip((inputs, *widths), widths)):
             layers += [nn.Linear(before, after)] + [activation()] * (i < len(widths) - 1)
@@ -56,11 +58,16 @@ class PrototypeHead(nn.Module):
         hidden: width of the two hidden layers.
         bottleneck: width before the prototypes.
         prototypes: number of outputs K; their weights have unit length, so only directions are learned.
+        norm: BatchNorm in the hidden layers.
     """
 
-    def __init__(self, inputs: int, *, hidden: int, bottleneck: int, prototypes: int):
+    def __init__(self, inputs: int, *, hidden: int, bottleneck: int, prototypes: int, norm: bool = False):
         super().__init__()
-        self.projector = Projector(inputs, (hidden, hidden, bottleneck), nn.GELU)
+
+        def activation() -> nn.Module:
+            return nn.Sequential(nn.BatchNorm1d(hidden), nn.GELU()) if norm else nn.GELU()
+
+        self.projector = Projector(inputs, (hidden, hidden, bottleneck), activation)
         self.prototypes = nn.Linear(bottleneck, prototypes, bias=False)
         for module in self.projector:
             if isinstance(module, nn.Linear):

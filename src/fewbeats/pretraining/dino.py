@@ -29,7 +29,6 @@ from fewbeats.models.heads import (
     feature_width,
     gather_ranks,
     pool_features,
-    spread,
 )
 from fewbeats.training.method import Method, ParameterGroup, Step
 from fewbeats.training.optim import OptimSettings, scheduled_group
@@ -71,13 +70,17 @@ class Dino(Method):
     def __init__(self, network: nn.Module, *, settings: DinoSettings, optim: OptimSettings):
         super().__init__()
         self.settings, self.optim = settings, optim
+        encoder = encoder_of(network)
         head = PrototypeHead(
             feature_width(network),
+            # Pooled maps of an untrained CNN are nearly one vector for all slices; without BatchNorm the
+            # teacher then has nothing to tell, and the student learns to say nothing.
+            norm=any(isinstance(module, nn.BatchNorm2d) for module in encoder.modules()),
             hidden=settings.hidden,
             bottleneck=settings.bottleneck,
             prototypes=settings.prototypes,
         )
-        self.student = nn.ModuleDict({"encoder": encoder_of(network), "head": head})
+        self.student = nn.ModuleDict({"encoder": encoder, "head": head})
         self.teacher = deepcopy(self.student).requires_grad_(False)
         self.register_buffer("center", torch.zeros(settings.prototypes))
 
@@ -94,7 +97,7 @@ class Dino(Method):
         told = [F.log_softmax(answer / self.settings.student_temperature, 1) for answer in answers]
         losses = [-(q * p).sum(1).mean() for i, q in enumerate(target) for j, p in enumerate(told) if i != j]
         frozen = progress < self.settings.freeze
-        logs = {"spread": spread(seen - self.center)}
+        logs = {"spread": answers_apart(torch.cat(target))}
         return Step(torch.stack(losses).mean(), logs, ("network",) if frozen else None)
 
     def parameter_groups(self) -> list[ParameterGroup]:
@@ -119,6 +122,17 @@ class Dino(Method):
         """tau_t."""
         low, high = self.settings.teacher_temperature
         return low + (high - low) * min(1.0, progress / max(self.settings.temperature_warmup, 1e-9))
+
+
+def answers_apart(answers: Tensor) -> float:
+    """How far a batch's answers (B, K), each a distribution, tell its slices apart: 0 not at all, 1 wholly.
+
+    The mean divergence from their mean over its largest possible value. It is 0 where all are uniform and
+    where all are the same one, the two ways in which DINO collapses.
+    """
+    mean = answers.mean(0)
+    apart = torch.special.entr(mean).sum() - torch.special.entr(answers).sum(1).mean()
+    return float(apart) / math.log(min(answers.shape))
 
 
 def _judge(side: nn.ModuleDict, image: Tensor) -> Tensor:

@@ -3,7 +3,7 @@
 Zeng et al., Positional Contrastive Learning for Volumetric Medical Image Segmentation, MICCAI 2021,
 https://arxiv.org/abs/2106.09157; for cine MR de Mooij et al., https://arxiv.org/abs/2409.18100.
 
-    for a batch of N slices x at heights p (0 base, 1 apex):
+    for a batch of N slices x at heights p (slices below the base / slices):
         x_a, x_b = t(x), t'(x)                          two random views
         h = f(x_a, x_b); z = g(h)                       encoder, pooled; projector
         P(i) = all j != i with |p_i - p_j| < d          any subject, any frame
@@ -30,6 +30,8 @@ if TYPE_CHECKING:
 
     from fewbeats.pretraining.settings import PclSettings
     from fewbeats.sample import Batch
+
+ROUNDING = 1e-6  # two slices exactly `distance` apart are not near, whatever float32 makes of them
 
 
 def views(image: Tensor, generator: Generator, settings: ViewSettings) -> dict[str, Tensor]:
@@ -80,6 +82,6 @@ def same_height(position: Tensor, directed: Tensor, scan: Tensor, *, distance: f
         scan: (N,) number of the scan.
         distance: below this share two heights are near.
     """
-    near = (position[:, None] - position[None]).abs() < distance
+    near = (position[:, None] - position[None]).abs() < distance - ROUNDING
     comparable = (directed[:, None] & directed[None]) | (scan[:, None] == scan[None])
     return near & comparable

@@ -120,6 +120,8 @@ def read_plan(path: Path) -> Plan:
 
 def _read_pretraining(name: str, settings: Mapping[str, Any], cohort: Path, path: Path) -> Pretrain:
     where = f"pretrainings.{name}"
+    if name in STARTS:
+        raise InputError(f"{path}: {where}: is the name of a start; choose another")
     settings = dict(settings)
     method = settings.pop("method", None)
     _refuse_own(settings, where, path, OWN[:2] + OWN[-1:])

@@ -157,9 +157,14 @@ def _contrast(
     if not shared:
         return None
     mine, base = (part.filter(pl.col("seed").is_in(shared)) for part in (mine, base))
-    if other := set(mine["subject"]) ^ set(base["subject"]):
+    seen, known = (
+        {" ".join(map(str, row)) for row in part.select("subject", "seed", "phase", "structure").iter_rows()}
+        for part in (mine, base)
+    )
+    if other := seen ^ known:
         raise InputError(
-            f"rows of '{arm}' and '{baseline}' are of different subjects: {name_some(sorted(other))}"
+            f"rows of '{arm}' and '{baseline}' are of different subjects, seeds, phases or structures: "
+            f"{name_some(sorted(other))}"
         )
     difference = compare_paired(by_subject(mine), by_subject(base))
     a, b = _each(mine, "seed"), _each(base, "seed")

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 import time
+import zlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
@@ -59,7 +60,7 @@ class Watch:
 
     def is_due(self, step: int, total: int) -> bool:
         """Whether to measure after `step` of `total` steps."""
-        return step == total or step % max(1, total // self.times) == 0
+        return step * self.times // total > (step - 1) * self.times // total
 
 
 def fit(
@@ -175,7 +176,9 @@ class _Loop:
 
         from fewbeats.training.optim import set_rates
 
-        torch.manual_seed(hash((self.settings.seed, step, self.accelerator.process_index)) % 2**31)
+        # Told apart from the seed of the views, or what a method blanks would follow how a slice was turned.
+        place = ("method", self.settings.seed, step, self.accelerator.process_index)
+        torch.manual_seed(zlib.crc32(repr(place).encode()))
         self.method.train()
         set_rates(self.optimizer, self.groups, progress)
         self.optimizer.zero_grad(set_to_none=True)
