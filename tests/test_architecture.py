@@ -111,7 +111,8 @@ def test_the_command_line_opens_without_heavy_imports():
         "heavy = {'torch', 'timm', 'numpy', 'scipy', 'polars', 'nibabel'} & sys.modules.keys();"
         "assert not heavy, heavy"
     )
-    subprocess.run([sys.executable, "-c", code], check=True, capture_output=True)
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
 
 
 @pytest.mark.parametrize("command", ["finetune", "predict", "info"])
@@ -123,7 +124,8 @@ def test_help_of_a_command_does_not_import_torch(command):
         "heavy = {'torch', 'timm', 'monai', 'highdicom', 'polars'} & sys.modules.keys()\n"
         "assert not heavy, heavy"
     )
-    subprocess.run([sys.executable, "-c", code], check=True, capture_output=True)
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
 
 
 def test_help_answers_at_once():

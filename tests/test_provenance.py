@@ -133,6 +133,7 @@ def test_weights_that_saw_held_out_frames_through_a_chain_of_two_runs(tmp_path, 
 
 
 def test_clean_weights_pass(tmp_path, cohort):
+    """The guard speaks by raising, so passing is to come to the end."""
     train = cohort.filter(pl.col("split") == "train")
     run = Provenance(run="clean", labeled=by_subject(train, hash_scans(train)))
     guard_ancestors([run], held_out(cohort))

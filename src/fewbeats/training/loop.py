@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import math
 import time
-import zlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
@@ -176,9 +175,8 @@ class _Loop:
 
         from fewbeats.training.optim import set_rates
 
-        # Told apart from the seed of the views, or what a method blanks would follow how a slice was turned.
-        place = ("method", self.settings.seed, step, self.accelerator.process_index)
-        torch.manual_seed(zlib.crc32(repr(place).encode()))
+        # The 1 tells it from the seed of the views: what a method blanks must not follow how a slice is turned.
+        torch.manual_seed(hash((self.settings.seed, step, self.accelerator.process_index, 1)) % 2**31)
         self.method.train()
         set_rates(self.optimizer, self.groups, progress)
         self.optimizer.zero_grad(set_to_none=True)
