@@ -175,7 +175,7 @@ class _Loop:
 
         from fewbeats.training.optim import set_rates
 
-        # The 1 tells it from the seed of the views: what a method blanks must not follow how a slice is turned.
+        # The 1 tells it from the views' seed: what a method blanks must not follow how a slice is turned.
         torch.manual_seed(hash((self.settings.seed, step, self.accelerator.process_index, 1)) % 2**31)
         self.method.train()
         set_rates(self.optimizer, self.groups, progress)
