@@ -57,7 +57,7 @@ def test_the_embedding_is_the_cls_token():
 @pytest.mark.parametrize(("changes", "complaint"), [
     ({"vit_heads": 5}, "must divide --network.vit-width"),
     ({"vit_patch_px": 12}, "must be a power of 2"),
-    ({"vit_depth": 0}, "vit-heads"),
+    ({"vit_depth": 0}, "--network.vit-depth 0: give at least 1"),
 ])  # fmt: skip
 def test_sizes_that_do_not_fit_are_refused(changes, complaint):
     with pytest.raises(InputError, match=complaint):

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
 from fewbeats.errors import InputError
+from fewbeats.ranges import check_ranges
 
 if TYPE_CHECKING:
     from torch import nn
@@ -43,6 +44,20 @@ class NetworkSettings:
     context: int = 0
     """Neighboring slices on each side given to a 2D network as further channels."""
 
+    def __post_init__(self) -> None:
+        counts = ("base_channels", "levels", "vit_width", "vit_depth", "vit_heads", "decoder_channels")
+        check_ranges(self, "network.", counts=counts, not_negative=("context",))
+        if self.levels < 2:
+            raise InputError(f"--network.levels {self.levels}: a U-Net has at least 2")
+        if self.kind in ("lite0", "hub") and len(self.decoder_channels) != 5:
+            raise InputError(f"--network.decoder-channels: give 5 numbers, not {len(self.decoder_channels)}")
+        if self.vit_patch_px < 2 or self.vit_patch_px & (self.vit_patch_px - 1):
+            raise InputError(f"--network.vit-patch-px {self.vit_patch_px}: must be a power of 2")
+        if self.vit_width % self.vit_heads:
+            raise InputError(
+                f"--network.vit-heads {self.vit_heads}: must divide --network.vit-width {self.vit_width}"
+            )
+
     @property
     def in_channels(self) -> int:
         """Channels of the network's input."""
@@ -76,11 +91,12 @@ def build_network(settings: NetworkSettings, *, classes: int) -> nn.Module:
         classes: background included.
 
     Raises:
-        InputError: timm knows no such encoder, or none that a U-Net can stand on; a vision transformer of
-            sizes that do not fit each other.
+        InputError: timm knows no such encoder, or none that a U-Net can stand on.
     """
     if settings.kind == "vit":
-        return _vit(settings, classes)
+        from fewbeats.models.vit import VitSegmenter
+
+        return VitSegmenter(settings, classes)
     if settings.kind in ("unet2d", "unet3d"):
         return _plain_unet(settings, classes)
     encoder = "tf_efficientnet_lite0" if settings.kind == "lite0" else settings.encoder
@@ -101,17 +117,6 @@ def build_network(settings: NetworkSettings, *, classes: int) -> nn.Module:
                 f"encoder '{encoder}': timm knows no such model with a pyramid of features; "
                 "see timm.list_models()"
             ) from error
-
-
-def _vit(settings: NetworkSettings, classes: int) -> nn.Module:
-    from fewbeats.models.vit import VitSegmenter
-
-    patch, width, heads = settings.vit_patch_px, settings.vit_width, settings.vit_heads
-    if patch < 2 or patch & (patch - 1):
-        raise InputError(f"--network.vit-patch-px {patch}: must be a power of 2")
-    if min(width, heads, settings.vit_depth) < 1 or width % heads:
-        raise InputError(f"--network.vit-heads {heads}: must divide --network.vit-width {width}")
-    return VitSegmenter(settings, classes)
 
 
 def _plain_unet(settings: NetworkSettings, classes: int) -> nn.Module:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from fewbeats.ranges import check_ranges
+
 
 @dataclass(frozen=True, kw_only=True)
 class SimclrSettings:
@@ -13,6 +15,9 @@ class SimclrSettings:
     """tau."""
     projector: tuple[int, ...] = (512, 512, 512)
     """Widths of g's layers."""
+
+    def __post_init__(self) -> None:
+        check_ranges(self, "simclr.", positive=("temperature",), counts=("projector",))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,6 +30,9 @@ class PclSettings:
     """Widths of g's layers."""
     distance: float = 0.1
     """d, share of the stack's height."""
+
+    def __post_init__(self) -> None:
+        check_ranges(self, "pcl.", positive=("temperature", "distance"), counts=("projector",))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,6 +62,21 @@ class DinoSettings:
     freeze: float = 0.01
     """Share of the steps in which the prototypes stay as they are."""
 
+    def __post_init__(self) -> None:
+        shares = ("small_size", "temperature_warmup", "center_momentum", "teacher_momentum", "freeze")
+        check_ranges(
+            self,
+            "dino.",
+            positive=("small_size", "student_temperature", "teacher_temperature"),
+            not_negative=("small_views",),
+            counts=("hidden", "bottleneck", "prototypes"),
+            shares=shares,
+        )
+
+    def small_px(self, size: int) -> int:
+        """Side of a small view beside large ones of `size` pixels."""
+        return round(size * self.small_size)
+
 
 @dataclass(frozen=True, kw_only=True)
 class SimmimSettings:
@@ -64,6 +87,9 @@ class SimmimSettings:
     ratio: float = 0.6
     """r; the number of hidden squares is exact."""
 
+    def __post_init__(self) -> None:
+        check_ranges(self, "simmim.", counts=("patch_px",), shares=("ratio",))
+
 
 @dataclass(frozen=True, kw_only=True)
 class MimSettings:
@@ -73,3 +99,6 @@ class MimSettings:
     """P; 32 of 256 pixels in the paper, the same share of 128 here."""
     ratio: float = 0.75
     """r; the number of blanked patches is exact, 48 of 64."""
+
+    def __post_init__(self) -> None:
+        check_ranges(self, "mim.", counts=("patch_px",), shares=("ratio",))

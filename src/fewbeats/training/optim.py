@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
+from fewbeats.ranges import check_ranges
 from fewbeats.training.precision import Precision
 
 if TYPE_CHECKING:
@@ -39,6 +40,15 @@ class OptimSettings:
     """Rate at the end as a share of the peak."""
     precision: Precision = "auto"
     """auto: bf16 where the GPU or CPU computes it natively, else full."""
+
+    def __post_init__(self) -> None:
+        check_ranges(
+            self,
+            "optim.",
+            positive=("learning_rate", "layer_decay"),
+            not_negative=("encoder_rate_factor", "weight_decay"),
+            shares=("warmup", "final_rate"),
+        )
 
 
 def warmup_decay(

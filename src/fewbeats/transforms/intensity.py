@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from fewbeats.ranges import check_ranges
+
 if TYPE_CHECKING:
     from torch import Generator, Tensor
 
@@ -29,6 +31,15 @@ class IntensitySettings:
     """Largest standard deviation of additive Gaussian noise."""
     low_resolution: float = 0.5
     """Smallest factor of an in-plane down- and up-sampling."""
+
+    def __post_init__(self) -> None:
+        check_ranges(
+            self,
+            "intensity.",
+            positive=("gamma", "contrast", "low_resolution"),
+            not_negative=("bias_field", "brightness", "blur_px", "noise"),
+            shares=("probability", "low_resolution"),
+        )
 
 
 def augment_intensity(image: Tensor, settings: IntensitySettings, generator: Generator) -> Tensor:

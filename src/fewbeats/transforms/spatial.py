@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from fewbeats.ranges import check_ranges
+
 if TYPE_CHECKING:
     from torch import Generator, Tensor
 
@@ -32,6 +34,15 @@ class SpatialSettings:
     """Mirror half of the turned samples; for scans whose stored chirality is not known to be the same."""
     crop_probability: float = 0.15
     """Share of samples whose outer field of view is blanked, as in scans cropped close to the heart."""
+
+    def __post_init__(self) -> None:
+        check_ranges(
+            self,
+            "spatial.",
+            positive=("scale",),
+            not_negative=("rotation_degrees", "anisotropy", "shift_px", "elastic_px"),
+            shares=("turned", "elastic_probability", "crop_probability"),
+        )
 
 
 @dataclass(frozen=True)
