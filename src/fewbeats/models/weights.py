@@ -107,8 +107,11 @@ def transfer_weights(
             f"{source}: weights of another architecture: none fits; choose the same --network.kind"
         )
     network.load_state_dict(fits, strict=False)
+    named: dict[int, str] = {}  # a plain U-Net's decoder names the encoder's tensors once more
+    for name, value in own.items():
+        named.setdefault(value.data_ptr(), name)
     return Transfer(
-        loaded=tuple(fits),
-        missing=tuple(name for name in own if name not in fits),
+        loaded=tuple(name for name in named.values() if name in fits),
+        missing=tuple(name for name in named.values() if name not in fits),
         unused=tuple(name for name in state if name not in fits),
     )
