@@ -8,8 +8,9 @@ import math
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import islice
 from pathlib import Path
 
@@ -22,7 +23,11 @@ from torch import nn
 from fewbeats.errors import InputError
 from fewbeats.finetuning.supervised import Supervised
 from fewbeats.models.network import NetworkSettings, build_network
-from fewbeats.sample import Batch
+from fewbeats.pretraining.dino import Dino
+from fewbeats.pretraining.pcl import Pcl
+from fewbeats.pretraining.settings import DinoSettings, PclSettings, SimclrSettings
+from fewbeats.pretraining.simclr import Simclr
+from fewbeats.sample import Batch, Batches
 from fewbeats.training import loop
 from fewbeats.training.checkpoint import STATE
 from fewbeats.training.loop import FitSettings, Watch, fit
@@ -588,6 +593,37 @@ class Pointwise(Method):
         return {"network": self.network}
 
 
+PLAIN = OptimSettings(kind="sgd", learning_rate=1e-3, precision="full")
+
+
+def slice_views(start: int, rank: int, world: int, *, names: Sequence[str], size: int = 2) -> Iterator[Batch]:
+    """As `batches`, with the views and places that a self-supervised method asks for."""
+    for step, batch in enumerate(batches(start, rank, world, size=size), start):
+        image, places = batch.views["image"], torch.arange(size) + (step * world + rank) * size
+        yield Batch(
+            views={name: image.rot90(k, (2, 3)) for k, name in enumerate(names)},
+            position=places % 4 / 4,
+            directed=torch.ones(size, dtype=torch.bool),
+            scan=places,
+        )
+
+
+def self_supervised(name: str, *, size: int = 2) -> tuple[Method, Batches]:
+    """One of `SELF_SUPERVISED` at its start, and its batches."""
+    torch.manual_seed(0)
+    network = build_network(NetworkSettings(kind="unet2d", base_channels=4, levels=3), classes=1)
+    kind, settings, names = SELF_SUPERVISED[name]
+    return kind(network, settings=settings, optim=PLAIN), partial(slice_views, names=names, size=size)
+
+
+SELF_SUPERVISED = {
+    "simclr": (Simclr, SimclrSettings(projector=(8,)), ("a", "b")),
+    "pcl": (Pcl, PclSettings(projector=(8,), distance=0.3), ("a", "b")),
+    "dino": (Dino, DinoSettings(hidden=8, bottleneck=4, prototypes=6, freeze=0.0), ("large0", "large1", "s")),
+}
+"""Methods whose loss, or center, is of all processes' slices; with the views they ask for."""
+
+
 @pytest.mark.slow
 def test_two_processes_are_one_with_the_larger_batch(tmp_path):
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
@@ -601,7 +637,7 @@ def test_two_processes_are_one_with_the_larger_batch(tmp_path):
     )
     assert done.returncode == 0, done.stderr[-3000:]
     saved = {}
-    for name in ("pointwise", "norm"):
+    for name in ("pointwise", "norm", *SELF_SUPERVISED):
         (steps, saved[name]), (other_steps, other) = (torch.load(tmp_path / f"{name}{i}.pt") for i in (0, 1))
         assert steps == other_steps
         assert _equal(saved[name], other)
@@ -613,6 +649,14 @@ def test_two_processes_are_one_with_the_larger_batch(tmp_path):
     for name, value in alone.state_dict().items():
         torch.testing.assert_close(saved["pointwise"][name], value, atol=1e-5, rtol=1e-4)
     assert not torch.equal(alone.network[0].weight, Pointwise().network[0].weight)
+    for name in SELF_SUPERVISED:
+        (alone, source), settings = self_supervised(name, size=4), short(steps=4, optim=PLAIN)
+        fit(alone, source, settings=settings, run=RunDir(tmp_path / f"{name}-alone"))
+        whole, start = alone.state_dict(), self_supervised(name)[0].state_dict()
+        moved = {key for key, value in whole.items() if not torch.equal(value, start[key])}
+        assert any(key.startswith(("encoder.", "student.encoder.")) for key in moved)
+        for key, value in whole.items():
+            torch.testing.assert_close(saved[name][key], value, atol=1e-5, rtol=1e-3, msg=f"{name}: {key}")
 
 
 # Precision

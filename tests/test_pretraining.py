@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import tracemalloc
 from dataclasses import replace
 
@@ -183,6 +184,21 @@ def test_the_loss_and_the_center_are_those_of_lightly():
             told = [dino._judge(method.student, batch.views[n]) for n in names]
             found = method(batch, 0.5).loss
         torch.testing.assert_close(found, twin(seen, told, epoch=0), atol=1e-5, rtol=1e-5)
+
+
+def test_the_exported_teacher_has_its_own_statistics():
+    """An average of weights would leave its BatchNorm at the start; it has seen slices itself."""
+    torch.manual_seed(0)
+    settings = NetworkSettings(kind="unet2d", base_channels=4, levels=3, norm="batch")
+    small = DinoSettings(hidden=8, bottleneck=4, prototypes=6, small_views=0)
+    method = Dino(build_network(settings, classes=1), settings=small, optim=OPTIM).train()
+    for seed in range(3):
+        method(shown(("large0", "large1"), seed=seed), 0.5)
+        method.after_update(0.5)
+    state = method.networks()["network"].state_dict()
+    means = [value for name, value in state.items() if name.endswith("running_mean")]
+    assert means
+    assert all(value.abs().max() > 0 for value in means)
 
 
 def test_the_teachers_temperature_warms_up():
@@ -459,12 +475,76 @@ def test_a_run_is_pretrained_and_its_weights_move_on(method, phantoms, tmp_path,
     ("pcl", ["--pool-subjects=9"], "split train has 3"),
     ("pcl", ["--network.kind=unet3d"], "pretraining is for 2D networks"),
     ("mim", ["--minutes=1"], "either --steps or --minutes"),
+    ("mim", ["--steps=0"], "--steps 0: give at least 1"),
+    ("mim", ["--seed=-1"], "--seed -1: must not be negative"),
+    ("mim", ["--batch-size=0"], "--batch-size 0: give at least 1"),
+    ("mim", ["--mim.patch-px=0"], "--mim.patch-px 0: give at least 1"),
+    ("mim", ["--mim.ratio=nan"], "--mim.ratio nan: must be between 0 and 1"),
+    ("mim", ["--optim.learning-rate=0"], "--optim.learning-rate 0.0: must be positive"),
+    ("mim", ["--optim.layer-decay=0.5"], "are for fine-tuning"),
+    ("mim", ["--simmim.ratio=0.5"], "--simmim: with --network.kind unet2d mim looks at --mim instead"),
+    ("mim", ["--network.kind=vit", "--mim.ratio=0.5"], "--mim: with --network.kind vit mim looks at"),
+    ("simclr", ["--simclr.projector", "64", "0"], "--simclr.projector 64 0: give at least 1"),
+    ("simclr", ["--simclr.temperature=0"], "--simclr.temperature 0.0: must be positive"),
+    ("pcl", ["--pcl.distance=0"], "--pcl.distance 0.0: must be positive"),
+    ("dino", ["--dino.small-size=0.01"], "makes views of 1 pixels; must be a multiple of 8"),
+    ("dino", ["--dino.small-size=1.5"], "--dino.small-size 1.5: must be between 0 and 1"),
+    ("dino", ["--dino.prototypes=0"], "--dino.prototypes 0: give at least 1"),
+    ("simclr", ["--network.levels=1"], "--network.levels 1: a U-Net has at least 2"),
+    ("simclr", ["--network.context=-1"], "--network.context -1: must not be negative"),
+    ("simclr", ["--spatial.scale", "0", "1"], "--spatial.scale 0.0 1.0: must be positive"),
 ])  # fmt: skip
 def test_what_cannot_be_pretrained_is_refused(method, flags, complaint, phantoms, tmp_path, capfd):
     words = ["pretrain", method, str(phantoms), f"--out={tmp_path / 'run'}", "--steps=3", *LITTLE, *flags]
     assert main(words) == 2
-    assert complaint in capfd.readouterr().err
+    told = capfd.readouterr().err
+    assert complaint in told
+    assert told.count("\n") == 1
     assert not (tmp_path / "run").exists()
+
+
+def test_no_label_is_needed_and_a_start_that_saw_one_is_refused(phantoms, small_run, tmp_path, capfd):
+    bare = tmp_path / "bare.csv"
+    read_cohort(phantoms).with_columns(label=None, label_source=None, convention=None).write_csv(bare)
+    words = ["pretrain", "mim", str(bare), "--steps=1", *LITTLE, "--network.base-channels=8"]
+    assert main([*words, f"--out={tmp_path / 'run'}"]) == 0
+    capfd.readouterr()
+    assert main([*words, f"--out={tmp_path / 'again'}", f"--init={small_run}"]) == 2
+    assert "has seen labels, of phantom" in capfd.readouterr().err
+    assert not (tmp_path / "again").exists()
+
+
+def test_a_start_is_known_by_its_weights_and_a_scan_by_its_direction(phantoms, tmp_path, capfd):
+    flags = ["--steps=1", *LITTLE]
+    first, second, run = (tmp_path / name for name in ("first", "second", "run"))
+    for seed, out in enumerate((first, second)):
+        assert main(["pretrain", "mim", str(phantoms), f"--out={out}", f"--seed={seed}", *flags]) == 0
+    words = ["pretrain", "pcl", str(phantoms), f"--out={run}", f"--init={first}", *flags]
+    assert main(words) == 0
+    shutil.copytree(first, tmp_path / "moved")
+    assert main([*words, f"--init={tmp_path / 'moved'}"]) == 0
+    assert "already trained" in capfd.readouterr().out
+    assert main([*words, f"--init={second}"]) == 2
+    assert "holds a run of other settings" in capfd.readouterr().err
+    turned = tmp_path / "turned.csv"
+    read_cohort(phantoms).with_columns(slice_order=pl.lit("apex_first")).write_csv(turned)
+    words[2] = str(turned)
+    assert main(words) == 2
+    assert "holds a run of other slice order" in capfd.readouterr().err
+
+
+def test_the_time_of_a_resumed_run_is_of_all_its_parts(tmp_path):
+    run = RunDir(tmp_path)
+    assert run.trained_seconds() == 0
+    for row in (
+        {"step": 10, "step_seconds": 0.5},
+        {"step": 10, "probe": 1.0},
+        {"step": 14, "step_seconds": 2.0},
+    ):
+        run.append_metrics(row)
+    with run.metrics.open("a") as file:
+        file.write('{"step": 20, "step_sec')  # killed while writing
+    assert run.trained_seconds() == 10 * 0.5 + 4 * 2.0
 
 
 def test_workers_change_nothing(phantoms, tmp_path):

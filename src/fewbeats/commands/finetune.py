@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import resource
-import shutil
 import time
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -12,11 +11,20 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import tyro
 
-from fewbeats.commands.start import STARTS, start_network, trace_weights, weights_digest
+from fewbeats.commands.start import (
+    STARTS,
+    copy_localizer,
+    find_localizer,
+    start_digest,
+    start_network,
+    trace_weights,
+    weights_digest,
+)
 from fewbeats.disk import atomic_path
 from fewbeats.errors import InputError
 from fewbeats.finetuning.segmentation import SegmentationSettings, localizer_settings
-from fewbeats.training.loop import FitSettings
+from fewbeats.ranges import check_ranges
+from fewbeats.training.loop import FitSettings, check_length
 from fewbeats.training.precision import choose_precision
 from fewbeats.training.rundir import RunDir
 
@@ -79,8 +87,8 @@ class Finetune:
         Raises:
             InputError: the cohort, its labels or the settings cannot be used.
         """
-        started = time.perf_counter()
-        self._check_budget()
+        started = time.perf_counter() - RunDir(self.out).trained_seconds()  # a resumed run's time is of all
+        self.check_budget()
         data, run = choose_data(self), RunDir(self.out)
         samples = read_samples(self, data)  # whatever is wrong with the input shows before the folder is made
         request = describe_request(self, data, samples)
@@ -109,15 +117,16 @@ class Finetune:
         print(f"{run.path}: trained on {', '.join(data.labeled_subjects)}")
         return run.path
 
-    def _check_budget(self) -> None:
+    def check_budget(self) -> None:
+        """Raises:
+        InputError: a budget that is missing, given twice, out of range, or none of the task's.
+        """
+        check_ranges(self, "", not_negative=("seed", "localizer_steps"))
         if self.task == "localization":
             if self.steps or self.minutes or self.localizer or self.localizer_steps < 1:
                 raise InputError("--task localization: takes --localizer-steps as its only budget")
             return
-        if (self.steps is None) == (self.minutes is None):
-            raise InputError("give either --steps or --minutes")
-        if not (self.steps or self.minutes or 0) > 0 or self.localizer_steps < 0:
-            raise InputError("--steps, --minutes: give at least 1; --localizer-steps: at least 0")
+        check_length(self.steps, self.minutes)
 
 
 @dataclass(frozen=True)
@@ -268,37 +277,13 @@ def describe_request(command: Finetune, data: TrainingData, samples: TrainingSam
     request.
     """
     places = ("cohort", "out", "cache", "init", "localizer")
-    init = command.init if command.init in STARTS else weights_digest(Path(command.init))
     localizer = weights_digest(find_localizer(command.localizer)) if command.localizer else None
     return {
         "settings": {name: value for name, value in asdict(command).items() if name not in places},
-        "start": {"init": init, "localizer": localizer},
+        "start": {"init": start_digest(command.init), "localizer": localizer},
         "labeled subjects": data.labeled_subjects,
         "images and labels": [sample.key for sample in samples.train + samples.held_back],
     }
-
-
-def find_localizer(run: Path) -> Path:
-    """Folder of a run's localizer.
-
-    Raises:
-        InputError: no finished run with one.
-    """
-    folder = run / "localizer"
-    RunDir(run).read_config()
-    if not (folder / "run.json").is_file():
-        raise InputError(f"{run}: has no localizer (trained with --localizer-steps 0); name another run")
-    return folder
-
-
-def copy_localizer(source: Path, run: RunDir) -> None:
-    """Take over another run's localizer, whole or not at all; a run folder is all that prediction needs."""
-    from accelerate import PartialState
-
-    whole = run.path / "localizer"
-    if PartialState().is_main_process and not whole.is_dir():
-        with atomic_path(whole) as partial:
-            shutil.copytree(find_localizer(source), partial)
 
 
 def _train_localizer(command: Finetune, data: TrainingData, samples: Sequence[Sample], run: RunDir) -> None:
@@ -327,7 +312,9 @@ def _train_segmenter(
     from fewbeats.inference.plausibility import take_fingerprint
 
     settings = command.model
-    minutes = None if command.minutes is None else command.minutes - (time.perf_counter() - started) / 60
+    minutes = command.minutes
+    if minutes is not None:
+        minutes = max(0.01, minutes - (time.perf_counter() - started) / 60)
     fit_settings = FitSettings(steps=command.steps, minutes=minutes, seed=command.seed, optim=settings.optim)
     network, steps = _train(network, samples.train, settings, fit_settings, run, held=samples.held_back)
     about = {

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import tyro
 
-from fewbeats.commands.start import STARTS, start_network, trace_weights
+from fewbeats.commands.start import STARTS, start_digest, start_network, trace_weights
 from fewbeats.errors import InputError
 from fewbeats.models.network import NetworkSettings
 from fewbeats.pretraining.settings import (
@@ -21,7 +21,8 @@ from fewbeats.pretraining.settings import (
     SimclrSettings,
     SimmimSettings,
 )
-from fewbeats.training.loop import FitSettings, Watch
+from fewbeats.ranges import check_ranges
+from fewbeats.training.loop import FitSettings, Watch, check_length
 from fewbeats.training.optim import OptimSettings
 from fewbeats.training.precision import choose_precision
 from fewbeats.training.rundir import RunDir
@@ -94,14 +95,12 @@ class Pretrain:
         from fewbeats.training.workers import with_workers
         from fewbeats.transforms.views import with_views
 
-        started = time.perf_counter()
-        if (self.steps is None) == (self.minutes is None):
-            raise InputError("give either --steps or --minutes")
+        started = time.perf_counter() - RunDir(self.out).trained_seconds()  # a resumed run's time is of all
         method, views = build_method(self)  # whatever is wrong with the settings shows before scans are read
         rows, provenance = choose_pool(self)
         pool = read_pool(self, rows)
         run = RunDir(self.out)
-        if run.claim({"settings": self.describe(), "images": provenance.unlabeled}):
+        if run.claim(describe_request(self, rows, provenance)):
             print(f"{run.path}: already trained with these settings")
             return run.path
         sampler = PoolSampler(pool, self.batch_size, self.network.context, self.seed)
@@ -130,25 +129,52 @@ class Pretrain:
 METHODS = ("simclr", "pcl", "dino", "mim", "simmim")
 
 
-def build_method(command: Pretrain) -> tuple[Method, Views]:
-    """The method on its network, and the views it wants.
+def check_settings(command: Pretrain) -> None:
+    """Refuse settings that are out of range, do not fit each other, or that the method would not look at.
 
     Raises:
-        InputError: the settings do not fit each other.
+        InputError: naming the setting.
     """
-    import torch
-
-    from fewbeats.pretraining import dino, mim, pcl, simclr, simmim
-
+    check_length(command.steps, command.minutes)
+    check_ranges(command, "", counts=("batch_size",), not_negative=("workers", "seed"))
+    twin = {"mim": "simmim", "simmim": "mim"}.get(command.file)
+    if twin and getattr(command, twin) != type(getattr(command, twin))():
+        raise InputError(
+            f"--{twin}: with --network.kind {command.network.kind} mim looks at --{command.file} instead"
+        )
+    if (command.optim.encoder_rate_factor, command.optim.layer_decay) != (1.0, 1.0):
+        raise InputError(
+            "--optim.encoder-rate-factor, --optim.layer-decay: are for fine-tuning; take them out"
+        )
     if command.network.dims != 2:
         raise InputError(f"--network.kind {command.network.kind}: pretraining is for 2D networks")
     if command.method in ("simclr", "pcl") and command.network.kind == "vit":
         raise InputError(f"{command.method}: for U-Nets; a vision transformer learns by dino or mim")
     if command.method in ("simclr", "pcl") and command.batch_size < 4:
         raise InputError(f"--batch-size {command.batch_size}: too few negatives; give at least 4")
+    size, stride = command.preprocess.size, command.network.stride
+    if size % stride:
+        raise InputError(f"--preprocess.size {size}: must be a multiple of {stride}")
+    small = command.dino.small_px(size)
+    if command.method == "dino" and command.dino.small_views and (small < stride or small % stride):
+        raise InputError(
+            f"--dino.small-size {command.dino.small_size}: makes views of {small} pixels; "
+            f"must be a multiple of {stride}"
+        )
+
+
+def build_method(command: Pretrain) -> tuple[Method, Views]:
+    """The method on its network, and the views it wants.
+
+    Raises:
+        InputError: the settings cannot be used, or the start does not fit.
+    """
+    import torch
+
+    from fewbeats.pretraining import dino, mim, pcl, simclr, simmim
+
+    check_settings(command)
     size = command.preprocess.size
-    if size % command.network.stride:
-        raise InputError(f"--preprocess.size {size}: must be a multiple of {command.network.stride}")
     channels = command.network.in_channels
     network = start_network(command.network, channels, command.init, seed=command.seed)
     network.to(memory_format=torch.channels_last)
@@ -173,7 +199,8 @@ def choose_pool(command: Pretrain) -> tuple[pl.DataFrame, Provenance]:
     """Scans to learn from, none of a held-out subject under whatever name, and what the run will have seen.
 
     Raises:
-        InputError: no scan, a missing file, or a held-out subject in the pool or in the start's lineage.
+        InputError: no scan, a missing file, a pool too small for the method, a held-out subject in it or in
+            the start's lineage, or a start that has seen labels.
     """
     import polars as pl
 
@@ -186,7 +213,7 @@ def choose_pool(command: Pretrain) -> tuple[pl.DataFrame, Provenance]:
         guard_training,
         hash_scans,
     )
-    from fewbeats.data.split import HELD_OUT, draw_order
+    from fewbeats.data.split import HELD_OUT, draw_order, name_some
 
     cohort = read_cohort(command.cohort)
     rows = cohort.filter(pl.col("split") == "train")
@@ -197,15 +224,33 @@ def choose_pool(command: Pretrain) -> tuple[pl.DataFrame, Provenance]:
         raise InputError(f"--pool-subjects {command.pool_subjects}: split train has {len(subjects)}")
     rows = rows.filter(pl.col("subject").is_in(subjects[: command.pool_subjects]))
     check_files(rows, labels=False)
+    counts = rows.select("frames", "slices")
+    if not sum(counts.null_count().row(0)):
+        check_pool(command, sum(t * z for t, z in counts.iter_rows()), max(z for _, z in counts.iter_rows()))
     held_out = cohort.filter(pl.col("split").is_in(HELD_OUT))
     hashes = hash_scans(pl.concat([rows, held_out]), cache=_cache(command) / "hashes.json")
     guard_training(cohort, labeled=rows.clear(), unlabeled=rows, hashes=hashes)
     ancestors = [] if command.init in STARTS else [trace_weights(Path(command.init))]
     guard_ancestors(ancestors, by_subject(held_out, hashes))
+    for start in (run for ancestor in ancestors for run in ancestor.lineage() if run.labeled):
+        names = name_some(sorted(start.labeled))
+        raise InputError(
+            f"--init {command.init}: run '{start.run}' has seen labels, of {names}; pretraining sees none: "
+            "start from weights that have not"
+        )
     seen = Provenance(
         run=command.out.resolve().name, unlabeled=by_subject(rows, hashes), ancestors=tuple(ancestors)
     )
     return rows, seen
+
+
+def describe_request(command: Pretrain, rows: pl.DataFrame, seen: Provenance) -> dict[str, Any]:
+    """What decides the outcome of a run; an unfinished one is resumed only by the same."""
+    return {
+        "settings": command.describe() | {"init": start_digest(command.init)},
+        "images": seen.unlabeled,
+        "slice order": dict(rows.select("scan", "slice_order").iter_rows()),
+    }
 
 
 def read_pool(command: Pretrain, rows: pl.DataFrame) -> SlicePool:
@@ -215,15 +260,24 @@ def read_pool(command: Pretrain, rows: pl.DataFrame) -> SlicePool:
     from fewbeats.data.pool import prepare_pool
 
     pool = prepare_pool(rows, command.preprocess, cache=_cache(command), center=command.center)
-    if command.method == "pcl" and pool.slices.max() < 2:
+    check_pool(command, len(pool), pool.slices.max())
+    return pool
+
+
+def check_pool(command: Pretrain, slices: int, deepest: int) -> None:
+    """Refuse a pool of too few slices, or for PCL one whose deepest stack has a single slice.
+
+    Raises:
+        InputError: naming the cohort.
+    """
+    if command.method == "pcl" and deepest < 2:
         raise InputError(
             f"{command.cohort}: scans of one slice have no neighbors; take simclr instead of pcl"
         )
-    if len(pool) < command.batch_size:
+    if slices < command.batch_size:
         raise InputError(
-            f"{command.cohort}: {len(pool)} slices are fewer than --batch-size {command.batch_size}; lower it"
+            f"{command.cohort}: {slices} slices are fewer than --batch-size {command.batch_size}; lower it"
         )
-    return pool
 
 
 def watch_heights(command: Pretrain, pool: SlicePool) -> Watch | None:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from fewbeats.disk import atomic_path
 from fewbeats.errors import InputError
 from fewbeats.training.rundir import RunDir
 
@@ -81,6 +83,15 @@ def trace_weights(init: Path) -> Provenance:
     return Provenance(run=f"{init.name} (of unknown origin)")
 
 
+def start_digest(init: str) -> str:
+    """What a start is, wherever it lies: its name, or the content of its weights.
+
+    Raises:
+        InputError: there are no such weights.
+    """
+    return init if init in STARTS else weights_digest(Path(init))
+
+
 def weights_digest(source: Path) -> str:
     """Content of a run's or a file's weights, by which a start is known wherever it lies.
 
@@ -93,3 +104,26 @@ def weights_digest(source: Path) -> str:
     if not file.is_file():
         raise InputError(f"{file}: no such weights file; give a run folder or a .safetensors file")
     return hashlib.sha256(file.read_bytes()).hexdigest()[:16]
+
+
+def find_localizer(run: Path) -> Path:
+    """Folder of a run's localizer.
+
+    Raises:
+        InputError: no finished run with one.
+    """
+    folder = run / "localizer"
+    RunDir(run).read_config()
+    if not (folder / "run.json").is_file():
+        raise InputError(f"{run}: has no localizer (trained with --localizer-steps 0); name another run")
+    return folder
+
+
+def copy_localizer(source: Path, run: RunDir) -> None:
+    """Take over another run's localizer, whole or not at all; a run folder is all that prediction needs."""
+    from accelerate import PartialState
+
+    whole = run.path / "localizer"
+    if PartialState().is_main_process and not whole.is_dir():
+        with atomic_path(whole) as partial:
+            shutil.copytree(find_localizer(source), partial)

@@ -49,7 +49,7 @@ def views(
     """Two large views and several small ones, of the same magnification, from anywhere in the large field."""
     small = replace(
         settings,
-        size=int(settings.size * dino.small_size),
+        size=dino.small_px(settings.size),
         spatial=replace(settings.spatial, shift_px=settings.size * (1 - dino.small_size) / 2),
     )
     found = {name: draw_view(image, settings, generator) for name in LARGE}

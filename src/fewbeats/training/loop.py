@@ -46,6 +46,18 @@ class FitSettings:
     """Least time between checkpoints, s."""
 
 
+def check_length(steps: int | None, minutes: float | None) -> None:
+    """Raises:
+    InputError: no length of a training or two were given, or one that is none.
+    """
+    if (steps is None) == (minutes is None):
+        raise InputError("give either --steps or --minutes")
+    if steps is not None and steps < 1:
+        raise InputError(f"--steps {steps}: give at least 1")
+    if minutes is not None and not 0 < minutes < math.inf:
+        raise InputError(f"--minutes {minutes}: must be positive")
+
+
 @dataclass(frozen=True, kw_only=True)
 class Watch:
     """What is measured of a method now and then, for the log and, where wanted, to choose the checkpoint."""
@@ -91,12 +103,7 @@ def fit(
     from accelerate import Accelerator
     from accelerate.utils import DistributedDataParallelKwargs, set_seed
 
-    if (settings.steps is None) == (settings.minutes is None):
-        raise InputError("give either --steps or --minutes")
-    if settings.steps is not None and settings.steps < 1:
-        raise InputError(f"--steps {settings.steps}: give at least 1")
-    if settings.minutes is not None and not math.isfinite(settings.minutes):
-        raise InputError(f"--minutes {settings.minutes}: give a number")
+    check_length(settings.steps, settings.minutes)
     set_seed(settings.seed)
     accelerator = Accelerator(
         cpu=not torch.cuda.is_available(),

@@ -103,14 +103,23 @@ class RunDir:
             file.write(json.dumps(_plain(row)) + "\n")
 
     def read_metrics(self) -> list[dict[str, Any]]:
-        """The lines written so far."""
-        return [json.loads(line) for line in self.metrics.read_text().splitlines()]
+        """The whole lines written so far; a killed process may leave half of one."""
+        lines = self.metrics.read_text().splitlines() if self.metrics.is_file() else []
+        return [json.loads(line) for line in lines if line.endswith("}")]
+
+    def trained_seconds(self) -> float:
+        """What the steps logged so far took, s."""
+        total, last = 0.0, 0
+        for row in self.read_metrics():
+            if "step_seconds" in row:
+                total += row["step_seconds"] * (row["step"] - last)
+                last = row["step"]
+        return total
 
     def cut_metrics(self, step: int) -> None:
         """Drop lines after `step`, which a killed run wrote beyond its last checkpoint."""
         if self.metrics.is_file():
-            lines = [json.loads(line) for line in self.metrics.read_text().splitlines() if line.endswith("}")]
-            kept = [json.dumps(row) + "\n" for row in lines if row.get("step", 0) <= step]
+            kept = [json.dumps(row) + "\n" for row in self.read_metrics() if row.get("step", 0) <= step]
             with atomic_path(self.metrics) as partial:
                 partial.write_text("".join(kept))
 
