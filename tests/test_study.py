@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from pathlib import Path
 
 import numpy as np
 import polars as pl
@@ -11,6 +12,7 @@ import pytest
 import yaml
 
 from fewbeats.cli import main
+from fewbeats.data.cohort import read_cohort, write_cohort
 from fewbeats.disk import append_locked
 from fewbeats.errors import InputError
 from fewbeats.study.plan import read_plan
@@ -166,6 +168,10 @@ def test_plans_that_cannot_be_run_are_refused(changes, complaint, tmp_path, capf
     ({"pretrainings": {"mim": {"method": "mim", "pool-subjects": 9}}}, "split train has 3"),
     ({"pretrainings": {"mim": {"method": "mim", "mim": {"patch-px": 10}}}}, "does not divide the view"),
     ({"split": "test"}, "no labeled scan of split 'test'"),
+    ({"arms": {"scratch": {}, "natural": {"init": "natural"}}, "primary": None}, "natural"),
+    ({"pretrain": {"steps": 2, "batch-size": 999, "network": NETWORK, "preprocess": GRID}}, "are fewer than"),
+    ({"pretrainings": {"mim": {"method": "mim", "init": "nowhere"}}}, "nowhere"),
+    ({"pretrainings": {"mim": {"method": "mim", "seed": -1}}}, "--seed -1: must not be negative"),
 ])  # fmt: skip
 def test_what_the_cohort_cannot_give_is_refused_before_anything_runs(
     changes, complaint, phantoms, tmp_path, capfd
@@ -192,7 +198,8 @@ def made_rows(
                         dice = base[i] + effect + rng.normal(0, noise)
                         rows.append((arm, labeled, seed, "tune", f"s{i}", phase, structure, dice))
     names = ["arm", "labeled", "seed", "split", "subject", "phase", "structure", "dice"]
-    more = {"steps": 10, "minutes": 1.0, "pretraining_minutes": None, "commit": "abc", "settings": "x"}
+    more = {"group": None, "steps": 10, "minutes": 1.0, "pretraining_minutes": None, "commit": "abc",
+            "settings": "x"}  # fmt: skip
     frame = pl.DataFrame(rows, schema=names, orient="row")
     return frame.with_columns(pl.lit(v).alias(k) for k, v in more.items())
 
@@ -324,3 +331,64 @@ def test_a_table_that_is_none_of_ours_is_refused(text, tmp_path):
     file.write_text(text)
     with pytest.raises(InputError, match="name another file"):
         read_rows(file)
+
+
+# What a row is of
+
+
+def test_a_corrected_label_or_another_start_is_another_result(phantoms, tmp_path):
+    """Rows are known by what decided them: labels by content, weights by content, not by where they lie."""
+    cohort = read_cohort(phantoms)
+    labels = tmp_path / "labels"
+    labels.mkdir()
+    moved = [
+        str(shutil.copy(label, labels / f"{number}.nii.gz")) for number, label in enumerate(cohort["label"])
+    ]
+    write_cohort(cohort.with_columns(label=pl.Series(moved)), tmp_path / "cohort.csv")
+    weights = tmp_path / "start.safetensors"
+    weights.write_bytes(b"some")
+    arms = {"scratch": {}, "given": {"init": str(weights)}}
+    settings = content(tmp_path / "cohort.csv", tmp_path, arms=arms, primary=None, pretrainings={})
+
+    def digests() -> list[str]:
+        plan = read_plan(Path(write(tmp_path, settings)))
+        return [plan.digest(arm) for arm in plan.arms.values()]
+
+    first = digests()
+    settings["cohort"] = str(phantoms)
+    assert digests() == first  # another place
+    settings["cohort"] = str(tmp_path / "cohort.csv")
+    weights.write_bytes(b"other")
+    assert [a == b for a, b in zip(digests(), first)] == [True, False]
+    weights.write_bytes(b"some")
+    Path(moved[0]).write_bytes(Path(moved[1]).read_bytes())
+    assert [a == b for a, b in zip(digests(), first)] == [False, False]
+    Path(moved[0]).unlink()
+    with pytest.raises(InputError, match="no such file"):
+        digests()
+
+
+@pytest.mark.usefixtures("no_onnx")
+def test_a_start_that_saw_more_labels_than_the_budget_is_refused(phantoms, small_run, tmp_path, capfd):
+    arms = {"scratch": {}, "warm": {"init": str(small_run)}}
+    network = {"kind": "unet2d", "base-channels": 8, "levels": 4}
+    settings = content(phantoms, tmp_path, arms=arms, primary=None, pretrainings={}, labeled=[1])
+    settings["finetune"]["network"] = network
+    assert main(["study", write(tmp_path, settings)]) == 2
+    assert "has seen labels of phantom000, phantom001, phantom002" in capfd.readouterr().err
+    assert not (tmp_path / "study" / "arms").exists()
+
+
+def test_rows_with_holes_are_refused(tmp_path):
+    rows = made_rows({"scratch": 0.0})
+    rows.with_columns(dice=pl.when(pl.col("seed") == 0).then(None).otherwise(pl.col("dice"))).write_csv(
+        tmp_path / "rows.csv"
+    )
+    with pytest.raises(InputError, match="rows without 'dice'"):
+        read_rows(tmp_path / "rows.csv")
+
+
+def test_options_for_no_cluster_are_refused(tmp_path, capfd):
+    file = write(tmp_path, content("cohort.csv", tmp_path))
+    assert main(["study", file, "--cluster-options", "timeout_min=5"]) == 2
+    assert "are for --cluster" in capfd.readouterr().err

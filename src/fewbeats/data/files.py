@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import re
 from dataclasses import replace
 from pathlib import Path
@@ -123,6 +124,25 @@ def check_grid(mask: Scan, scan: Scan, *, path: Path) -> None:
         raise InputError(
             f"{path}: lies up to {off_mm:.1f} mm off the image's grid; save the mask on the image's own grid"
         )
+
+
+def content_digest(text: str) -> str:
+    """Of the bytes of a file, or of all files in a folder, wherever they lie.
+
+    Args:
+        text: as in a cohort's column.
+
+    Raises:
+        InputError: there is no such file.
+    """
+    path = split_fragment(text)[0]
+    if not path.exists():
+        raise InputError(f"{path}: no such file; mend the cohort's paths")
+    files = sorted(p for p in path.rglob("*") if p.is_file()) if path.is_dir() else [path]
+    digest = hashlib.sha256()
+    for file in files:
+        digest.update(hashlib.sha256(file.read_bytes()).digest())
+    return digest.hexdigest()[:16]
 
 
 def is_nifti(path: Path) -> bool:

@@ -13,6 +13,8 @@ import tyro
 from fewbeats.errors import InputError
 
 if TYPE_CHECKING:
+    import polars as pl
+
     from fewbeats.study.plan import Plan
     from fewbeats.study.units import Unit
 
@@ -44,10 +46,12 @@ class Study:
 
         if self.jobs < 1:
             raise InputError(f"--jobs {self.jobs}: give at least 1")
+        if self.cluster_options and not self.cluster:
+            raise InputError("--cluster-options: are for --cluster; give it, or take them out")
         plan = read_plan(self.config)
         if not self.report_only:
             waves = missing_units(plan)
-            check_data(plan, waves[0])
+            check_data(plan, *waves)
             for wave in waves:
                 self._compute(plan, wave)
         report, result = write_report(plan)
@@ -70,20 +74,20 @@ class Study:
             _run_side_by_side(plan, units, self.jobs)
 
 
-def check_data(plan: Plan, first: Sequence[Unit]) -> None:
+def check_data(plan: Plan, first: Sequence[Unit], arms: Sequence[Unit]) -> None:
     """Look for what would stop a run, before any time is spent on the others.
 
     Raises:
         InputError: too few labeled subjects for a budget; nobody to judge by; a pool that cannot be used, or
-            that holds held-out scans.
+            that holds held-out scans; a start that does not fit, or has seen labels of this cohort.
     """
     import polars as pl
 
-    from fewbeats.anatomy import name_structure
-    from fewbeats.commands.finetune import spoken_structures
+    from fewbeats.commands.finetune import choose_data
     from fewbeats.commands.pretrain import build_method, choose_pool
+    from fewbeats.commands.start import STARTS, start_network
     from fewbeats.data.cohort import read_cohort
-    from fewbeats.data.split import labeled_subjects
+    from fewbeats.study.plan import at_budget
     from fewbeats.study.units import pretraining_of
 
     cohort = read_cohort(plan.cohort)
@@ -91,20 +95,46 @@ def check_data(plan: Plan, first: Sequence[Unit]) -> None:
         raise InputError(
             f"{plan.cohort}: no labeled scan of split '{plan.split}' to judge by; set the splits"
         )
-    for arm in plan.arms.values():
-        named = [name_structure(s, file="structures") for s in arm.finetune.structures]
-        structures = named or spoken_structures(cohort)
-        labeled_subjects(cohort, max(arm.labeled), 0, structures=structures)
+    widest: dict[str, Unit] = {}  # of the arms of each start
+    for unit in sorted(arms, key=lambda unit: unit.labeled):
+        arm = plan.arms[unit.name]
+        widest["scratch" if arm.pretraining else arm.finetune.init] = unit
+    for init, unit in widest.items():
+        command = at_budget(plan.arms[unit.name], unit.labeled, unit.seed, init=init, cache=plan.cache)
+        command.check_budget()
+        classes = len(choose_data(command).structures) + 1
+        start_network(command.model.network, classes, init, seed=0, label=f"start '{init}' fits")
+        if init not in STARTS:
+            _refuse_labels(plan, unit.name, init, cohort)
     for unit in first:
         if unit.kind == "pretraining":
-            command = pretraining_of(plan, unit.name)
-            build_method(command)
-            choose_pool(command)
+            pretraining = pretraining_of(plan, unit.name)
+            build_method(pretraining)
+            choose_pool(pretraining)
+
+
+def _refuse_labels(plan: Plan, arm: str, init: str, cohort: pl.DataFrame) -> None:
+    """A start that has seen labels of the cohort has more of them than the arm's budget says."""
+    import polars as pl
+
+    from fewbeats.commands.start import trace_weights
+    from fewbeats.data.provenance import by_subject, hash_scans
+    from fewbeats.data.split import name_some
+
+    rows = cohort.filter(pl.col("split") == "train", pl.col("label").is_not_null())
+    owners = by_subject(rows, hash_scans(rows, cache=plan.cache / "hashes.json"))
+    for run in trace_weights(Path(init)).lineage():
+        known = {h for hashes in run.labeled.values() for h in hashes}
+        if seen := sorted(subject for subject, hashes in owners.items() if known & set(hashes)):
+            raise InputError(
+                f"{plan.name}: arms.{arm}.init: run '{run.run}' has seen labels of {name_some(seen)}, which "
+                "the arm's budgets do not count; start from weights that have not"
+            )
 
 
 def _run_side_by_side(plan: Plan, units: Sequence[Unit], jobs: int) -> None:
     """In processes of their own; the first error stops what has not begun."""
-    from concurrent.futures import ProcessPoolExecutor
+    from concurrent.futures import ProcessPoolExecutor, as_completed
     from multiprocessing import get_context
 
     from fewbeats.study.units import run_unit
@@ -120,7 +150,7 @@ def _run_side_by_side(plan: Plan, units: Sequence[Unit], jobs: int) -> None:
     with pool:
         running = [pool.submit(run_unit, plan, unit) for unit in units]
         try:
-            for future in running:
+            for future in as_completed(running):
                 future.result()
         except BaseException:
             pool.shutdown(wait=False, cancel_futures=True)

@@ -14,13 +14,15 @@ from typing import Any
 from fewbeats.commands.finetune import Finetune
 from fewbeats.commands.pretrain import Pretrain
 from fewbeats.commands.settings import flags_of, parse, read_yaml, settings_of
-from fewbeats.commands.start import STARTS
+from fewbeats.commands.start import STARTS, start_digest
 from fewbeats.errors import InputError
 
 OWN = ("out", "cache", "seed", "labeled", "labeled_subjects", "localizer", "task", "minutes")
 """Settings of the commands that a study decides itself; budgets are steps, so that machines do not matter."""
 MAY_DIFFER = ("init", "init_parts", "phase", "steps", "optim", "freeze_encoder")
 """What arms of a comparison may differ in; all else is the protocol."""
+DESCRIPTIVE = ("group", "height_cm", "weight_kg")
+"""Columns of a cohort that no mask depends on."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,21 +62,38 @@ class Plan:
         return self.out / "sample-cache"
 
     @cached_property
-    def _subjects(self) -> str:
-        """Who is trained on and who is judged, whatever folder the scans lie in."""
-        from fewbeats.data.cohort import read_cohort
+    def _data(self) -> str:
+        """Who is trained on and judged, by which labels and how they are read, whatever folder they lie in.
 
-        known = read_cohort(self.cohort).select("subject", "scan", "split").sort("subject", "scan")
-        return hashlib.sha256(known.write_csv().encode()).hexdigest()
+        Images are known by name, shape and spacing; labels, which are corrected now and then, by content.
+        """
+        import polars as pl
+
+        from fewbeats.data.cohort import PATHS, SCHEMA, read_cohort
+        from fewbeats.data.files import content_digest
+
+        cohort = read_cohort(self.cohort).sort("subject", "scan")
+        known = cohort.select(pl.col(name) for name in SCHEMA if name not in (*PATHS, *DESCRIPTIVE))
+        labels = cohort["label"].drop_nulls().map_elements(content_digest, pl.String)
+        meanings = [content_digest(name) if Path(name).is_file() else name
+                    for name in cohort["convention"].drop_nulls()]  # fmt: skip
+        text = "\n".join([known.write_csv(), *labels, *meanings])
+        return hashlib.sha256(text.encode()).hexdigest()
 
     def digest(self, arm: Arm) -> str:
-        """Of all settings that decide an arm's outcome; rows of another digest are not its rows."""
+        """Of all that decides an arm's outcome; rows of another digest are not its rows.
+
+        Raises:
+            InputError: a label or initial weights cannot be found.
+        """
         aside = {*OWN, "cohort", "init"}
         about: dict[str, Any] = {k: v for k, v in asdict(arm.finetune).items() if k not in aside}
-        about["cohort"] = self._subjects
-        about["init"] = arm.finetune.init
+        about["data"] = self._data
         if arm.pretraining:
-            about["init"] = self.pretrainings[arm.pretraining].describe()
+            before = self.pretrainings[arm.pretraining]
+            about["init"] = before.describe() | {"init": start_digest(before.init)}
+        else:
+            about["init"] = start_digest(arm.finetune.init)
         return hashlib.sha256(json.dumps(about, sort_keys=True, default=str).encode()).hexdigest()[:12]
 
 

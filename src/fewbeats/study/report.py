@@ -11,6 +11,7 @@ from typing import Any
 
 import polars as pl
 
+from fewbeats.commands.start import STARTS
 from fewbeats.disk import atomic_path
 from fewbeats.errors import InputError
 from fewbeats.evaluation.page import as_markup, flatten, render_page
@@ -46,6 +47,9 @@ def write_report(plan: Plan) -> tuple[Path, Result]:
 def _context(plan: Plan, rows: pl.DataFrame, result: Result, *, waiting: int) -> dict[str, Any]:
     arms = list(dict.fromkeys(cell.arm for cell in result.cells))
     base = plan.arms[plan.baseline].finetune
+    used = {name for arm in arms if (name := plan.arms[arm].pretraining)}
+    starts = {plan.arms[arm].finetune.init for arm in arms} - used
+    starts |= {plan.pretrainings[name].init for name in used}
     return {
         "today": date.today().isoformat(),
         "plan": plan,
@@ -65,8 +69,10 @@ def _context(plan: Plan, rows: pl.DataFrame, result: Result, *, waiting: int) ->
         "pretrainings": {
             name: list(flatten(command.describe()))
             for name, command in plan.pretrainings.items()
-            if any(arm.pretraining == name for arm in plan.arms.values())
+            if name in used
         },
+        "starts": starts,
+        "elsewhere": sorted(starts - set(STARTS)),
         "points": points,
         "describe": describe,
         "spread_of": spread_of,

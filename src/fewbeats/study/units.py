@@ -178,8 +178,8 @@ def read_rows(file: Path) -> pl.DataFrame:
     wanted = {"arm": pl.String, "labeled": pl.Int64, "seed": pl.Int64, "split": pl.String,
               "subject": pl.String,
               "group": pl.String, "phase": pl.String, "structure": pl.String, "dice": pl.Float64,
-              "settings": pl.String, "minutes": pl.Float64, "pretraining_minutes": pl.Float64,
-              "commit": pl.String}  # fmt: skip
+              "settings": pl.String, "steps": pl.Int64, "minutes": pl.Float64,
+              "pretraining_minutes": pl.Float64, "commit": pl.String}  # fmt: skip
     if not file.is_file():
         return pl.DataFrame(schema=wanted)
     try:
@@ -189,4 +189,7 @@ def read_rows(file: Path) -> pl.DataFrame:
     lacking = [name for name in wanted if name not in rows.columns]
     if lacking:
         raise InputError(f"{file}: has no column '{lacking[0]}'; name another file for 'rows'")
+    always = (*KEY, "subject", "structure", "dice", "settings", "steps", "minutes")
+    if empty := [name for name in always if rows[name].null_count()]:
+        raise InputError(f"{file}: has rows without '{empty[0]}'; mend or remove them")
     return rows
