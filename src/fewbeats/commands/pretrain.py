@@ -219,7 +219,9 @@ def choose_pool(command: Pretrain) -> tuple[pl.DataFrame, Provenance]:
     rows = cohort.filter(pl.col("split") == "train")
     subjects = draw_order(rows["subject"].unique(), command.seed)
     if not subjects:
-        raise InputError(f"{command.cohort}: no subject of split train to learn from; set the splits")
+        raise InputError(
+            f"{command.cohort}: no subject of split train to learn from; write train into its split column"
+        )
     if command.pool_subjects is not None and not 1 <= command.pool_subjects <= len(subjects):
         raise InputError(f"--pool-subjects {command.pool_subjects}: split train has {len(subjects)}")
     rows = rows.filter(pl.col("subject").is_in(subjects[: command.pool_subjects]))
