@@ -1,0 +1,34 @@
+"""Small NIfTI files of noise and of masks, for cohorts."""
+
+from __future__ import annotations
+
+import nibabel as nib
+import numpy as np
+
+SHAPE = (4, 10, 12)  # (Z, Y, X)
+AFFINE = np.array([[1.4, 0, 0, 5], [0, 1.4, 0, 6], [0, 0, 8.0, 7], [0, 0, 0, 1]])
+
+
+def image(path, frames=None, *, affine=AFFINE, seed=0, shape=SHAPE):
+    """A NIfTI of noise, 4D when `frames` is given."""
+    size = shape if frames is None else (frames, *shape)
+    return save(path, np.random.default_rng(seed).integers(1, 900, size).astype(np.int16), affine=affine)
+
+
+def label(path, frames=None, *, values=(1, 2, 3), drawn=None, affine=AFFINE, shape=SHAPE):
+    """A mask with a block of each value, on frames `drawn` or all."""
+    mask = np.zeros((frames or 1, *shape), np.uint8)
+    for t in range(frames or 1) if drawn is None else drawn:
+        for i, value in enumerate(values):
+            mask[t, 1:3, 2 + i, 2:8] = value
+    return save(path, mask if frames else mask[0], affine=affine)
+
+
+def save(path, array, *, affine=AFFINE):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    nib.save(nib.Nifti1Image(array.T, affine), path)
+    return path
+
+
+def rows_of(cohort):
+    return {row["scan"]: row for row in cohort.iter_rows(named=True)}
