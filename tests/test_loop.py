@@ -7,10 +7,7 @@ import json
 import math
 import os
 import subprocess
-import sys
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
-from functools import partial
+from collections.abc import Iterator
 from itertools import islice
 from pathlib import Path
 
@@ -21,13 +18,8 @@ from safetensors.torch import load_file
 from torch import nn
 
 from fewbeats.errors import InputError
-from fewbeats.finetuning.supervised import Supervised
 from fewbeats.models.network import NetworkSettings, build_network
-from fewbeats.pretraining.dino import Dino
-from fewbeats.pretraining.pcl import Pcl
-from fewbeats.pretraining.settings import DinoSettings, PclSettings, SimclrSettings
-from fewbeats.pretraining.simclr import Simclr
-from fewbeats.sample import Batch, Batches
+from fewbeats.sample import Batch
 from fewbeats.training import loop
 from fewbeats.training.checkpoint import STATE
 from fewbeats.training.loop import FitSettings, Watch, fit
@@ -35,45 +27,7 @@ from fewbeats.training.method import Method, ParameterGroup, Step
 from fewbeats.training.optim import OptimSettings, encoder_groups, warmup_decay
 from fewbeats.training.precision import choose_precision, full_depthwise
 from fewbeats.training.rundir import RunDir, restore_settings
-from fewbeats.training.workers import with_workers
-
-RATES = OptimSettings(learning_rate=1e-2)
-FULL = OptimSettings(precision="full")  # where sums in another order must agree
-
-
-def batches(start: int, rank: int, world: int, *, size: int = 2) -> Iterator[Batch]:
-    """Random images with a square that is bright; what comes depends on the place in the sequence alone."""
-    step = start
-    while True:
-        places = [(step * world + rank) * size + i for i in range(size)]
-        images, targets = zip(*(_square(place) for place in places))
-        yield Batch(views={"image": torch.stack(images)}, target=torch.stack(targets))
-        step += 1
-
-
-def _square(place: int) -> tuple[torch.Tensor, torch.Tensor]:
-    rng = np.random.default_rng([7, place])
-    y, x = rng.integers(4, 20, 2)
-    target = torch.zeros(32, 32, dtype=torch.long)
-    target[y : y + 8, x : x + 8] = 1
-    noise = torch.from_numpy(rng.normal(size=(1, 32, 32)).astype(np.float32))
-    return noise + 3 * target, target
-
-
-def unet_method(seed: int = 0) -> Supervised:
-    """Deep supervision, channels last and a moving average, as in real runs."""
-    torch.manual_seed(seed)
-    settings = NetworkSettings(kind="unet2d", base_channels=4, levels=3, context=0)
-    network = build_network(settings, classes=2).to(memory_format=torch.channels_last)
-    return Supervised(network, optim=RATES, ema_decay=0.9)
-
-
-def norm_method(seed: int = 0) -> Supervised:
-    """Dropout and batch statistics: a step that draws and buffers that move."""
-    torch.manual_seed(seed)
-    body = [nn.Conv2d(1, 4, 3, padding=1), nn.BatchNorm2d(4), nn.ReLU(), nn.Dropout(0.2), nn.Conv2d(4, 2, 1)]
-    return Supervised(nn.Sequential(*body), optim=RATES, ema_decay=0.9)
-
+from tiny_training import RATES, batches, norm_method, short, unet_method
 
 METHODS = {"unet": unet_method, "norm": norm_method}
 
@@ -89,10 +43,6 @@ def _equal(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> bool:
 
 def _metrics(run: RunDir) -> list[dict]:
     return [json.loads(line) for line in run.metrics.read_text().splitlines()]
-
-
-def short(**changes) -> FitSettings:
-    return FitSettings(**({"steps": 9, "log_every": 2, "checkpoint_seconds": 0.0} | changes))
 
 
 class Killed(BaseException):
@@ -333,43 +283,6 @@ def test_resuming_with_momentum_changes_nothing(tmp_path):
     assert _equal(again.state_dict(), methods[0].state_dict())
 
 
-# Workers
-
-
-@pytest.mark.parametrize("workers", [1, 2])
-def test_workers_make_the_same_batches_in_the_same_order(workers):
-    ahead = with_workers(batches, workers)(3, 1, 2)
-    for mine, theirs in islice(zip(batches(3, 1, 2), ahead), 5):
-        assert torch.equal(mine.views["image"], theirs.views["image"])
-        assert torch.equal(mine.target, theirs.target)
-
-
-@dataclass
-class Failing:
-    """Batches that cannot be made."""
-
-    error: Exception
-
-    def __call__(self, start: int, rank: int, world: int) -> Iterator[Batch]:
-        raise self.error
-        yield
-
-
-@pytest.mark.parametrize(("error", "told"), [
-    (InputError("scan.nii: damaged"), r"^scan.nii: damaged$"),
-    (RuntimeError("a defect"), "a defect"),
-])  # fmt: skip
-def test_what_fails_in_a_worker_is_told_here(error, told):
-    with pytest.raises(type(error), match=told) as caught:
-        list(with_workers(Failing(error), 1)(0, 0, 1))
-    assert "in __call__" in str(caught.value.__cause__)  # the traceback of the worker
-
-
-def test_fewer_than_no_workers_are_refused():
-    with pytest.raises(InputError, match="--workers -1"):
-        with_workers(batches, -1)
-
-
 # Choosing the best
 
 
@@ -565,98 +478,6 @@ def test_unusable_run_folders_are_one_line(tmp_path, content):
     (tmp_path / "run.json").write_text(content)
     with pytest.raises(InputError, match=r"damaged|format"):
         RunDir(tmp_path).read_config()
-
-
-# Two processes
-
-
-class Pointwise(Method):
-    """A loss that is a mean over samples, and a network without batch statistics."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        torch.manual_seed(0)
-        self.network = nn.Sequential(nn.Conv2d(1, 6, 3, padding=1), nn.ReLU(), nn.Conv2d(6, 2, 1))
-        self.unused = nn.Parameter(torch.ones(2))
-
-    def forward(self, batch: Batch, progress: float) -> Step:
-        return Step(nn.functional.cross_entropy(self.network(batch.views["image"]), batch.target))
-
-    def parameter_groups(self) -> list[ParameterGroup]:
-        parameters = (*self.network.parameters(), self.unused)
-        return [ParameterGroup("all", parameters, lambda p: 1e-2, lambda _: 0.0)]
-
-    def after_update(self, progress: float) -> None:
-        pass
-
-    def networks(self) -> dict[str, nn.Module]:
-        return {"network": self.network}
-
-
-PLAIN = OptimSettings(kind="sgd", learning_rate=1e-3, precision="full")
-
-
-def slice_views(start: int, rank: int, world: int, *, names: Sequence[str], size: int = 2) -> Iterator[Batch]:
-    """As `batches`, with the views and places that a self-supervised method asks for."""
-    for step, batch in enumerate(batches(start, rank, world, size=size), start):
-        image, places = batch.views["image"], torch.arange(size) + (step * world + rank) * size
-        yield Batch(
-            views={name: image.rot90(k, (2, 3)) for k, name in enumerate(names)},
-            position=places % 4 / 4,
-            directed=torch.ones(size, dtype=torch.bool),
-            scan=places,
-        )
-
-
-def self_supervised(name: str, *, size: int = 2) -> tuple[Method, Batches]:
-    """One of `SELF_SUPERVISED` at its start, and its batches."""
-    torch.manual_seed(0)
-    network = build_network(NetworkSettings(kind="unet2d", base_channels=4, levels=3), classes=1)
-    kind, settings, names = SELF_SUPERVISED[name]
-    return kind(network, settings=settings, optim=PLAIN), partial(slice_views, names=names, size=size)
-
-
-SELF_SUPERVISED = {
-    "simclr": (Simclr, SimclrSettings(projector=(8,)), ("a", "b")),
-    "pcl": (Pcl, PclSettings(projector=(8,), distance=0.3), ("a", "b")),
-    "dino": (Dino, DinoSettings(hidden=8, bottleneck=4, prototypes=6, freeze=0.0), ("large0", "large1", "s")),
-}
-"""Methods whose loss, or center, is of all processes' slices; with the views they ask for."""
-
-
-@pytest.mark.slow
-def test_two_processes_are_one_with_the_larger_batch(tmp_path):
-    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
-    done = subprocess.run(
-        [*torchrun, Path(__file__).with_name("two_processes.py"), tmp_path],
-        env=os.environ | {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""},
-        capture_output=True,
-        text=True,
-        timeout=240,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
-    saved = {}
-    for name in ("pointwise", "norm", *SELF_SUPERVISED):
-        (steps, saved[name]), (other_steps, other) = (torch.load(tmp_path / f"{name}{i}.pt") for i in (0, 1))
-        assert steps == other_steps
-        assert _equal(saved[name], other)
-    assert [row["step"] for row in _metrics(RunDir(tmp_path / "pointwise"))] == [2, 4, 6, 8, 9]
-
-    alone = Pointwise()
-    settings = short(optim=FULL)
-    fit(alone, lambda *at: batches(*at, size=4), settings=settings, run=RunDir(tmp_path / "alone"))
-    for name, value in alone.state_dict().items():
-        torch.testing.assert_close(saved["pointwise"][name], value, atol=1e-5, rtol=1e-4)
-    assert not torch.equal(alone.network[0].weight, Pointwise().network[0].weight)
-    for name in SELF_SUPERVISED:
-        (alone, source), settings = self_supervised(name, size=4), short(steps=4, optim=PLAIN)
-        fit(alone, source, settings=settings, run=RunDir(tmp_path / f"{name}-alone"))
-        whole, start = alone.state_dict(), self_supervised(name)[0].state_dict()
-        moved = {key for key, value in whole.items() if not torch.equal(value, start[key])}
-        assert any(key.startswith(("encoder.", "student.encoder.")) for key in moved)
-        for key, value in whole.items():
-            torch.testing.assert_close(saved[name][key], value, atol=1e-5, rtol=1e-3, msg=f"{name}: {key}")
 
 
 # Precision

@@ -1,16 +1,81 @@
-"""What `test_loop` starts with torchrun: runs, one after the other, in each of two processes."""
+"""What `test_processes` starts with torchrun: runs, one after the other, in each of two processes."""
 
 from __future__ import annotations
 
 import os
 import sys
+from collections.abc import Iterator, Sequence
+from functools import partial
 from pathlib import Path
 
 import torch
+from torch import nn
 
+from fewbeats.models.network import NetworkSettings, build_network
+from fewbeats.pretraining.dino import Dino
+from fewbeats.pretraining.pcl import Pcl
+from fewbeats.pretraining.settings import DinoSettings, PclSettings, SimclrSettings
+from fewbeats.pretraining.simclr import Simclr
+from fewbeats.sample import Batch, Batches
 from fewbeats.training.loop import FitSettings, Watch, fit
+from fewbeats.training.method import Method, ParameterGroup, Step
+from fewbeats.training.optim import OptimSettings
 from fewbeats.training.rundir import RunDir
-from test_loop import FULL, PLAIN, SELF_SUPERVISED, Pointwise, batches, norm_method, self_supervised, short
+from tiny_training import FULL, batches, norm_method, short
+
+
+class Pointwise(Method):
+    """A loss that is a mean over samples, and a network without batch statistics."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.network = nn.Sequential(nn.Conv2d(1, 6, 3, padding=1), nn.ReLU(), nn.Conv2d(6, 2, 1))
+        self.unused = nn.Parameter(torch.ones(2))
+
+    def forward(self, batch: Batch, progress: float) -> Step:
+        return Step(nn.functional.cross_entropy(self.network(batch.views["image"]), batch.target))
+
+    def parameter_groups(self) -> list[ParameterGroup]:
+        parameters = (*self.network.parameters(), self.unused)
+        return [ParameterGroup("all", parameters, lambda p: 1e-2, lambda _: 0.0)]
+
+    def after_update(self, progress: float) -> None:
+        pass
+
+    def networks(self) -> dict[str, nn.Module]:
+        return {"network": self.network}
+
+
+PLAIN = OptimSettings(kind="sgd", learning_rate=1e-3, precision="full")
+
+
+def slice_views(start: int, rank: int, world: int, *, names: Sequence[str], size: int = 2) -> Iterator[Batch]:
+    """As `batches`, with the views and places that a self-supervised method asks for."""
+    for step, batch in enumerate(batches(start, rank, world, size=size), start):
+        image, places = batch.views["image"], torch.arange(size) + (step * world + rank) * size
+        yield Batch(
+            views={name: image.rot90(k, (2, 3)) for k, name in enumerate(names)},
+            position=places % 4 / 4,
+            directed=torch.ones(size, dtype=torch.bool),
+            scan=places,
+        )
+
+
+def self_supervised(name: str, *, size: int = 2) -> tuple[Method, Batches]:
+    """One of `SELF_SUPERVISED` at its start, and its batches."""
+    torch.manual_seed(0)
+    network = build_network(NetworkSettings(kind="unet2d", base_channels=4, levels=3), classes=1)
+    kind, settings, names = SELF_SUPERVISED[name]
+    return kind(network, settings=settings, optim=PLAIN), partial(slice_views, names=names, size=size)
+
+
+SELF_SUPERVISED = {
+    "simclr": (Simclr, SimclrSettings(projector=(8,)), ("a", "b")),
+    "pcl": (Pcl, PclSettings(projector=(8,), distance=0.3), ("a", "b")),
+    "dino": (Dino, DinoSettings(hidden=8, bottleneck=4, prototypes=6, freeze=0.0), ("large0", "large1", "s")),
+}
+"""Methods whose loss, or center, is of all processes' slices; with the views they ask for."""
 
 
 def total(method) -> dict[str, float]:

@@ -1,0 +1,96 @@
+"""More than one process: batches made ahead, and one network trained by two."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+
+import pytest
+import torch
+
+from fewbeats.errors import InputError
+from fewbeats.sample import Batch
+from fewbeats.training.loop import fit
+from fewbeats.training.rundir import RunDir
+from fewbeats.training.workers import with_workers
+from tiny_training import FULL, batches, short
+from two_processes import PLAIN, SELF_SUPERVISED, Pointwise, self_supervised
+
+# Workers
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_workers_make_the_same_batches_in_the_same_order(workers):
+    ahead = with_workers(batches, workers)(3, 1, 2)
+    for mine, theirs in islice(zip(batches(3, 1, 2), ahead), 5):
+        assert torch.equal(mine.views["image"], theirs.views["image"])
+        assert torch.equal(mine.target, theirs.target)
+
+
+@dataclass
+class Failing:
+    """Batches that cannot be made."""
+
+    error: Exception
+
+    def __call__(self, start: int, rank: int, world: int) -> Iterator[Batch]:
+        raise self.error
+        yield
+
+
+@pytest.mark.parametrize(("error", "told"), [
+    (InputError("scan.nii: damaged"), r"^scan.nii: damaged$"),
+    (RuntimeError("a defect"), "a defect"),
+])  # fmt: skip
+def test_what_fails_in_a_worker_is_told_here(error, told):
+    with pytest.raises(type(error), match=told) as caught:
+        list(with_workers(Failing(error), 1)(0, 0, 1))
+    assert "in __call__" in str(caught.value.__cause__)  # the traceback of the worker
+
+
+def test_fewer_than_no_workers_are_refused():
+    with pytest.raises(InputError, match="--workers -1"):
+        with_workers(batches, -1)
+
+
+# Two processes
+
+
+@pytest.mark.slow
+def test_two_processes_are_one_with_the_larger_batch(tmp_path):
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+    done = subprocess.run(
+        [*torchrun, Path(__file__).with_name("two_processes.py"), tmp_path],
+        env=os.environ | {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""},
+        capture_output=True,
+        text=True,
+        timeout=240,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    saved = {}
+    for name in ("pointwise", "norm", *SELF_SUPERVISED):
+        (steps, saved[name]), (other_steps, other) = (torch.load(tmp_path / f"{name}{i}.pt") for i in (0, 1))
+        assert steps == other_steps
+        assert all(torch.equal(value, other[key]) for key, value in saved[name].items())
+    assert [row["step"] for row in RunDir(tmp_path / "pointwise").read_metrics()] == [2, 4, 6, 8, 9]
+
+    alone = Pointwise()
+    settings = short(optim=FULL)
+    fit(alone, lambda *at: batches(*at, size=4), settings=settings, run=RunDir(tmp_path / "alone"))
+    for name, value in alone.state_dict().items():
+        torch.testing.assert_close(saved["pointwise"][name], value, atol=1e-5, rtol=1e-4)
+    assert not torch.equal(alone.network[0].weight, Pointwise().network[0].weight)
+    for name in SELF_SUPERVISED:
+        (alone, source), settings = self_supervised(name, size=4), short(steps=4, optim=PLAIN)
+        fit(alone, source, settings=settings, run=RunDir(tmp_path / f"{name}-alone"))
+        whole, start = alone.state_dict(), self_supervised(name)[0].state_dict()
+        moved = {key for key, value in whole.items() if not torch.equal(value, start[key])}
+        assert any(key.startswith(("encoder.", "student.encoder.")) for key in moved)
+        for key, value in whole.items():
+            torch.testing.assert_close(saved[name][key], value, atol=1e-5, rtol=1e-3, msg=f"{name}: {key}")

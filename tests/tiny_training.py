@@ -1,0 +1,56 @@
+"""Methods that train in a moment, and what they train on."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+import torch
+from torch import nn
+
+from fewbeats.finetuning.supervised import Supervised
+from fewbeats.models.network import NetworkSettings, build_network
+from fewbeats.sample import Batch
+from fewbeats.training.loop import FitSettings
+from fewbeats.training.optim import OptimSettings
+
+RATES = OptimSettings(learning_rate=1e-2)
+FULL = OptimSettings(precision="full")  # where sums in another order must agree
+
+
+def batches(start: int, rank: int, world: int, *, size: int = 2) -> Iterator[Batch]:
+    """Random images with a square that is bright; what comes depends on the place in the sequence alone."""
+    step = start
+    while True:
+        places = [(step * world + rank) * size + i for i in range(size)]
+        images, targets = zip(*(_square(place) for place in places))
+        yield Batch(views={"image": torch.stack(images)}, target=torch.stack(targets))
+        step += 1
+
+
+def _square(place: int) -> tuple[torch.Tensor, torch.Tensor]:
+    rng = np.random.default_rng([7, place])
+    y, x = rng.integers(4, 20, 2)
+    target = torch.zeros(32, 32, dtype=torch.long)
+    target[y : y + 8, x : x + 8] = 1
+    noise = torch.from_numpy(rng.normal(size=(1, 32, 32)).astype(np.float32))
+    return noise + 3 * target, target
+
+
+def unet_method(seed: int = 0) -> Supervised:
+    """Deep supervision, channels last and a moving average, as in real runs."""
+    torch.manual_seed(seed)
+    settings = NetworkSettings(kind="unet2d", base_channels=4, levels=3, context=0)
+    network = build_network(settings, classes=2).to(memory_format=torch.channels_last)
+    return Supervised(network, optim=RATES, ema_decay=0.9)
+
+
+def norm_method(seed: int = 0) -> Supervised:
+    """Dropout and batch statistics: a step that draws and buffers that move."""
+    torch.manual_seed(seed)
+    body = [nn.Conv2d(1, 4, 3, padding=1), nn.BatchNorm2d(4), nn.ReLU(), nn.Dropout(0.2), nn.Conv2d(4, 2, 1)]
+    return Supervised(nn.Sequential(*body), optim=RATES, ema_decay=0.9)
+
+
+def short(**changes) -> FitSettings:
+    return FitSettings(**({"steps": 9, "log_every": 2, "checkpoint_seconds": 0.0} | changes))
