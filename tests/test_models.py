@@ -224,6 +224,13 @@ def test_all_weights_move_into_the_same_network():
     torch.testing.assert_close(new(image)[0], old(image)[0])
 
 
+def test_the_encoder_of_a_plain_unet_is_counted_once():
+    old, new = build_network(SMALL2D, classes=3), build_network(SMALL2D, classes=3)
+    moved = transfer_weights(new, old.state_dict(), source="old", encoder_only=True)
+    assert moved.loaded
+    assert not any("encoder." in name for name in moved.missing + moved.unused)
+
+
 def test_other_classes_keep_all_but_the_last_layers():
     old, new = build_network(SMALL2D, classes=3), build_network(SMALL2D, classes=5)
     before = {name: value.clone() for name, value in new.state_dict().items()}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 import shutil
 from pathlib import Path
@@ -171,14 +172,18 @@ def test_plans_that_cannot_be_run_are_refused(changes, complaint, tmp_path, capf
     ({"arms": {"scratch": {}, "natural": {"init": "natural"}}, "primary": None}, "natural"),
     ({"pretrain": {"steps": 2, "batch-size": 999, "network": NETWORK, "preprocess": GRID}}, "are fewer than"),
     ({"pretrainings": {"mim": {"method": "mim", "init": "nowhere"}}}, "nowhere"),
+    ({"finetune": {"steps": 2, "select": "best", "network": NETWORK, "preprocess": GRID}},
+     "needs a second labeled subject"),
     ({"pretrainings": {"mim": {"method": "mim", "seed": -1}}}, "--seed -1: must not be negative"),
 ])  # fmt: skip
 def test_what_the_cohort_cannot_give_is_refused_before_anything_runs(
     changes, complaint, phantoms, tmp_path, capfd
 ):
     assert main(["study", write(tmp_path, content(phantoms, tmp_path, **changes))]) == 2
-    assert complaint in capfd.readouterr().err
-    assert not (tmp_path / "study" / "arms").exists()
+    told = capfd.readouterr()
+    assert complaint in told.err
+    assert "to do:" not in told.out
+    assert not [p for p in (tmp_path / "study").glob("*") if p.name != "sample-cache"]
 
 
 # What rows are made to say
@@ -199,7 +204,7 @@ def made_rows(
                         rows.append((arm, labeled, seed, "tune", f"s{i}", phase, structure, dice))
     names = ["arm", "labeled", "seed", "split", "subject", "phase", "structure", "dice"]
     more = {"group": None, "steps": 10, "minutes": 1.0, "pretraining_minutes": None, "commit": "abc",
-            "settings": "x"}  # fmt: skip
+            "settings": "x", "data": "y"}  # fmt: skip
     frame = pl.DataFrame(rows, schema=names, orient="row")
     return frame.with_columns(pl.lit(v).alias(k) for k, v in more.items())
 
@@ -216,7 +221,7 @@ def test_a_true_gain_is_found_and_a_null_is_told_as_one():
     assert result.sentences[3].startswith("With 3 labeled subjects, take good: Dice")
     assert "The evidence is enough." in result.sentences[3]
     null = analyze(made_rows({"scratch": 0.0, "same": 0.0005}), ["scratch", "same"], baseline="scratch")
-    assert "nothing that was tried was better" in null.sentences[3] or "not enough" in null.sentences[3]
+    assert "had a higher mean" in null.sentences[3] or "not enough" in null.sentences[3]
 
 
 def test_draws_that_disagree_are_not_enough():
@@ -297,6 +302,17 @@ def test_an_easy_draw_of_the_baseline_alone_does_not_decide():
     assert "take good" in analyze(rows, ["scratch", "good"], baseline="scratch").sentences[3]
 
 
+def test_the_sentence_is_of_the_draws_that_are_compared():
+    """A draw that the baseline lacks must not lift the Dice beside the difference."""
+    rows = made_rows({"scratch": 0.0, "mim": 0.05})
+    lifted = pl.when((pl.col("arm") == "mim") & (pl.col("seed") == 2)).then(1.0).otherwise(pl.col("dice"))
+    rows = rows.with_columns(dice=lifted).filter((pl.col("arm") == "mim") | (pl.col("seed") != 2))
+    result = analyze(rows, ["scratch", "mim"], baseline="scratch", primary=None)
+    shared = by_subject(rows.filter(pl.col("arm") == "mim", pl.col("seed") != 2))
+    assert f"mim: Dice {np.mean(list(shared.values())):.3f}" in result.sentences[3]
+    assert "p after Holm < 0.001" in result.sentences[3]
+
+
 def test_arms_judged_on_different_subjects_are_refused():
     rows = made_rows({"scratch": 0.0, "good": 0.03})
     rows = rows.filter((pl.col("arm") == "scratch") | (pl.col("subject") != "s3"))
@@ -336,36 +352,61 @@ def test_a_table_that_is_none_of_ours_is_refused(text, tmp_path):
 # What a row is of
 
 
-def test_a_corrected_label_or_another_start_is_another_result(phantoms, tmp_path):
-    """Rows are known by what decided them: labels by content, weights by content, not by where they lie."""
+def test_what_decides_a_row_is_known_by_content(phantoms, tmp_path):
+    """Labels and weights count, not where they lie, nor what no mask depends on."""
     cohort = read_cohort(phantoms)
     labels = tmp_path / "labels"
     labels.mkdir()
     moved = [
         str(shutil.copy(label, labels / f"{number}.nii.gz")) for number, label in enumerate(cohort["label"])
     ]
-    write_cohort(cohort.with_columns(label=pl.Series(moved)), tmp_path / "cohort.csv")
     weights = tmp_path / "start.safetensors"
     weights.write_bytes(b"some")
     arms = {"scratch": {}, "given": {"init": str(weights)}}
     settings = content(tmp_path / "cohort.csv", tmp_path, arms=arms, primary=None, pretrainings={})
 
-    def digests() -> list[str]:
+    def known(**columns) -> tuple[str, list[str]]:
+        changed = cohort.with_columns(**{"label": pl.Series(moved)} | columns)
+        write_cohort(changed, tmp_path / "cohort.csv")
         plan = read_plan(Path(write(tmp_path, settings)))
-        return [plan.digest(arm) for arm in plan.arms.values()]
+        return plan.data, [plan.digest(arm) for arm in plan.arms.values()]
 
-    first = digests()
-    settings["cohort"] = str(phantoms)
-    assert digests() == first  # another place
-    settings["cohort"] = str(tmp_path / "cohort.csv")
+    data, digests = known()
+    assert (
+        read_plan(Path(write(tmp_path, settings | {"cohort": str(phantoms)}))).data == data
+    )  # another place
+    assert known(group=pl.lit("NOR"), sequence=pl.lit("cine"))[0] == data
+    assert known(slice_order=pl.lit("apex_first"))[0] != data
     weights.write_bytes(b"other")
-    assert [a == b for a, b in zip(digests(), first)] == [True, False]
-    weights.write_bytes(b"some")
-    Path(moved[0]).write_bytes(Path(moved[1]).read_bytes())
-    assert [a == b for a, b in zip(digests(), first)] == [False, False]
-    Path(moved[0]).unlink()
+    assert [a == b for a, b in zip(known()[1], digests)] == [True, False]
+
+    train, _, _, tune, dev, _ = (Path(name) for name in moved)
+    dev.write_bytes(train.read_bytes())  # of nobody this study looks at
+    assert known()[0] == data
+    tune.write_bytes(gzip.compress(gzip.decompress(tune.read_bytes()), 1))
+    assert known()[0] == data
+    tune.write_bytes(train.read_bytes())
+    assert known()[0] != data
+    tune.unlink()
     with pytest.raises(InputError, match="no such file"):
-        digests()
+        known()
+
+
+@pytest.mark.usefixtures("no_onnx")
+def test_rows_of_other_labels_are_not_mixed_in_and_a_report_needs_no_scan(phantoms, tmp_path, capfd):
+    cohort = read_cohort(phantoms)
+    label = tmp_path / "label.nii.gz"
+    first, *rest = cohort["label"]
+    shutil.copy(first, label)
+    write_cohort(cohort.with_columns(label=pl.Series([str(label), *rest])), tmp_path / "cohort.csv")
+    settings = content(tmp_path / "cohort.csv", tmp_path, labeled=[1], primary=None, arms={"scratch": {}})
+    file = write(tmp_path, settings | {"pretrainings": {}})
+    assert main(["study", file]) == 0
+    shutil.copy(rest[0], label)
+    assert main(["study", file]) == 2
+    assert "has rows of other subjects or labels" in capfd.readouterr().err
+    (tmp_path / "cohort.csv").unlink()
+    assert main(["study", file, "--report-only"]) == 0
 
 
 @pytest.mark.usefixtures("no_onnx")
@@ -375,8 +416,9 @@ def test_a_start_that_saw_more_labels_than_the_budget_is_refused(phantoms, small
     settings = content(phantoms, tmp_path, arms=arms, primary=None, pretrainings={}, labeled=[1])
     settings["finetune"]["network"] = network
     assert main(["study", write(tmp_path, settings)]) == 2
-    assert "has seen labels of phantom000, phantom001, phantom002" in capfd.readouterr().err
-    assert not (tmp_path / "study" / "arms").exists()
+    told = capfd.readouterr()
+    assert "has seen labels of phantom000, phantom001, phantom002" in told.err
+    assert "to do:" not in told.out
 
 
 def test_rows_with_holes_are_refused(tmp_path):

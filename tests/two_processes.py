@@ -47,7 +47,7 @@ class Pointwise(Method):
         return {"network": self.network}
 
 
-PLAIN = OptimSettings(kind="sgd", learning_rate=1e-3, precision="full")
+PLAIN = OptimSettings(kind="sgd", learning_rate=1e-2, precision="full")
 
 
 def slice_views(start: int, rank: int, world: int, *, names: Sequence[str], size: int = 2) -> Iterator[Batch]:

@@ -87,7 +87,7 @@ class Finetune:
         Raises:
             InputError: the cohort, its labels or the settings cannot be used.
         """
-        started = time.perf_counter() - RunDir(self.out).trained_seconds()  # a resumed run's time is of all
+        started = time.perf_counter()
         self.check_budget()
         data, run = choose_data(self), RunDir(self.out)
         samples = read_samples(self, data)  # whatever is wrong with the input shows before the folder is made
@@ -105,15 +105,17 @@ class Finetune:
                 encoder_only=self.init_parts == "encoder",
             )
         run.claim(request)
+        earlier = run.trained_seconds()  # by processes that were stopped
         if self.localizer:
             copy_localizer(self.localizer, run)
         elif samples.localizer:
+            earlier += RunDir(run.path / "localizer").trained_seconds()
             _train_localizer(self, data, samples.localizer, RunDir(run.path / "localizer"))
         if network is None:
             data.provenance.save(run.path)
             run.write_config({"task": self.task, "labeled_subjects": data.labeled_subjects})
         else:
-            _train_segmenter(self, data, samples, network, run, started)
+            _train_segmenter(self, data, samples, network, run, started, earlier)
         print(f"{run.path}: trained on {', '.join(data.labeled_subjects)}")
         return run.path
 
@@ -307,6 +309,7 @@ def _train_segmenter(
     network: nn.Module,
     run: RunDir,
     started: float,
+    earlier: float,
 ) -> None:
     from fewbeats.data.files import open_scan
     from fewbeats.inference.plausibility import take_fingerprint
@@ -327,7 +330,7 @@ def _train_segmenter(
         "select": command.select,
         "steps": steps,
         "seed": command.seed,
-        "seconds": time.perf_counter() - started,
+        "seconds": time.perf_counter() - started + earlier,
         "fingerprint": take_fingerprint(
             samples.train,
             settings.preprocess,

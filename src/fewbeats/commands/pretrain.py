@@ -95,7 +95,7 @@ class Pretrain:
         from fewbeats.training.workers import with_workers
         from fewbeats.transforms.views import with_views
 
-        started = time.perf_counter() - RunDir(self.out).trained_seconds()  # a resumed run's time is of all
+        started = time.perf_counter()
         method, views = build_method(self)  # whatever is wrong with the settings shows before scans are read
         rows, provenance = choose_pool(self)
         pool = read_pool(self, rows)
@@ -103,6 +103,7 @@ class Pretrain:
         if run.claim(describe_request(self, rows, provenance)):
             print(f"{run.path}: already trained with these settings")
             return run.path
+        earlier = run.trained_seconds()  # by processes that were stopped
         sampler = PoolSampler(pool, self.batch_size, self.network.context, self.seed)
         shown = with_views(sampler, views, seed=self.seed)
         batches = with_workers(shown, self.workers)
@@ -110,7 +111,7 @@ class Pretrain:
         watch = watch_heights(self, pool)
         steps = fit(method, batches, settings=fit_settings, run=run, label=self.method, watch=watch)
         provenance.save(run.path)
-        seconds = time.perf_counter() - started
+        seconds = time.perf_counter() - started + earlier
         finish(self, run, method, {"steps": steps, "slices": len(pool), "seconds": seconds})
         report(self, run, method, next(shown(0, 0, 1)))
         return run.path
@@ -130,7 +131,7 @@ METHODS = ("simclr", "pcl", "dino", "mim", "simmim")
 
 
 def check_settings(command: Pretrain) -> None:
-    """Refuse settings that are out of range, do not fit each other, or that the method would not look at.
+    """Refuse settings that are out of range, do not fit each other, or look like the method's and are not.
 
     Raises:
         InputError: naming the setting.
@@ -153,13 +154,18 @@ def check_settings(command: Pretrain) -> None:
     if command.method in ("simclr", "pcl") and command.batch_size < 4:
         raise InputError(f"--batch-size {command.batch_size}: too few negatives; give at least 4")
     size, stride = command.preprocess.size, command.network.stride
-    if size % stride:
-        raise InputError(f"--preprocess.size {size}: must be a multiple of {stride}")
+    single = (command.network.kind, command.network.norm) != (
+        "unet2d",
+        "instance",
+    )  # it norms no single point
+    least = stride if single else 2 * stride
+    if size % stride or size < least:
+        raise InputError(f"--preprocess.size {size}: must be a multiple of {stride}, at least {least}")
     small = command.dino.small_px(size)
-    if command.method == "dino" and command.dino.small_views and (small < stride or small % stride):
+    if command.method == "dino" and command.dino.small_views and (small % stride or small < least):
         raise InputError(
             f"--dino.small-size {command.dino.small_size}: makes views of {small} pixels; "
-            f"must be a multiple of {stride}"
+            f"must be a multiple of {stride}, at least {least}"
         )
 
 
@@ -229,17 +235,17 @@ def choose_pool(command: Pretrain) -> tuple[pl.DataFrame, Provenance]:
     counts = rows.select("frames", "slices")
     if not sum(counts.null_count().row(0)):
         check_pool(command, sum(t * z for t, z in counts.iter_rows()), max(z for _, z in counts.iter_rows()))
-    held_out = cohort.filter(pl.col("split").is_in(HELD_OUT))
-    hashes = hash_scans(pl.concat([rows, held_out]), cache=_cache(command) / "hashes.json")
-    guard_training(cohort, labeled=rows.clear(), unlabeled=rows, hashes=hashes)
     ancestors = [] if command.init in STARTS else [trace_weights(Path(command.init))]
-    guard_ancestors(ancestors, by_subject(held_out, hashes))
     for start in (run for ancestor in ancestors for run in ancestor.lineage() if run.labeled):
         names = name_some(sorted(start.labeled))
         raise InputError(
             f"--init {command.init}: run '{start.run}' has seen labels, of {names}; pretraining sees none: "
             "start from weights that have not"
         )
+    held_out = cohort.filter(pl.col("split").is_in(HELD_OUT))
+    hashes = hash_scans(pl.concat([rows, held_out]), cache=_cache(command) / "hashes.json")
+    guard_training(cohort, labeled=rows.clear(), unlabeled=rows, hashes=hashes)
+    guard_ancestors(ancestors, by_subject(held_out, hashes))
     seen = Provenance(
         run=command.out.resolve().name, unlabeled=by_subject(rows, hashes), ancestors=tuple(ancestors)
     )
@@ -248,11 +254,13 @@ def choose_pool(command: Pretrain) -> tuple[pl.DataFrame, Provenance]:
 
 def describe_request(command: Pretrain, rows: pl.DataFrame, seen: Provenance) -> dict[str, Any]:
     """What decides the outcome of a run; an unfinished one is resumed only by the same."""
-    return {
+    request = {
         "settings": command.describe() | {"init": start_digest(command.init)},
         "images": seen.unlabeled,
-        "slice order": dict(rows.select("scan", "slice_order").iter_rows()),
     }
+    if command.method == "pcl":
+        request["slice order"] = dict(rows.select("scan", "slice_order").iter_rows())
+    return request
 
 
 def read_pool(command: Pretrain, rows: pl.DataFrame) -> SlicePool:
@@ -272,13 +280,17 @@ def check_pool(command: Pretrain, slices: int, deepest: int) -> None:
     Raises:
         InputError: naming the cohort.
     """
+    from accelerate import PartialState
+
     if command.method == "pcl" and deepest < 2:
         raise InputError(
             f"{command.cohort}: scans of one slice have no neighbors; take simclr instead of pcl"
         )
-    if slices < command.batch_size:
+    if slices < (wanted := command.batch_size * PartialState().num_processes):
+        processes = f" of {PartialState().num_processes} processes" if wanted > command.batch_size else ""
         raise InputError(
-            f"{command.cohort}: {slices} slices are fewer than --batch-size {command.batch_size}; lower it"
+            f"{command.cohort}: {slices} slices are fewer than --batch-size {command.batch_size}{processes}; "
+            "lower it"
         )
 
 

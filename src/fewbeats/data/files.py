@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import gzip
 import hashlib
 import re
+import zlib
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from fewbeats.disk import files_below
 from fewbeats.errors import InputError
 from fewbeats.io.nifti import read_labels, read_nifti
 
@@ -127,7 +130,7 @@ def check_grid(mask: Scan, scan: Scan, *, path: Path) -> None:
 
 
 def content_digest(text: str) -> str:
-    """Of the bytes of a file, or of all files in a folder, wherever they lie.
+    """Of the bytes of a file (unzipped), or of all files in a folder, wherever they lie.
 
     Args:
         text: as in a cohort's column.
@@ -138,10 +141,15 @@ def content_digest(text: str) -> str:
     path = split_fragment(text)[0]
     if not path.exists():
         raise InputError(f"{path}: no such file; mend the cohort's paths")
-    files = sorted(p for p in path.rglob("*") if p.is_file()) if path.is_dir() else [path]
     digest = hashlib.sha256()
-    for file in files:
-        digest.update(hashlib.sha256(file.read_bytes()).digest())
+    for file in files_below(path) if path.is_dir() else [path]:
+        content = file.read_bytes()
+        if file.name.lower().endswith(".gz"):
+            try:
+                content = gzip.decompress(content)
+            except (OSError, EOFError, zlib.error) as error:
+                raise InputError(f"{file}: damaged; restore it from a copy") from error
+        digest.update(hashlib.sha256(content).digest())
     return digest.hexdigest()[:16]
 
 

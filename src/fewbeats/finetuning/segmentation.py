@@ -54,8 +54,8 @@ class SegmentationSettings:
             )
         if self.network.dims == 3 and (self.slab_slices < 1 or self.slab_slices % self.network.slice_stride):
             raise InputError(f"--slab-slices {self.slab_slices}: must be a multiple of 4")
-        if self.batch_size < 1 or self.network.context < 0:
-            raise InputError("--batch-size: must be positive; --network.context: not negative")
+        if self.batch_size < 1:
+            raise InputError(f"--batch-size {self.batch_size}: give at least 1")
         if not 0 <= self.ema_decay < 1 or not 0 <= self.freeze_encoder <= 1:
             raise InputError("--ema-decay: must be in [0, 1); --freeze-encoder: in [0, 1]")
 

@@ -113,5 +113,5 @@ def transfer_weights(
     return Transfer(
         loaded=tuple(name for name in named.values() if name in fits),
         missing=tuple(name for name in named.values() if name not in fits),
-        unused=tuple(name for name in state if name not in fits),
+        unused=tuple(n for n in state if n not in fits and (n not in own or n in named.values())),
     )

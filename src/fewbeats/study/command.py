@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -95,14 +96,16 @@ def check_data(plan: Plan, first: Sequence[Unit], arms: Sequence[Unit]) -> None:
         raise InputError(
             f"{plan.cohort}: no labeled scan of split '{plan.split}' to judge by; set the splits"
         )
-    widest: dict[str, Unit] = {}  # of the arms of each start
+    by_start: dict[str, list[Unit]] = {}
     for unit in sorted(arms, key=lambda unit: unit.labeled):
         arm = plan.arms[unit.name]
-        widest["scratch" if arm.pretraining else arm.finetune.init] = unit
-    for init, unit in widest.items():
-        command = at_budget(plan.arms[unit.name], unit.labeled, unit.seed, init=init, cache=plan.cache)
-        command.check_budget()
-        classes = len(choose_data(command).structures) + 1
+        by_start.setdefault("scratch" if arm.pretraining else arm.finetune.init, []).append(unit)
+    for init, units in by_start.items():
+        for unit in (units[0], units[-1]):  # the narrowest and the widest budget
+            command = at_budget(plan.arms[unit.name], unit.labeled, unit.seed, init=init, cache=plan.cache)
+            command.check_budget()
+            with contextlib.redirect_stdout(None):  # the runs will say it
+                classes = len(choose_data(command).structures) + 1
         start_network(command.model.network, classes, init, seed=0, label=f"start '{init}' fits")
         if init not in STARTS:
             _refuse_labels(plan, unit.name, init, cohort)

@@ -21,7 +21,7 @@ OWN = ("out", "cache", "seed", "labeled", "labeled_subjects", "localizer", "task
 """Settings of the commands that a study decides itself; budgets are steps, so that machines do not matter."""
 MAY_DIFFER = ("init", "init_parts", "phase", "steps", "optim", "freeze_encoder")
 """What arms of a comparison may differ in; all else is the protocol."""
-DESCRIPTIVE = ("group", "height_cm", "weight_kg")
+DESCRIPTIVE = ("group", "height_cm", "weight_kg", "sequence", "modality", "frame_time_ms")
 """Columns of a cohort that no mask depends on."""
 
 
@@ -62,33 +62,36 @@ class Plan:
         return self.out / "sample-cache"
 
     @cached_property
-    def _data(self) -> str:
-        """Who is trained on and judged, by which labels and how they are read, whatever folder they lie in.
+    def data(self) -> str:
+        """Digest of who is trained on and judged, and of their labels, whatever folder they lie in.
 
         Images are known by name, shape and spacing; labels, which are corrected now and then, by content.
+
+        Raises:
+            InputError: the cohort cannot be read, or a label cannot be found.
         """
         import polars as pl
 
         from fewbeats.data.cohort import PATHS, SCHEMA, read_cohort
         from fewbeats.data.files import content_digest
 
-        cohort = read_cohort(self.cohort).sort("subject", "scan")
+        cohort = read_cohort(self.cohort).filter(pl.col("split").is_in(["train", self.split]))
+        cohort = cohort.sort("subject", "scan")
         known = cohort.select(pl.col(name) for name in SCHEMA if name not in (*PATHS, *DESCRIPTIVE))
         labels = cohort["label"].drop_nulls().map_elements(content_digest, pl.String)
         meanings = [content_digest(name) if Path(name).is_file() else name
                     for name in cohort["convention"].drop_nulls()]  # fmt: skip
         text = "\n".join([known.write_csv(), *labels, *meanings])
-        return hashlib.sha256(text.encode()).hexdigest()
+        return hashlib.sha256(text.encode()).hexdigest()[:12]
 
     def digest(self, arm: Arm) -> str:
-        """Of all that decides an arm's outcome; rows of another digest are not its rows.
+        """Of the settings that decide an arm's outcome; rows of another digest are not its rows.
 
         Raises:
-            InputError: a label or initial weights cannot be found.
+            InputError: initial weights cannot be found.
         """
         aside = {*OWN, "cohort", "init"}
         about: dict[str, Any] = {k: v for k, v in asdict(arm.finetune).items() if k not in aside}
-        about["data"] = self._data
         if arm.pretraining:
             before = self.pretrainings[arm.pretraining]
             about["init"] = before.describe() | {"init": start_digest(before.init)}

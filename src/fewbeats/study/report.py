@@ -18,7 +18,7 @@ from fewbeats.evaluation.page import as_markup, flatten, render_page
 from fewbeats.evaluation.report_charts import Chart
 from fewbeats.study.plan import Plan
 from fewbeats.study.result import Cell, Result, analyze, describe, points, spread_of
-from fewbeats.study.units import missing_units, own_rows
+from fewbeats.study.units import missing_arms, own_rows
 
 COLORS = 12  # of the page; further arms share them
 
@@ -33,7 +33,7 @@ def write_report(plan: Plan) -> tuple[Path, Result]:
     if rows.is_empty():
         raise InputError(f"{plan.rows}: no row of split '{plan.split}' yet; run the study first")
     result = analyze(rows, list(plan.arms), baseline=plan.baseline, primary=plan.primary)
-    waiting = len(missing_units(plan)[1])
+    waiting = len(missing_arms(plan, rows))
     page = render_page(Path(__file__).parent / "study.html.j2", _context(plan, rows, result, waiting=waiting))
     for name, text in (
         ("report.html", page),
@@ -41,6 +41,8 @@ def write_report(plan: Plan) -> tuple[Path, Result]:
     ):
         with atomic_path(plan.out / name) as partial:
             partial.write_text(text, encoding="utf-8")
+    if waiting:
+        print(f"{waiting} runs are missing: what follows is not final")
     return plan.out / "report.html", result
 
 
@@ -72,6 +74,7 @@ def _context(plan: Plan, rows: pl.DataFrame, result: Result, *, waiting: int) ->
             if name in used
         },
         "starts": starts,
+        "photographs": base.model.network.kind == "lite0" and base.localizer_steps > 0,
         "elsewhere": sorted(starts - set(STARTS)),
         "points": points,
         "describe": describe,

@@ -186,7 +186,7 @@ def _adjust(contrasts: list[Contrast]) -> list[Contrast]:
 
 def _sentence(cells: Sequence[Cell], contrasts: Sequence[Contrast], rows: pl.DataFrame, baseline: str) -> str:
     """Which method to use at a budget, and whether the evidence is enough."""
-    labeled, dice = cells[0].labeled, {cell.arm: cell.dice for cell in cells}
+    labeled = cells[0].labeled
     at = f"With {labeled} labeled subject{'s' if labeled != 1 else ''}"
     own = sorted((c for c in contrasts if c.labeled == labeled), key=lambda c: -c.difference.mean)
     if len(cells) == 1:
@@ -194,8 +194,8 @@ def _sentence(cells: Sequence[Cell], contrasts: Sequence[Contrast], rows: pl.Dat
     if not own:
         return f"{at}: no arm shares a draw with {baseline}, so none is compared."
     if own[0].difference.mean <= 0:
-        return f"{at}, take {baseline} (Dice {dice[baseline]:.3f}): nothing that was tried was better."
-    told = {c.arm: f"{c.arm}: Dice {dice[c.arm]:.3f}, {describe(c)}" for c in own}
+        return f"{at}, take {baseline}: no arm that could be compared with it had a higher mean."
+    told = {c.arm: f"{c.arm}: Dice {_shared_dice(rows, c):.3f}, {describe(c)}" for c in own}
     clear = [c for c in own if c.is_clear and c.difference.mean > 0]
     if not clear:
         best = own[0]
@@ -203,6 +203,17 @@ def _sentence(cells: Sequence[Cell], contrasts: Sequence[Contrast], rows: pl.Dat
             f"{at} the evidence is not enough to prefer {told[best.arm]}. {_why_not(best)} Take {baseline}."
         )
     return f"{at}, take {told[clear[0].arm]}. The evidence is enough.{_beside(clear[0], own, rows)}"
+
+
+def _shared_dice(rows: pl.DataFrame, contrast: Contrast) -> float:
+    """Mean Dice over the draws that are compared, which may be fewer than the arm has."""
+    return _mean(
+        rows.filter(
+            pl.col("arm") == contrast.arm,
+            pl.col("labeled") == contrast.labeled,
+            pl.col("seed").is_in(list(contrast.draws)),
+        )
+    )
 
 
 def describe(contrast: Contrast) -> str:
@@ -213,9 +224,10 @@ def describe(contrast: Contrast) -> str:
     draws = len(contrast.draws)
     spread = f"{draws} draws from {points(low)} to {points(high)}" if draws > 1 else "a single draw"
     test = "p" if contrast.primary else "p after Holm"
+    p_value = "< 0.001" if contrast.p_value < 0.001 else f"{contrast.p_value:.3f}"
     return (
         f"{points(d.mean)} points against the baseline ({interval} over {d.subjects} subjects, "
-        f"{test} {max(contrast.p_value, 0.001):.3f}, {spread})"
+        f"{test} {p_value}, {spread})"
     )
 
 

@@ -36,20 +36,29 @@ class Unit:
         )
 
 
-def missing_units(plan: Plan) -> tuple[list[Unit], list[Unit]]:
-    """What is still to be computed: what others wait for, and the arms.
-
-    Raises:
-        InputError: the rows hold results of other settings under the name of an arm.
-    """
-    known = read_rows(plan.rows)
-    arms = [
+def arms_of(plan: Plan) -> list[Unit]:
+    """Every run that the plan asks for."""
+    return [
         Unit("arm", arm.name, labeled, seed)
         for arm in plan.arms.values()
         for labeled in arm.labeled
         for seed in arm.seeds
-        if not _is_known(plan, known, Unit("arm", arm.name, labeled, seed))
     ]
+
+
+def missing_units(plan: Plan) -> tuple[list[Unit], list[Unit]]:
+    """What is still to be computed: what others wait for, and the arms.
+
+    Raises:
+        InputError: the rows hold results of other settings, subjects or labels under the name of an arm.
+    """
+    rows = own_rows(plan)
+    if not rows.is_empty() and rows["data"][0] != plan.data:
+        raise InputError(
+            f"{plan.rows}: has rows of other subjects or labels than {plan.cohort}; name another file for "
+            "'rows', or take them out"
+        )
+    arms = missing_arms(plan, rows)
     starts = {plan.arms[unit.name].pretraining for unit in arms} - {None}
     first = [Unit("pretraining", name) for name in plan.pretrainings if name in starts]
     if plan.arms[plan.baseline].finetune.localizer_steps:
@@ -58,19 +67,10 @@ def missing_units(plan: Plan) -> tuple[list[Unit], list[Unit]]:
     return first, arms
 
 
-def _is_known(plan: Plan, known: pl.DataFrame, unit: Unit) -> bool:
-    mine = known.filter(
-        pl.col("arm") == unit.name,
-        pl.col("labeled") == unit.labeled,
-        pl.col("seed") == unit.seed,
-        pl.col("split") == plan.split,
-    )
-    digest = plan.digest(plan.arms[unit.name])
-    if not mine.is_empty() and set(mine["settings"]) != {digest}:
-        raise InputError(
-            f"{plan.rows}: has rows of '{unit.name}' with other settings; rename the arm, or take them out"
-        )
-    return not mine.is_empty()
+def missing_arms(plan: Plan, rows: pl.DataFrame) -> list[Unit]:
+    """Runs that the plan asks for and `rows` do not hold."""
+    done = set(rows.select("arm", "labeled", "seed").iter_rows())
+    return [unit for unit in arms_of(plan) if (unit.name, unit.labeled, unit.seed) not in done]
 
 
 def run_unit(plan: Plan, unit: Unit) -> None:
@@ -139,7 +139,8 @@ def append_rows(plan: Plan, unit: Unit, run: Path, report: Path) -> None:
     before = RunDir(pretrained(plan, arm.pretraining)).read_config() if arm.pretraining else {}
     tags = {
         "arm": unit.name, "labeled": unit.labeled, "seed": unit.seed, "split": plan.split,
-        "settings": plan.digest(arm), "steps": about["steps"], "minutes": round(about["seconds"] / 60, 2),
+        "settings": plan.digest(arm), "data": plan.data, "steps": about["steps"],
+        "minutes": round(about["seconds"] / 60, 2),
         "pretraining_steps": before.get("steps"),
         "pretraining_minutes": round(before["seconds"] / 60, 2) if before else None,
         "commit": about["git_commit"], "machine": machine(), "date": date.today().isoformat(),
@@ -158,15 +159,23 @@ def append_rows(plan: Plan, unit: Unit, run: Path, report: Path) -> None:
 
 
 def own_rows(plan: Plan) -> pl.DataFrame:
-    """The rows that this plan asks for, made with its settings."""
-    wanted = [
-        (arm.name, labeled, seed, plan.split, plan.digest(arm))
-        for arm in plan.arms.values()
-        for labeled in arm.labeled
-        for seed in arm.seeds
-    ]
-    keys = pl.DataFrame(wanted, schema=[*KEY, "settings"], orient="row")
-    return read_rows(plan.rows).join(keys, on=[*KEY, "settings"], how="semi")
+    """The rows so far of the runs that this plan asks for; needs neither cohort nor scans.
+
+    Raises:
+        InputError: some of them were made with other settings than the plan's, or with different data.
+    """
+    digests = {arm.name: plan.digest(arm) for arm in plan.arms.values()}
+    wanted = [(u.name, u.labeled, u.seed, plan.split, digests[u.name]) for u in arms_of(plan)]
+    keys = pl.DataFrame(wanted, schema=[*KEY, "asked"], orient="row")
+    rows = read_rows(plan.rows).join(keys, on=KEY, how="inner", maintain_order="left")
+    if not (other := rows.filter(pl.col("settings") != pl.col("asked"))).is_empty():
+        raise InputError(
+            f"{plan.rows}: has rows of '{other['arm'][0]}' with other settings; rename the arm, or take them "
+            "out"
+        )
+    if rows["data"].n_unique() > 1:
+        raise InputError(f"{plan.rows}: has rows of different subjects or labels; take out those of one")
+    return rows.drop("asked")
 
 
 def read_rows(file: Path) -> pl.DataFrame:
@@ -178,7 +187,7 @@ def read_rows(file: Path) -> pl.DataFrame:
     wanted = {"arm": pl.String, "labeled": pl.Int64, "seed": pl.Int64, "split": pl.String,
               "subject": pl.String,
               "group": pl.String, "phase": pl.String, "structure": pl.String, "dice": pl.Float64,
-              "settings": pl.String, "steps": pl.Int64, "minutes": pl.Float64,
+              "settings": pl.String, "data": pl.String, "steps": pl.Int64, "minutes": pl.Float64,
               "pretraining_minutes": pl.Float64, "commit": pl.String}  # fmt: skip
     if not file.is_file():
         return pl.DataFrame(schema=wanted)
@@ -189,7 +198,7 @@ def read_rows(file: Path) -> pl.DataFrame:
     lacking = [name for name in wanted if name not in rows.columns]
     if lacking:
         raise InputError(f"{file}: has no column '{lacking[0]}'; name another file for 'rows'")
-    always = (*KEY, "subject", "structure", "dice", "settings", "steps", "minutes")
+    always = (*KEY, "subject", "structure", "dice", "settings", "data", "steps", "minutes")
     if empty := [name for name in always if rows[name].null_count()]:
         raise InputError(f"{file}: has rows without '{empty[0]}'; mend or remove them")
     return rows
