@@ -15,6 +15,8 @@ import pytest
 from conftest import TINY
 from fewbeats.cli import main
 from fewbeats.data.cohort import read_cohort, write_cohort
+from fewbeats.training import loop
+from fewbeats.training.rundir import RunDir
 
 FEW = ("--steps=2", "--localizer-steps=0")
 
@@ -199,6 +201,21 @@ def test_minutes_become_steps_once(phantoms, tmp_path):
     assert main(["finetune", str(phantoms), f"--out={out}", *TINY, *flags]) == 0
     assert json.loads((out / "run.json").read_text())["steps"] >= 20
     assert not (out / "localizer").exists()
+
+
+@pytest.mark.usefixtures("no_onnx")
+@pytest.mark.parametrize("command", ["finetune", "pretrain mim"])
+def test_the_time_of_a_stopped_process_counts_and_costs_no_budget(command, phantoms, tmp_path, monkeypatch):
+    given = []
+    monkeypatch.setattr(loop._Loop, "steps_for", lambda _, minutes, batches: given.append(minutes) or 2)
+    out, pretrain = tmp_path / "run", command.startswith("pretrain")
+    out.mkdir()
+    RunDir(out).append_metrics({"step": 100, "step_seconds": 9.0})  # 15 minutes, no checkpoint
+    flags = [f for f in TINY if not (pretrain and f.startswith("--ema"))]
+    words = [*command.split(), str(phantoms), f"--out={out}", *flags, "--minutes=10"]
+    assert main([*words, *([] if pretrain else ["--localizer-steps=0"])]) == 0
+    assert given[0] > 9
+    assert 900 < json.loads((out / "run.json").read_text())["seconds"] < 1000
 
 
 @pytest.mark.slow
