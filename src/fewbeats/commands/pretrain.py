@@ -331,7 +331,10 @@ def finish(command: Pretrain, run: RunDir, method: Method, about: dict[str, Any]
     run.drop_checkpoint()
     print(f"{run.path}: {command.method} saw {about['slices']} slices in {about['steps']} steps")
     if collapsed:
-        print(f"{run.path}: collapsed, to the encoder all slices are one; lower --optim.learning-rate")
+        print(
+            f"{run.path}: collapsed, to the encoder all slices are one; lower --optim.learning-rate, or make "
+            "views more alike (--spatial, --intensity)"
+        )
 
 
 def report(command: Pretrain, run: RunDir, method: Method, batch: Batch) -> None:
