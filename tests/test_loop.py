@@ -175,7 +175,7 @@ def test_budgets_that_make_no_sense_are_refused(tmp_path, budget):
 
 
 def test_a_spent_budget_still_gives_a_run(tmp_path):
-    settings = short(steps=None, minutes=-0.5)
+    settings = short(steps=None, minutes=1e-9)
     assert fit(norm_method(), batches, settings=settings, run=RunDir(tmp_path)) == loop.TIMED_STEPS
 
 
