@@ -133,7 +133,11 @@ def lightly_step(command: Pretrain, pool: SlicePool) -> Callable[[], None]:
         sizes = [size, size]
     else:
         head = PrototypeHead(
-            width, hidden=dino.hidden, bottleneck=dino.bottleneck, prototypes=dino.prototypes
+            width,
+            norm=True,  # as ours, whose encoder has BatchNorm
+            hidden=dino.hidden,
+            bottleneck=dino.bottleneck,
+            prototypes=dino.prototypes,
         )
         loss = DINOLoss(output_dim=dino.prototypes)
         sizes = [size, size, *[int(size * dino.small_size)] * dino.small_views]
