@@ -24,8 +24,9 @@ from torchvision.transforms import v2
 
 from fewbeats.commands.pretrain import Pretrain, build_method
 from fewbeats.data.pool import PoolSampler, SlicePool
-from fewbeats.models.heads import Projector, PrototypeHead, feature_width, pool_features
-from fewbeats.models.network import build_network
+from fewbeats.models.heads import pool_features
+from fewbeats.pretraining.dino import Dino
+from fewbeats.pretraining.simclr import Simclr
 from fewbeats.training.loop import FitSettings, fit
 from fewbeats.training.rundir import RunDir
 from fewbeats.training.workers import with_workers
@@ -115,33 +116,22 @@ def own_step(command: Pretrain, pool: SlicePool) -> Callable[[], None]:
 
 
 def lightly_step(command: Pretrain, pool: SlicePool) -> Callable[[], None]:
-    """The same with lightly's loss, and each slice changed by torchvision's tensor transforms."""
+    """The same networks with lightly's loss, and each slice changed by torchvision's tensor transforms."""
     from copy import deepcopy
 
     warnings.simplefilter("ignore")
     from lightly.loss import DINOLoss, NTXentLoss
 
-    torch.manual_seed(0)
-    network = build_network(command.network, classes=1).to(memory_format=torch.channels_last)
-    width, dino, size = feature_width(network), command.dino, command.preprocess.size
+    method, _ = build_method(command)
+    dino, size = command.dino, command.preprocess.size
     stream = PoolSampler(pool, command.batch_size)(0, 0, 1)
-    if command.method == "simclr":
-        head, loss = (
-            Projector(width, command.simclr.projector),
-            NTXentLoss(temperature=command.simclr.temperature),
-        )
-        sizes = [size, size]
+    if isinstance(method, Simclr):
+        student = torch.nn.ModuleDict({"encoder": method.encoder, "head": method.projector})
+        loss, sizes = NTXentLoss(temperature=command.simclr.temperature), [size, size]
     else:
-        head = PrototypeHead(
-            width,
-            norm=True,  # as ours, whose encoder has BatchNorm
-            hidden=dino.hidden,
-            bottleneck=dino.bottleneck,
-            prototypes=dino.prototypes,
-        )
-        loss = DINOLoss(output_dim=dino.prototypes)
+        assert isinstance(method, Dino)
+        student, loss = method.student, DINOLoss(output_dim=dino.prototypes)
         sizes = [size, size, *[int(size * dino.small_size)] * dino.small_views]
-    student = torch.nn.ModuleDict({"encoder": network.encoder, "head": head})
     teacher = deepcopy(student).requires_grad_(False)
     optimizer = torch.optim.AdamW(student.parameters(), lr=1e-4)
     change = {
