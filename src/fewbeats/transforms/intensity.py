@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING
 
 from fewbeats.ranges import check_ranges
@@ -52,27 +54,34 @@ def augment_intensity(image: Tensor, settings: IntensitySettings, generator: Gen
     p, batch = settings.probability, image.shape[0]
     if p <= 0:
         return image
+    out = image.clone()
 
     def uniform(low: float, high: float) -> Tensor:
         return (low + (high - low) * torch.rand(batch, generator=generator)).view(-1, 1, 1, 1)
 
-    def chosen() -> Tensor:
-        return torch.rand(batch, generator=generator).view(-1, 1, 1, 1) < p
+    def normal(*shape: int) -> Tensor:
+        return torch.randn(batch, *shape, generator=generator)
 
-    outside = image == 0
-    out = torch.where(chosen(), _blur(image, uniform(*settings.blur_px)), image)
-    out = _lower_resolution(out, chosen().flatten(), settings.low_resolution, generator)
-    # Gray values above the darkest one: scaling z-scores would leave all that lies near the mean as it is.
-    darkest = out.amin((1, 2, 3), keepdim=True)
-    shaded = (out - darkest) * _bias(out, settings.bias_field, generator) + darkest
-    out = torch.where(chosen(), shaded, out)
-    out = torch.where(chosen(), out * uniform(*settings.contrast), out)
-    shift = torch.randn(batch, 1, 1, 1, generator=generator) * settings.brightness
-    out = torch.where(chosen(), out + shift, out)
-    out = torch.where(chosen(), _gamma(out, uniform(*settings.gamma), uniform(0, 1) < 0.5), out)
-    noise = torch.randn(out.shape, generator=generator) * uniform(0, settings.noise)
-    out = torch.where(chosen(), out + noise, out)
-    return out.masked_fill(outside, 0.0)
+    def chosen() -> Tensor:
+        return torch.rand(batch, generator=generator) < p
+
+    def change(which: Tensor, effect: Callable[..., Tensor], *drawn: Tensor) -> None:
+        if which.any():  # most samples are left as they are: only the others cost time
+            out[which] = effect(out[which], *(values[which] for values in drawn))
+
+    change(chosen(), _blur, uniform(*settings.blur_px))
+    low_resolution, rest = chosen(), 1 - settings.low_resolution
+    factor = settings.low_resolution + rest * float(torch.rand((), generator=generator))
+    change(low_resolution, partial(_lower_resolution, factor=factor))
+    knots = normal(1, 4, 4) * settings.bias_field
+    change(chosen(), _shade, knots)
+    change(chosen(), torch.mul, uniform(*settings.contrast))
+    shift = normal(1, 1, 1) * settings.brightness
+    change(chosen(), torch.add, shift)
+    change(chosen(), _gamma, uniform(*settings.gamma), uniform(0, 1) < 0.5)
+    noise = normal(*image.shape[1:]) * uniform(0, settings.noise)
+    change(chosen(), torch.add, noise)
+    return out.masked_fill(image == 0, 0.0)
 
 
 def _gamma(image: Tensor, exponent: Tensor, inverted: Tensor) -> Tensor:
@@ -89,13 +98,16 @@ def _gamma(image: Tensor, exponent: Tensor, inverted: Tensor) -> Tensor:
     return (unit - after[1]) / after[0].clamp_min(1e-6) * before[0] + before[1]
 
 
-def _bias(image: Tensor, strength: float, generator: Generator) -> Tensor:
-    """(B, 1, Y, X) smooth positive field around 1."""
-    import torch
+def _shade(image: Tensor, knots: Tensor) -> Tensor:
+    """Gray values above the darkest one times a smooth positive field; `knots` (B, 1, 4, 4) hold its log.
+
+    Scaling z-scores would leave all that lies near the mean as it is.
+    """
     from torch.nn import functional as F
 
-    knots = torch.randn(image.shape[0], 1, 4, 4, generator=generator) * strength
-    return F.interpolate(knots, size=image.shape[-2:], mode="bicubic", align_corners=True).exp()
+    field = F.interpolate(knots, size=image.shape[-2:], mode="bicubic", align_corners=True).exp()
+    darkest = image.amin((1, 2, 3), keepdim=True)
+    return (image - darkest) * field + darkest
 
 
 def _blur(image: Tensor, sigma: Tensor) -> Tensor:
@@ -112,16 +124,10 @@ def _blur(image: Tensor, sigma: Tensor) -> Tensor:
     return F.conv2d(flat, kernel[:, None, :, None], groups=batch * channels).view_as(image)
 
 
-def _lower_resolution(image: Tensor, chosen: Tensor, smallest: float, generator: Generator) -> Tensor:
-    """Down- and up-sample the chosen samples by one factor for the batch."""
-    import torch
+def _lower_resolution(image: Tensor, *, factor: float) -> Tensor:
+    """Down- and up-sample in plane."""
     from torch.nn import functional as F
 
-    factor = smallest + (1 - smallest) * float(torch.rand((), generator=generator))
-    if not bool(chosen.any()):
-        return image
-    out = image.clone()
     size = [max(1, round(side * factor)) for side in image.shape[-2:]]  # by a bare factor the way back shifts
-    small = F.interpolate(image[chosen], size=size, mode="bilinear", antialias=True)
-    out[chosen] = F.interpolate(small, size=image.shape[-2:], mode="bilinear")
-    return out
+    small = F.interpolate(image, size=size, mode="bilinear", antialias=True)
+    return F.interpolate(small, size=image.shape[-2:], mode="bilinear")

@@ -82,17 +82,16 @@ def draw_spatial(
     at = torch.einsum("bij,yxj->byxi", matrix, points) + shift[:, None, None, :]
     if settings.elastic_px > 0 and settings.elastic_probability > 0:
         bent = uniform(0, 1) < settings.elastic_probability
-        at = at + _smooth_field(batch, out_px, generator) * settings.elastic_px * bent[:, None, None, None]
+        knots = torch.randn(batch, 2, 6, 6, generator=generator) * settings.elastic_px
+        at[bent] += _smooth_field(knots[bent], out_px)
     keep = _field_of_view(settings, at, source_px, uniform)
     return SpatialDraw(at * (2.0 / source_px), keep)
 
 
-def _smooth_field(batch: int, px: int, generator: Generator) -> Tensor:
-    """(B, Y, X, 2) displacement of unit standard deviation at its knots, cubic between 6 x 6 of them."""
-    import torch
+def _smooth_field(knots: Tensor, px: int) -> Tensor:
+    """(B, Y, X, 2) displacement, cubic between its knots (B, 2, K, K)."""
     from torch.nn import functional as F
 
-    knots = torch.randn(batch, 2, 6, 6, generator=generator)
     field = F.interpolate(knots, size=(px, px), mode="bicubic", align_corners=True)
     return field.permute(0, 2, 3, 1)
 
