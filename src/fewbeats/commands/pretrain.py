@@ -223,7 +223,8 @@ def choose_pool(command: Pretrain) -> tuple[pl.DataFrame, Provenance]:
 
     cohort = read_cohort(command.cohort)
     rows = cohort.filter(pl.col("split") == "train")
-    subjects = draw_order(rows["subject"].unique(), command.seed)
+    # With one order for both, a small pool would be the labeled subjects first of all.
+    subjects = draw_order(rows["subject"].unique(), command.seed, purpose="pool ")
     if not subjects:
         raise InputError(
             f"{command.cohort}: no subject of split train to learn from; write train into its split column"

@@ -167,9 +167,9 @@ def read_subject_list(
     return subjects.unique(maintain_order=True).to_list()
 
 
-def draw_order(subjects: Iterable[str], seed: int) -> list[str]:
-    """A seeded permutation that depends on the names alone."""
-    return sorted(subjects, key=lambda name: hashlib.sha256(f"{seed}:{name}".encode()).digest())
+def draw_order(subjects: Iterable[str], seed: int, *, purpose: str = "") -> list[str]:
+    """A seeded permutation that depends on the names alone; each `purpose` has its own."""
+    return sorted(subjects, key=lambda name: hashlib.sha256(f"{purpose}{seed}:{name}".encode()).digest())
 
 
 def refuse_unknown(subjects: pl.Series, cohort: pl.DataFrame, *, file: Path | str) -> None:
