@@ -17,10 +17,12 @@ import reference
 from fewbeats.cli import main
 from fewbeats.data.cohort import read_cohort
 from fewbeats.data.pool import PoolSampler, motion_center, prepare_pool, sample_slices
+from fewbeats.data.split import draw_order
 from fewbeats.errors import InputError
 from fewbeats.losses import contrastive_loss
 from fewbeats.models.heads import PrototypeHead, spread
 from fewbeats.models.network import NetworkSettings, build_network
+from fewbeats.models.weights import read_weights, transfer_weights
 from fewbeats.pretraining import dino, mim, pcl, simclr
 from fewbeats.pretraining.dino import Dino
 from fewbeats.pretraining.mim import Mim, draw_blanks
@@ -476,8 +478,9 @@ def test_a_run_is_pretrained_and_its_weights_move_on(method, phantoms, tmp_path,
     ("pcl", ["--network.kind=unet3d"], "pretraining is for 2D networks"),
     ("mim", ["--minutes=1"], "either --steps or --minutes"),
     ("mim", ["--steps=0"], "--steps 0: give at least 1"),
-    ("mim", ["--seed=-1"], "--seed -1: must not be negative"),
-    ("mim", ["--batch-size=0"], "--batch-size 0: give at least 1"),
+    ("mim", ["--seed=-1"], "--seed -1: give a number from 0 to 4294967295"),
+    ("mim", [f"--seed={2**32}"], "--seed 4294967296: give a number from 0 to 4294967295"),
+    ("mim", ["--batch-size=1"], "--batch-size 1: give at least 2"),
     ("mim", ["--mim.patch-px=0"], "--mim.patch-px 0: give at least 1"),
     ("mim", ["--mim.ratio=nan"], "--mim.ratio nan: must be between 0 and 1"),
     ("mim", ["--optim.learning-rate=0"], "--optim.learning-rate 0.0: must be positive"),
@@ -486,11 +489,12 @@ def test_a_run_is_pretrained_and_its_weights_move_on(method, phantoms, tmp_path,
     ("mim", ["--network.kind=vit", "--mim.ratio=0.5"], "--mim: with --network.kind vit mim looks at"),
     ("simclr", ["--simclr.projector", "64", "0"], "--simclr.projector 64 0: give at least 1"),
     ("simclr", ["--simclr.temperature=0"], "--simclr.temperature 0.0: must be positive"),
-    ("pcl", ["--pcl.distance=0"], "--pcl.distance 0.0: must be positive"),
+    ("pcl", ["--pcl.distance=0"], "--pcl.distance 0.0: must be between 0.001 and 1"),
+    ("pcl", ["--pcl.distance=1e-9"], "--pcl.distance 1e-09: must be between 0.001 and 1"),
     ("dino", ["--dino.small-size=0.01"], "makes views of 1 pixels; must be a multiple of 8, at least 16"),
     ("mim", ["--preprocess.size=8"], "must be a multiple of 8, at least 16"),
     ("dino", ["--dino.small-size=1.5"], "--dino.small-size 1.5: must be between 0 and 1"),
-    ("dino", ["--dino.prototypes=0"], "--dino.prototypes 0: give at least 1"),
+    ("dino", ["--dino.prototypes=1"], "--dino.prototypes 1: give at least 2"),
     ("simclr", ["--network.levels=1"], "--network.levels 1: a U-Net has at least 2"),
     ("simclr", ["--network.context=-1"], "--network.context -1: must not be negative"),
     ("simclr", ["--spatial.scale", "0", "1"], "--spatial.scale 0.0 1.0: must be positive"),
@@ -502,6 +506,55 @@ def test_what_cannot_be_pretrained_is_refused(method, flags, complaint, phantoms
     assert complaint in told
     assert told.count("\n") == 1
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("context", [0, 1])
+def test_the_layer_that_paints_gray_values_is_not_handed_on(context, phantoms, tmp_path, capfd):
+    """With three channels and three classes it would fit by its shape."""
+    words = ["pretrain", "mim", str(phantoms), f"--out={tmp_path / 'run'}", "--steps=2", *LITTLE]
+    assert main([*words, f"--network.context={context}"]) == 0
+    weights = read_weights(tmp_path / "run" / "network.safetensors")
+    network = build_network(
+        NetworkSettings(kind="unet2d", base_channels=4, levels=4, context=context), classes=3
+    )
+    moved = transfer_weights(network, weights, source="run")
+    assert moved.unused == ()
+    assert moved.missing
+    assert all(".seg_layers." in name for name in moved.missing)
+
+
+def test_a_small_pool_is_drawn_apart_from_the_labeled():
+    """Were both in one order, a pool of ten would hold the three labeled subjects of its seed each time."""
+    names = [f"subject{i}" for i in range(45)]
+    shared = [
+        len({*draw_order(names, seed, purpose="pool ")[:10]} & {*draw_order(names, seed)[:3]})
+        for seed in range(200)
+    ]
+    assert np.mean(shared) == pytest.approx(3 * 10 / 45, abs=0.15)
+
+
+@pytest.mark.parametrize(("name", "text"), [
+    ("request.json", "[]"), ("run.json", "[]"), ("run.json", '{"format": 1, "network": "x"}'),
+    ("run.json", '{"format": 1, "settings": null}'), ("network.safetensors", None),
+])  # fmt: skip
+def test_damaged_runs_are_told_in_one_line(name, text, phantoms, tmp_path, capfd):
+    words = ["pretrain", "mim", str(phantoms), f"--out={tmp_path / 'run'}", "--steps=2", *LITTLE]
+    assert main(words) == 0
+    file = tmp_path / "run" / name
+    file.unlink() if text is None else file.write_text(text)
+    capfd.readouterr()
+    export = ["export", str(tmp_path / "run"), "--to=nnunet", f"--out={tmp_path / 'x.pth'}"]
+    assert main(words if name == "request.json" else export) == 2
+    assert capfd.readouterr().err.count("\n") == 1
+    if text is None:
+        assert main(words) == 2  # not "already trained"
+        assert "network.safetensors: missing or damaged" in capfd.readouterr().err
+
+
+def test_a_damaged_log_is_told(tmp_path):
+    (tmp_path / "metrics.jsonl").write_text('{"step": 1}\nx}\n{"step"')
+    with pytest.raises(InputError, match=r"metrics.jsonl: missing or damaged"):
+        RunDir(tmp_path).read_metrics()
 
 
 def test_no_label_is_needed_and_a_start_that_saw_one_is_refused(phantoms, small_run, tmp_path, capfd):

@@ -18,7 +18,7 @@ from fewbeats.disk import append_locked
 from fewbeats.errors import InputError
 from fewbeats.study.plan import read_plan
 from fewbeats.study.result import analyze, by_subject, points
-from fewbeats.study.units import Unit, missing_units, read_rows
+from fewbeats.study.units import COLUMNS, Unit, missing_units, own_rows, read_rows
 
 NETWORK = {"kind": "unet2d", "base-channels": 4, "levels": 4}
 GRID = {"size": 64, "spacing-mm": 2.5}
@@ -62,10 +62,10 @@ def test_a_study_runs_resumes_and_reports(phantoms, tmp_path, capfd):
     assert rows.group_by("arm", "labeled", "seed").len().height == 4
     assert rows["subject"].unique().to_list() == ["phantom003"]
     assert set(rows["phase"].drop_nulls()) == {"ED", "ES"}
-    summary = json.loads((tmp_path / "study" / "summary.json").read_text())
+    summary = json.loads((tmp_path / "study" / "tiny.json").read_text())
     assert [c["arm"] for c in summary["cells"]] == ["scratch", "mim"] * 2
     assert [c["primary"] for c in summary["contrasts"]] == [True, False]
-    page = (tmp_path / "study" / "report.html").read_text()
+    page = (tmp_path / "study" / "tiny.html").read_text()
     assert "With 1 labeled subject" in page
     assert 'src="http' not in page
 
@@ -76,7 +76,7 @@ def test_a_study_runs_resumes_and_reports(phantoms, tmp_path, capfd):
     plan = read_plan(tmp_path / "tiny.yaml")
     assert missing_units(plan)[1] == [Unit("arm", "mim", 2, 0)]
     assert main(["study", file, "--report-only"]) == 0
-    assert "1 run is still missing" in (tmp_path / "study" / "report.html").read_text()
+    assert "1 run is still missing" in (tmp_path / "study" / "tiny.html").read_text()
     assert main(["study", file]) == 0
     again = read_rows(tmp_path / "rows" / "rows.csv")
     key = ["arm", "labeled", "subject", "phase", "structure"]
@@ -97,7 +97,7 @@ def test_rows_of_other_settings_are_not_mixed_in(phantoms, tmp_path, capfd):
     assert "has rows of 'scratch' with other settings" in capfd.readouterr().err
     settings["seeds"] = [1]  # old rows of other seeds are no part of the new study
     assert main(["study", write(tmp_path, settings)]) == 0
-    cells = json.loads((tmp_path / "study" / "summary.json").read_text())["cells"]
+    cells = json.loads((tmp_path / "study" / "tiny.json").read_text())["cells"]
     assert list(cells[0]["draws"]) == ["1"]
 
 
@@ -154,6 +154,15 @@ def test_runs_may_go_side_by_side_and_through_submitit(flags, phantoms, tmp_path
     ({"arms": []}, "arms: holds no settings"),
     ({"pretrainings": {"scratch": {"method": "mim"}}}, "scratch: is the name of a start"),
     ({"rows": 3}, "rows: give a name"),
+    ({"rows": ""}, "rows: give a name"),
+    ({"primary": {"arm": "mim", "labeled": True}}, "name its arm and labeled"),
+    ({"seeds": [0, 2**32]}, "seeds: give numbers below 4294967296"),
+    ({"pretrainings": {"mim": {"method": "mim", "steps": -1}}}, "mim.steps: give at least 1"),
+    ({"arms": {"scratch": {}, "../mim": {"init": "mim"}}}, "'../mim' is no name for a folder"),
+    ({"arms": {"scratch": {}, "": {"init": "mim"}}}, "'' is no name for a folder"),
+    ({"arms": {"scratch": {}, 1: {"init": "mim"}}}, "'1' is read as no name"),
+    ({"arms": {"scratch": {}, "mim": ""}}, "arms.mim: holds no settings"),
+    ({"arms": {"scratch": {}, "mim": []}}, "arms.mim: holds no settings"),
 ])  # fmt: skip
 def test_plans_that_cannot_be_run_are_refused(changes, complaint, tmp_path, capfd):
     file = write(tmp_path, content("cohort.csv", tmp_path, **changes))
@@ -162,6 +171,18 @@ def test_plans_that_cannot_be_run_are_refused(changes, complaint, tmp_path, capf
     assert complaint in told
     assert told.count("\n") == 1
     assert not (tmp_path / "study").exists()
+
+
+@pytest.mark.parametrize("again", ["seeds: [1]", "arms: {scratch: {}, mim: {init: mim}, mim: {}}"])
+def test_what_stands_twice_is_refused(again, tmp_path, capfd):
+    """YAML would let the last one win: an arm named mim, without its start."""
+    settings = content("cohort.csv", tmp_path)
+    if again.startswith("arms"):
+        del settings["arms"]
+    file = Path(write(tmp_path, settings))
+    file.write_text(file.read_text() + again + "\n")
+    assert main(["study", str(file)]) == 2
+    assert "stands there a second time" in capfd.readouterr().err
 
 
 @pytest.mark.parametrize(("changes", "complaint"), [
@@ -174,7 +195,8 @@ def test_plans_that_cannot_be_run_are_refused(changes, complaint, tmp_path, capf
     ({"pretrainings": {"mim": {"method": "mim", "init": "nowhere"}}}, "nowhere"),
     ({"finetune": {"steps": 2, "select": "best", "network": NETWORK, "preprocess": GRID}},
      "needs a second labeled subject"),
-    ({"pretrainings": {"mim": {"method": "mim", "seed": -1}}}, "--seed -1: must not be negative"),
+    ({"pretrainings": {"mim": {"method": "mim", "seed": -1}}}, "--seed -1: give a number from 0"),
+    ({"pretrainings": {"mim": {"method": "mim", "seed": 10**30}}}, "give a number from 0 to 4294967295"),
 ])  # fmt: skip
 def test_what_the_cohort_cannot_give_is_refused_before_anything_runs(
     changes, complaint, phantoms, tmp_path, capfd
@@ -206,7 +228,9 @@ def made_rows(
     more = {"group": None, "steps": 10, "minutes": 1.0, "pretraining_minutes": None, "commit": "abc",
             "settings": "x", "data": "y"}  # fmt: skip
     frame = pl.DataFrame(rows, schema=names, orient="row")
-    return frame.with_columns(pl.lit(v).alias(k) for k, v in more.items())
+    return frame.with_columns(pl.lit(more.get(k)).alias(k) for k in COLUMNS if k not in names).select(
+        *COLUMNS
+    )
 
 
 def test_a_true_gain_is_found_and_a_null_is_told_as_one():
@@ -434,3 +458,65 @@ def test_options_for_no_cluster_are_refused(tmp_path, capfd):
     file = write(tmp_path, content("cohort.csv", tmp_path))
     assert main(["study", file, "--cluster-options", "timeout_min=5"]) == 2
     assert "are for --cluster" in capfd.readouterr().err
+
+
+@pytest.mark.parametrize("value", [float("nan"), 7.5, -3.0])
+def test_a_dice_that_is_none_is_refused(value, tmp_path):
+    rows = made_rows({"scratch": 0.0})
+    rows.with_columns(dice=pl.when(pl.col("seed") == 0).then(value).otherwise("dice")).write_csv(
+        tmp_path / "rows.csv"
+    )
+    with pytest.raises(InputError, match="not between 0 and 1"):
+        read_rows(tmp_path / "rows.csv")
+
+
+def test_rows_that_stand_twice_are_refused(tmp_path):
+    """As a merge of two machines' tables may leave them."""
+    rows = made_rows({"scratch": 0.0})
+    pl.concat([rows, rows.head(3).with_columns(dice=pl.lit(0.5))]).write_csv(tmp_path / "rows.csv")
+    with pytest.raises(InputError, match="'scratch', 3 labeled, seed 0, tune twice"):
+        read_rows(tmp_path / "rows.csv")
+
+
+def test_a_run_that_lost_some_of_its_rows_is_refused(tmp_path):
+    settings = content("cohort.csv", tmp_path, labeled=[3], seeds=[0, 1, 2], primary=None, pretrainings={},
+                       arms={"scratch": {}}, rows=str(tmp_path / "rows.csv"))  # fmt: skip
+    plan = read_plan(Path(write(tmp_path, settings)))
+    rows = made_rows({"scratch": 0.0}).with_columns(settings=pl.lit(plan.digest(plan.arms["scratch"])))
+    rows.write_csv(plan.rows)
+    assert len(own_rows(plan)) == len(rows)
+    rows.filter((pl.col("seed") > 0) | (pl.col("subject") != "s3")).write_csv(plan.rows)
+    with pytest.raises(InputError, match="lacks rows of a seed of 'scratch', 3 labeled"):
+        own_rows(plan)
+
+
+@pytest.mark.parametrize(("rows", "complaint"), [("taken", "cannot be written"), ("file/x.csv", "file")])
+def test_rows_that_cannot_be_written_are_told_before_anything_runs(
+    rows, complaint, phantoms, tmp_path, capfd
+):
+    (tmp_path / "taken").mkdir()
+    (tmp_path / "file").write_text("")
+    assert main(["study", write(tmp_path, content(phantoms, tmp_path, rows=str(tmp_path / rows)))]) == 2
+    told = capfd.readouterr()
+    assert complaint in told.err
+    assert told.err.count("\n") == 1
+    assert "to do:" not in told.out
+
+
+def test_a_study_of_one_phase_finds_the_heart_by_that_phase(phantoms, tmp_path):
+    """Else its localizer had seen labels that its arms must not."""
+    from fewbeats.study.units import _localizer
+
+    settings = content(phantoms, tmp_path)
+    unit = Unit("localizer", "localizer", 1, 0)
+    assert _localizer(read_plan(Path(write(tmp_path, settings))), unit).phase is None
+    settings["finetune"]["phase"] = "ED"
+    assert _localizer(read_plan(Path(write(tmp_path, settings))), unit).phase == "ED"
+
+
+@pytest.mark.parametrize("flags", [["--cluster=cloud"], ["--cluster=local", "--cluster-options", "bogus=1"]])
+def test_clusters_that_are_none_are_refused(flags, phantoms, tmp_path, capfd):
+    assert main(["study", write(tmp_path, content(phantoms, tmp_path)), *flags]) == 2
+    told = capfd.readouterr()
+    assert told.err.count("\n") == 1
+    assert "to do:" not in told.out

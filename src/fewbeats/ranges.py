@@ -8,10 +8,14 @@ from typing import Any
 
 from fewbeats.errors import InputError
 
+SEEDS = 2**32
+"""How many seeds there are: what every random number generator here takes."""
 RANGES = {
     "positive": (lambda v: 0 < v < math.inf, "must be positive"),
     "not_negative": (lambda v: 0 <= v < math.inf, "must not be negative"),
     "counts": (lambda v: v >= 1, "give at least 1"),
+    "several": (lambda v: v >= 2, "give at least 2"),
+    "seeds": (lambda v: 0 <= v < SEEDS, f"give a number from 0 to {SEEDS - 1}"),
     "shares": (lambda v: 0 <= v <= 1, "must be between 0 and 1"),
 }
 

@@ -47,7 +47,7 @@ class Export:
         if (self.out.parent / "request.json").is_file():
             raise InputError(f"{self.out}: would lie among the files of a run; choose another folder")
         run, config = RunDir(self.model), RunDir(self.model).read_config()
-        stored = config.get("network") or config.get("settings", {}).get("network")
+        stored = config.get("network") or (config.get("settings") or {}).get("network")
         if stored is None:
             raise InputError(f"{self.model}: a run of {config.get('task')} has no network to export")
         settings = restore_settings(NetworkSettings, stored)

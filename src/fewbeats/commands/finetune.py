@@ -123,7 +123,7 @@ class Finetune:
         """Raises:
         InputError: a budget that is missing, given twice, out of range, or none of the task's.
         """
-        check_ranges(self, "", not_negative=("seed", "localizer_steps"))
+        check_ranges(self, "", not_negative=("localizer_steps",), seeds=("seed",))
         if self.task == "localization":
             if self.steps or self.minutes or self.localizer or self.localizer_steps < 1:
                 raise InputError("--task localization: takes --localizer-steps as its only budget")

@@ -25,7 +25,7 @@ from fewbeats.ranges import check_ranges
 from fewbeats.training.loop import FitSettings, Watch, check_length
 from fewbeats.training.optim import OptimSettings
 from fewbeats.training.precision import choose_precision
-from fewbeats.training.rundir import RunDir
+from fewbeats.training.rundir import RunDir, damaged
 from fewbeats.transforms.intensity import IntensitySettings
 from fewbeats.transforms.preprocess import PreprocessSettings
 from fewbeats.transforms.spatial import SpatialSettings
@@ -101,6 +101,8 @@ class Pretrain:
         pool = read_pool(self, rows)
         run = RunDir(self.out)
         if run.claim(describe_request(self, rows, provenance)):
+            if not run.weights().is_file():
+                raise damaged(run.weights())
             print(f"{run.path}: already trained with these settings")
             return run.path
         earlier = run.trained_seconds()  # by processes that were stopped
@@ -137,7 +139,7 @@ def check_settings(command: Pretrain) -> None:
         InputError: naming the setting.
     """
     check_length(command.steps, command.minutes)
-    check_ranges(command, "", counts=("batch_size",), not_negative=("workers", "seed"))
+    check_ranges(command, "", several=("batch_size",), not_negative=("workers",), seeds=("seed",))
     twin = {"mim": "simmim", "simmim": "mim"}.get(command.file)
     if twin and getattr(command, twin) != type(getattr(command, twin))():
         raise InputError(
@@ -320,13 +322,15 @@ def finish(command: Pretrain, run: RunDir, method: Method, about: dict[str, Any]
     from accelerate import PartialState
 
     from fewbeats.disk import atomic_path
+    from fewbeats.models.network import LAST_LAYERS
     from fewbeats.models.weights import save_weights
 
     if not PartialState().is_main_process:
         return
     collapsed = last_spread(run) < COLLAPSED
-    with atomic_path(run.weights()) as file:
-        save_weights(method.networks()["network"].state_dict(), file)
+    state = method.networks()["network"].state_dict()
+    with atomic_path(run.weights()) as file:  # a last layer paints gray values, whatever its shape may fit
+        save_weights({n: value for n, value in state.items() if not n.startswith(LAST_LAYERS)}, file)
     about |= {"collapsed": collapsed, "precision": choose_precision(command.optim.precision)}
     run.write_config({"task": "pretraining", **command.describe(), **about})
     run.drop_checkpoint()

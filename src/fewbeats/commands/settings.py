@@ -58,12 +58,14 @@ def read_yaml(path: Path) -> dict[str, Any]:
     """A YAML file of settings.
 
     Raises:
-        InputError: no such file, or not a mapping.
+        InputError: no such file, not a mapping, or a name that stands there twice or is no text.
     """
     import yaml
 
     try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+        text = path.read_text(encoding="utf-8")
+        _refuse_repeated(yaml.compose(text, Loader=yaml.SafeLoader), path)
+        content = yaml.safe_load(text)
     except OSError as error:
         raise InputError(f"{path}: cannot be read ({error.strerror}); check the path") from error
     except (yaml.YAMLError, UnicodeDecodeError) as error:
@@ -71,6 +73,28 @@ def read_yaml(path: Path) -> dict[str, Any]:
     if not isinstance(content, dict):
         raise InputError(f"{path}: holds no settings; write them as 'name: value'")
     return content
+
+
+def _refuse_repeated(node: Any, path: Path) -> None:
+    """YAML itself lets the last of two entries win, unseen.
+
+    Raises:
+        InputError: a name that stands twice in one mapping, or that YAML reads as a number, date or the like.
+    """
+    import yaml
+
+    if isinstance(node, yaml.MappingNode):
+        names = [name.value if isinstance(name, yaml.ScalarNode) else name.tag for name, _ in node.value]
+        for i, (name, value) in enumerate(node.value):
+            where = f"{path}: line {name.start_mark.line + 1}"
+            if name.tag != "tag:yaml.org,2002:str":
+                raise InputError(f"{where}: '{names[i]}' is read as no name; put it in quotes")
+            if names[i] in names[:i]:
+                raise InputError(f"{where}: '{names[i]}' stands there a second time; take one out")
+            _refuse_repeated(value, path)
+    elif isinstance(node, yaml.SequenceNode):
+        for value in node.value:
+            _refuse_repeated(value, path)
 
 
 def settings_of(command: type) -> dict[str, Any]:

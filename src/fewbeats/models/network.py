@@ -164,6 +164,10 @@ def plain_unet_plan(settings: NetworkSettings) -> dict[str, Any]:
     }
 
 
+LAST_LAYERS = ("segmentation_head.", "decoder.seg_layers.")
+"""How the names of the U-Nets' last layers begin, which make classes of features."""
+
+
 def set_deep_supervision(network: nn.Module, active: bool) -> None:
     """Let a plain U-Net return all its scales (training) or only the finest; other networks have one."""
     decoder = getattr(network, "decoder", None)

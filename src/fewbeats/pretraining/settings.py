@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from fewbeats.errors import InputError
 from fewbeats.ranges import check_ranges
 
 
@@ -32,7 +33,9 @@ class PclSettings:
     """d, share of the stack's height."""
 
     def __post_init__(self) -> None:
-        check_ranges(self, "pcl.", positive=("temperature", "distance"), counts=("projector",))
+        check_ranges(self, "pcl.", positive=("temperature",), counts=("projector",))
+        if not 0.001 <= self.distance <= 1:
+            raise InputError(f"--pcl.distance {self.distance}: must be between 0.001 and 1")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,7 +72,8 @@ class DinoSettings:
             "dino.",
             positive=("small_size", "student_temperature", "teacher_temperature"),
             not_negative=("small_views",),
-            counts=("hidden", "bottleneck", "prototypes"),
+            counts=("hidden", "bottleneck"),
+            several=("prototypes",),
             shares=shares,
         )
 

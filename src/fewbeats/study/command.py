@@ -7,10 +7,11 @@ import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, Literal
 
 import tyro
 
+from fewbeats.disk import append_locked
 from fewbeats.errors import InputError
 
 if TYPE_CHECKING:
@@ -28,8 +29,8 @@ class Study:
     """The study's YAML file."""
     jobs: int = 1
     """Runs at a time on this machine; its cores are shared between them."""
-    cluster: str | None = None
-    """Submit the runs with submitit instead: slurm, or local to try it."""
+    cluster: Literal["slurm", "local"] | None = None
+    """Submit the runs with submitit instead; local is to try it."""
     cluster_options: tuple[str, ...] = ()
     """Parameters for submitit as NAME=VALUE: timeout_min=240 slurm_partition=gpu slurm_gres=gpu:1."""
     report_only: bool = False
@@ -51,23 +52,24 @@ class Study:
             raise InputError("--cluster-options: are for --cluster; give it, or take them out")
         plan = read_plan(self.config)
         if not self.report_only:
+            executor = _cluster(self, plan) if self.cluster else None
             waves = missing_units(plan)
             check_data(plan, *waves)
             for wave in waves:
-                self._compute(plan, wave)
+                self._compute(plan, wave, executor)
         report, result = write_report(plan)
         for sentence in result.sentences.values():
             print(sentence)
         print(f"report: {report}")
         return report
 
-    def _compute(self, plan: Plan, units: Sequence[Unit]) -> None:
+    def _compute(self, plan: Plan, units: Sequence[Unit], executor: Any) -> None:
         from fewbeats.study.units import run_unit
 
         for unit in units:
             print(f"to do: {unit}")
-        if self.cluster:
-            _submit(self, plan, units)
+        if executor:
+            _submit(executor, plan, units)
         elif self.jobs == 1:
             for unit in units:
                 run_unit(plan, unit)
@@ -80,7 +82,8 @@ def check_data(plan: Plan, first: Sequence[Unit], arms: Sequence[Unit]) -> None:
 
     Raises:
         InputError: too few labeled subjects for a budget; nobody to judge by; a pool that cannot be used, or
-            that holds held-out scans; a start that does not fit, or has seen labels of this cohort.
+            that holds held-out scans; a start that does not fit, or has seen labels of this cohort; rows
+            that cannot be written.
     """
     import polars as pl
 
@@ -89,7 +92,7 @@ def check_data(plan: Plan, first: Sequence[Unit], arms: Sequence[Unit]) -> None:
     from fewbeats.commands.start import STARTS, start_network
     from fewbeats.data.cohort import read_cohort
     from fewbeats.study.plan import at_budget
-    from fewbeats.study.units import pretraining_of
+    from fewbeats.study.units import COLUMNS, pretraining_of
 
     cohort = read_cohort(plan.cohort)
     if cohort.filter(pl.col("split") == plan.split, pl.col("label").is_not_null()).is_empty():
@@ -114,6 +117,7 @@ def check_data(plan: Plan, first: Sequence[Unit], arms: Sequence[Unit]) -> None:
             pretraining = pretraining_of(plan, unit.name)
             build_method(pretraining)
             choose_pool(pretraining)
+    append_locked(plan.rows, pl.DataFrame(schema=COLUMNS).write_csv())
 
 
 def _refuse_labels(plan: Plan, arm: str, init: str, cohort: pl.DataFrame) -> None:
@@ -166,16 +170,31 @@ def _take_threads(threads: int) -> None:
     torch.set_num_threads(threads)
 
 
-def _submit(command: Study, plan: Plan, units: Sequence[Unit]) -> None:
-    """To a cluster, and wait: what is submitted next starts from these."""
-    from fewbeats.study.units import run_unit
+def _cluster(command: Study, plan: Plan) -> Any:
+    """Where to submit to.
 
+    Raises:
+        InputError: no submitit, no such cluster here, or options it does not know.
+    """
     try:
         import submitit
     except ImportError as error:
         raise InputError("--cluster: needs submitit; pip install 'fewbeats[cluster]'") from error
-    executor = submitit.AutoExecutor(folder=plan.out / "jobs", cluster=command.cluster)
-    executor.update_parameters(name=plan.name, **dict(_option(text) for text in command.cluster_options))
+    options = dict(_option(text) for text in command.cluster_options)
+    try:
+        executor = submitit.AutoExecutor(folder=plan.out / "jobs", cluster=command.cluster)
+        executor.update_parameters(name=plan.name, **options)
+    except (RuntimeError, NameError, TypeError, ValueError, AssertionError) as error:
+        raise InputError(
+            f"--cluster {command.cluster}: submitit says: {str(error).splitlines()[0]}"
+        ) from error
+    return executor
+
+
+def _submit(executor: Any, plan: Plan, units: Sequence[Unit]) -> None:
+    """To a cluster, and wait: what is submitted next starts from these."""
+    from fewbeats.study.units import run_unit
+
     with executor.batch():
         submitted = [executor.submit(run_unit, plan, unit) for unit in units]
     for job in submitted:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import hashlib
 import json
+import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
@@ -16,6 +17,7 @@ from fewbeats.commands.pretrain import Pretrain
 from fewbeats.commands.settings import flags_of, parse, read_yaml, settings_of
 from fewbeats.commands.start import STARTS, start_digest
 from fewbeats.errors import InputError
+from fewbeats.ranges import SEEDS
 
 OWN = ("out", "cache", "seed", "labeled", "labeled_subjects", "localizer", "task", "minutes")
 """Settings of the commands that a study decides itself; budgets are steps, so that machines do not matter."""
@@ -120,11 +122,11 @@ def read_plan(path: Path) -> Plan:
         raise InputError(f"{path}: split: '{content['split']}' is none of tune, dev, test")
     cohort = Path(_text(content, "cohort", path))
     pretrainings = {
-        str(name): _read_pretraining(str(name), _merged(content.get("pretrain"), own, path), cohort, path)
-        for name, own in _mapping(content.get("pretrainings") or {}, "pretrainings", path).items()
+        name: _read_pretraining(name, _merged(content.get("pretrain"), own, path), cohort, path)
+        for name, own in _named(content.get("pretrainings"), "pretrainings", path).items()
     }
-    arms = {str(name): _read_arm(str(name), own or {}, content, cohort, pretrainings, path)
-            for name, own in _mapping(content["arms"], "arms", path).items()}  # fmt: skip
+    arms = {name: _read_arm(name, own, content, cohort, pretrainings, path)
+            for name, own in _named(content["arms"], "arms", path).items()}  # fmt: skip
     plan = Plan(
         name=path.stem,
         cohort=cohort,
@@ -150,7 +152,7 @@ def _read_pretraining(name: str, settings: Mapping[str, Any], cohort: Path, path
     words = [str(method), str(cohort), "--out=."]
     command = _parse(Pretrain, words, settings, f"{path}: {where}")
     if not command.steps or command.steps < 1:
-        raise InputError(f"{path}: {where}.steps is missing; give steps to it, or to 'pretrain' for all")
+        raise InputError(f"{path}: {where}.steps: give at least 1, to it or to 'pretrain' for all")
     return command
 
 
@@ -163,9 +165,11 @@ def _read_arm(
     path: Path,
 ) -> Arm:
     where = f"arms.{name}"
-    own = dict(_mapping(own, where, path))
+    own = dict(own)
     labeled = _numbers(own.pop("labeled", content["labeled"]), f"{where}.labeled", path, least=1)
     seeds = _numbers(own.pop("seeds", content["seeds"]), f"{where}.seeds", path, least=0)
+    if max(seeds) >= SEEDS:
+        raise InputError(f"{path}: {where}.seeds: give numbers below {SEEDS}")
     settings = _merged(content.get("finetune"), own, path)
     _refuse_own(settings, where, path, OWN)
     finetune = _parse(Finetune, [str(cohort), "--out=."], settings, f"{path}: {where}")
@@ -176,20 +180,14 @@ def _read_arm(
             f"{path}: {where}.init: '{finetune.init}' is no start; {_nearest(finetune.init, choices)}"
         )
     if not finetune.steps or finetune.steps < 1:
-        raise InputError(
-            f"{path}: {where}.steps is missing; give steps to each arm, or to 'finetune' for all"
-        )
+        raise InputError(f"{path}: {where}.steps: give at least 1, to each arm or to 'finetune' for all")
     return Arm(name=name, finetune=finetune, pretraining=pretraining, labeled=labeled, seeds=seeds)
 
 
 def _read_primary(given: Any, path: Path) -> tuple[str, int] | None:
     if given is None:
         return None
-    if (
-        not isinstance(given, dict)
-        or set(given) != {"arm", "labeled"}
-        or not isinstance(given["labeled"], int)
-    ):
+    if not isinstance(given, dict) or set(given) != {"arm", "labeled"} or type(given["labeled"]) is not int:
         raise InputError(f"{path}: primary: name its arm and labeled, as {{arm: mim, labeled: 3}}")
     return str(given["arm"]), given["labeled"]
 
@@ -250,8 +248,8 @@ def _parse(command: type, words: list[str], settings: Mapping[str, Any], where: 
 
 def _merged(common: Any, own: Any, path: Path) -> dict[str, Any]:
     """`own` over `common`, part by part."""
-    merged = dict(_mapping(common or {}, "finetune, pretrain", path))
-    for name, value in _mapping(own or {}, "an arm or pretraining", path).items():
+    merged = dict(_mapping(common, "finetune, pretrain", path))
+    for name, value in _mapping(own, "an arm or pretraining", path).items():
         both = isinstance(value, dict) and isinstance(merged.get(name), dict)
         merged[name] = _merged(merged[name], value, path) if both else value
     return merged
@@ -263,7 +261,21 @@ def _refuse_own(settings: Mapping[str, Any], where: str, path: Path, names: tupl
             raise InputError(f"{path}: {where}.{name}: the study decides it; take it out")
 
 
+def _named(value: Any, where: str, path: Path) -> dict[str, dict[str, Any]]:
+    """Arms or pretrainings, whose names become those of folders."""
+    entries = _mapping(value, where, path)
+    for name in entries:
+        if not re.fullmatch(r"[\w][\w.+-]*", name):
+            raise InputError(
+                f"{path}: {where}: '{name}' is no name for a folder; use letters, digits, '-', '_', '.'"
+            )
+    return {name: _mapping(own, f"{where}.{name}", path) for name, own in entries.items()}
+
+
 def _mapping(value: Any, name: str, path: Path) -> dict[str, Any]:
+    """`value`, or no settings where there is none."""
+    if value is None:
+        return {}
     if not isinstance(value, dict):
         raise InputError(f"{path}: {name}: holds no settings; write them as 'name: value'")
     return value
@@ -271,14 +283,14 @@ def _mapping(value: Any, name: str, path: Path) -> dict[str, Any]:
 
 def _numbers(value: Any, name: str, path: Path, *, least: int) -> tuple[int, ...]:
     listed = value if isinstance(value, list) else [value]
-    sound = listed and all(isinstance(v, int) and not isinstance(v, bool) and v >= least for v in listed)
+    sound = listed and all(type(v) is int and v >= least for v in listed)
     if not sound or len(set(listed)) < len(listed):
         raise InputError(f"{path}: {name}: give different whole numbers from {least} on")
     return tuple(listed)
 
 
 def _text(content: Mapping[str, Any], key: str, path: Path) -> str:
-    if not isinstance(content[key], str):
+    if not isinstance(content[key], str) or not content[key]:
         raise InputError(f"{path}: {key}: give a name")
     return content[key]
 

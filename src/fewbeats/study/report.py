@@ -24,7 +24,7 @@ COLORS = 12  # of the page; further arms share them
 
 
 def write_report(plan: Plan) -> tuple[Path, Result]:
-    """Write `report.html` and `summary.json` into the study's folder.
+    """Write a page and its numbers, named after the study, into its folder, which studies may share.
 
     Raises:
         InputError: there is no row of this study's split yet.
@@ -36,14 +36,14 @@ def write_report(plan: Plan) -> tuple[Path, Result]:
     waiting = len(missing_arms(plan, rows))
     page = render_page(Path(__file__).parent / "study.html.j2", _context(plan, rows, result, waiting=waiting))
     for name, text in (
-        ("report.html", page),
-        ("summary.json", json.dumps(result.to_json(), indent=1) + "\n"),
+        (f"{plan.name}.html", page),
+        (f"{plan.name}.json", json.dumps(result.to_json(), indent=1) + "\n"),
     ):
         with atomic_path(plan.out / name) as partial:
             partial.write_text(text, encoding="utf-8")
     if waiting:
         print(f"{waiting} runs are missing: what follows is not final")
-    return plan.out / "report.html", result
+    return plan.out / f"{plan.name}.html", result
 
 
 def _context(plan: Plan, rows: pl.DataFrame, result: Result, *, waiting: int) -> dict[str, Any]:

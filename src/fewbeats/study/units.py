@@ -17,6 +17,16 @@ from fewbeats.study.plan import Plan, at_budget
 from fewbeats.training.rundir import RunDir, machine
 
 KEY = ("arm", "labeled", "seed", "split")
+CELL = (*KEY, "subject", "phase", "structure")
+COLUMNS = {
+    "arm": pl.String, "labeled": pl.Int64, "seed": pl.Int64, "split": pl.String,
+    "subject": pl.String, "group": pl.String, "phase": pl.String, "structure": pl.String,
+    "dice": pl.Float64, "hd95_mm": pl.Float64, "misses": pl.Int64,
+    "settings": pl.String, "data": pl.String, "steps": pl.Int64, "minutes": pl.Float64,
+    "pretraining_steps": pl.Int64, "pretraining_minutes": pl.Float64,
+    "commit": pl.String, "machine": pl.String, "date": pl.String,
+}  # fmt: skip
+"""Of the table of rows."""
 
 
 @dataclass(frozen=True)
@@ -100,6 +110,7 @@ def pretrained(plan: Plan, name: str) -> Path:
 def _localizer(plan: Plan, unit: Unit) -> Finetune:
     """One for all arms of a budget and seed, from photographs where the network can: not what is compared."""
     base = plan.arms[plan.baseline]
+    phases = {arm.finetune.phase for arm in plan.arms.values()}
     natural = base.finetune.model.network.kind == "lite0"
     default = SegmentationSettings()  # what arms may differ in is no part of it
     model = replace(base.finetune.model, optim=default.optim, freeze_encoder=default.freeze_encoder)
@@ -109,7 +120,7 @@ def _localizer(plan: Plan, unit: Unit) -> Finetune:
         unit.seed,
         task="localization",
         steps=None,
-        phase=None,
+        phase=phases.pop() if len(phases) == 1 else None,
         model=model,
         init_parts="all",
         init="natural" if natural else "scratch",
@@ -149,11 +160,7 @@ def append_rows(plan: Plan, unit: Unit, run: Path, report: Path) -> None:
         pl.read_csv(report / "subjects.csv", schema_overrides={"subject": pl.String, "group": pl.String})
         .group_by("subject", "group", "phase", "structure", maintain_order=True)
         .agg(pl.col("dice", "hd95_mm").cast(pl.Float64).mean().round(5), misses=pl.col("miss").sum())
-        .select(
-            *(pl.lit(value).alias(name) for name, value in tags.items() if name in KEY),
-            pl.all(),
-            *(pl.lit(value).alias(name) for name, value in tags.items() if name not in KEY),
-        )
+        .select(pl.lit(tags[name]).alias(name) if name in tags else name for name in COLUMNS)
     )
     append_locked(plan.rows, rows.write_csv())
 
@@ -162,7 +169,8 @@ def own_rows(plan: Plan) -> pl.DataFrame:
     """The rows so far of the runs that this plan asks for; needs neither cohort nor scans.
 
     Raises:
-        InputError: some of them were made with other settings than the plan's, or with different data.
+        InputError: some of them were made with other settings than the plan's, or with different data; or
+            some of a run are missing.
     """
     digests = {arm.name: plan.digest(arm) for arm in plan.arms.values()}
     wanted = [(u.name, u.labeled, u.seed, plan.split, digests[u.name]) for u in arms_of(plan)]
@@ -175,6 +183,11 @@ def own_rows(plan: Plan) -> pl.DataFrame:
         )
     if rows["data"].n_unique() > 1:
         raise InputError(f"{plan.rows}: has rows of different subjects or labels; take out those of one")
+    for (arm, labeled), own in rows.group_by("arm", "labeled", maintain_order=True):
+        if own.group_by("seed").len()["len"].n_unique() > 1:
+            raise InputError(
+                f"{plan.rows}: lacks rows of a seed of '{arm}', {labeled} labeled; take out its others"
+            )
     return rows.drop("asked")
 
 
@@ -184,21 +197,24 @@ def read_rows(file: Path) -> pl.DataFrame:
     Raises:
         InputError: not such a table.
     """
-    wanted = {"arm": pl.String, "labeled": pl.Int64, "seed": pl.Int64, "split": pl.String,
-              "subject": pl.String,
-              "group": pl.String, "phase": pl.String, "structure": pl.String, "dice": pl.Float64,
-              "settings": pl.String, "data": pl.String, "steps": pl.Int64, "minutes": pl.Float64,
-              "pretraining_minutes": pl.Float64, "commit": pl.String}  # fmt: skip
     if not file.is_file():
-        return pl.DataFrame(schema=wanted)
+        return pl.DataFrame(schema=COLUMNS)
     try:
-        rows = pl.read_csv(file, schema_overrides=wanted)
+        rows = pl.read_csv(file, schema_overrides=COLUMNS)
     except pl.exceptions.PolarsError as error:
         raise InputError(f"{file}: not a readable table of rows; name another file for 'rows'") from error
-    lacking = [name for name in wanted if name not in rows.columns]
-    if lacking:
-        raise InputError(f"{file}: has no column '{lacking[0]}'; name another file for 'rows'")
+    if other := set(rows.columns) ^ set(COLUMNS):
+        raise InputError(
+            f"{file}: column '{min(other)}' is missing or none of a study's; name another file for 'rows'"
+        )
     always = (*KEY, "subject", "structure", "dice", "settings", "data", "steps", "minutes")
     if empty := [name for name in always if rows[name].null_count()]:
         raise InputError(f"{file}: has rows without '{empty[0]}'; mend or remove them")
+    if not rows["dice"].is_between(0, 1).all():
+        raise InputError(f"{file}: has a Dice that is not between 0 and 1; mend or remove its row")
+    if (twice := rows.select(CELL).is_duplicated()).any():
+        arm, labeled, seed, split = rows.filter(twice).select(KEY).row(0)
+        raise InputError(
+            f"{file}: has rows of '{arm}', {labeled} labeled, seed {seed}, {split} twice; take out one"
+        )
     return rows

@@ -45,7 +45,7 @@ class RunDir:
         with atomic_path(self.path / name) as partial:
             partial.write_text(json.dumps(_plain(content), indent=1) + "\n")
 
-    def read_json(self, name: str) -> Any:
+    def read_json(self, name: str) -> dict[str, Any]:
         """Read one of the run's JSON files.
 
         Raises:
@@ -57,9 +57,12 @@ class RunDir:
                 f"{self.path}: not a finished run folder ({name} is missing); give the --out of a run"
             )
         try:
-            return json.loads(file.read_text())
+            content = json.loads(file.read_text())
         except (json.JSONDecodeError, UnicodeDecodeError) as error:
-            raise InputError(f"{file}: damaged; train again or restore the folder from a copy") from error
+            raise damaged(file) from error
+        if not isinstance(content, dict):
+            raise damaged(file)
+        return content
 
     def write_config(self, config: dict[str, Any]) -> None:
         """Write `run.json`: the given settings and what identifies this software."""
@@ -72,8 +75,7 @@ class RunDir:
             InputError: the folder is no run, or was written by another format of run folders.
         """
         config = self.read_json("run.json")
-        found = config.get("format") if isinstance(config, dict) else None
-        if found != FORMAT:
+        if (found := config.get("format")) != FORMAT:
             raise InputError(
                 f"{self.path}: run folder of format {found}, this version reads {FORMAT}; "
                 "use the version named in its run.json or train again"
@@ -103,9 +105,16 @@ class RunDir:
             file.write(json.dumps(_plain(row)) + "\n")
 
     def read_metrics(self) -> list[dict[str, Any]]:
-        """The whole lines written so far; a killed process may leave half of one."""
+        """The whole lines written so far; a killed process may leave half of one.
+
+        Raises:
+            InputError: a line is none that was written here.
+        """
         lines = self.metrics.read_text().splitlines() if self.metrics.is_file() else []
-        return [json.loads(line) for line in lines if line.endswith("}")]
+        try:
+            return [json.loads(line) for line in lines if line.endswith("}")]
+        except json.JSONDecodeError as error:
+            raise damaged(self.metrics) from error
 
     def trained_seconds(self) -> float:
         """What the steps logged so far took, s."""
@@ -128,12 +137,21 @@ class RunDir:
         shutil.rmtree(self.checkpoint, ignore_errors=True)
 
 
-def restore_settings(cls: type[Settings], content: dict[str, Any]) -> Settings:
+def damaged(file: Path) -> InputError:
+    """What to say of a file of a run that is not as it was written."""
+    return InputError(
+        f"{file}: missing or damaged; restore it from a copy, or delete the folder and train again"
+    )
+
+
+def restore_settings(cls: type[Settings], content: Any) -> Settings:
     """A settings dataclass from what `write_json` made of it.
 
     Raises:
-        InputError: a field is unknown, so the run is of another version.
+        InputError: a field is unknown, so the run is of another version, or these are no settings.
     """
+    if not isinstance(content, dict):
+        raise InputError(f"settings of a run are '{content}': damaged; restore its run.json from a copy")
     hints = get_type_hints(cls)
     values: dict[str, Any] = {}
     for name, value in content.items():
