@@ -101,7 +101,7 @@ def test_the_loss_is_the_mean_distance_of_hidden_pixels():
     assert blank.float().mean() == pytest.approx(10 / 16)  # 0.6 of 16 squares, rounded
     told = learner._restore(image, blank).detach()
     by_hand = [abs(float(told[i] - image[i])) for i in map(tuple, blank.nonzero().tolist())]
-    assert float(loss) == pytest.approx(sum(by_hand) / len(by_hand), rel=1e-4)
+    assert float(loss.detach()) == pytest.approx(sum(by_hand) / len(by_hand), rel=1e-4)
 
 
 def test_pixels_are_told_where_they_belong():
