@@ -101,11 +101,15 @@ def draw_budgets(cells: Sequence[Cell], arms: Sequence[str]) -> str:
     for at, labeled in enumerate(budgets):
         chart.text(chart.x(at), chart.bottom + 16, str(labeled))
     chart.text((chart.left + chart.right) / 2, chart.height - 4, "labeled subjects", kind="axis-title")
-    step = min(0.08, 0.5 / max(1, len(arms) - 1))
+    beside = {labeled: [arm for arm in arms if any((c.arm, c.labeled) == (arm, labeled) for c in cells)]
+              for labeled in budgets}  # fmt: skip
     for index, arm in enumerate(arms):
-        kind, aside = f"arm{index % COLORS}", (index - (len(arms) - 1) / 2) * step
+        kind = f"arm{index % COLORS}"
         own = sorted((cell for cell in cells if cell.arm == arm), key=lambda cell: cell.labeled)
-        places = [budgets.index(cell.labeled) + aside for cell in own]
+        places = []
+        for at, there in ((budgets.index(cell.labeled), beside[cell.labeled]) for cell in own):
+            step = min(0.08, 0.5 / max(1, len(there) - 1))
+            places.append(at + (there.index(arm) - (len(there) - 1) / 2) * step)
         if len(own) > 1:
             chart.curve(places, [cell.dice for cell in own], kind=f"curve {kind}")
         for x, cell in zip(places, own):
