@@ -160,7 +160,7 @@ def test_runs_may_go_side_by_side_and_through_submitit(flags, phantoms, tmp_path
     ({"pretrainings": {"mim": {"method": "mim", "steps": -1}}}, "mim.steps: give at least 1"),
     ({"arms": {"scratch": {}, "../mim": {"init": "mim"}}}, "'../mim' is no name for a folder"),
     ({"arms": {"scratch": {}, "": {"init": "mim"}}}, "'' is no name for a folder"),
-    ({"arms": {"scratch": {}, 1: {"init": "mim"}}}, "'1' is read as no name"),
+    ({"arms": {"scratch": {}, 1: {"init": "mim"}}}, "a name is read as something else"),
     ({"arms": {"scratch": {}, "mim": ""}}, "arms.mim: holds no settings"),
     ({"arms": {"scratch": {}, "mim": []}}, "arms.mim: holds no settings"),
 ])  # fmt: skip
@@ -183,6 +183,19 @@ def test_what_stands_twice_is_refused(again, tmp_path, capfd):
     file.write_text(file.read_text() + again + "\n")
     assert main(["study", str(file)]) == 2
     assert "stands there a second time" in capfd.readouterr().err
+
+
+@pytest.mark.parametrize(("text", "complaint"), [
+    ("a: &x {b: *x}\n", "no setting 'a'"), ("a: &x [*x]\n", "no setting 'a'"),
+    ("x: &x {seeds: 1}\ny: {<<: *x}\n", "no setting 'x'"), ("{[1]: 2}\n", "a name is read as something else"),
+    ("? {a: 1}\n: 2\n", "a name is read as something else"),
+])  # fmt: skip
+def test_yaml_that_refers_to_itself_or_merges_is_read(text, complaint, tmp_path, capfd):
+    (tmp_path / "tiny.yaml").write_text(text)
+    assert main(["study", str(tmp_path / "tiny.yaml")]) == 2
+    told = capfd.readouterr().err
+    assert complaint in told
+    assert told.count("\n") == 1
 
 
 @pytest.mark.parametrize(("changes", "complaint"), [

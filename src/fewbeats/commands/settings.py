@@ -75,7 +75,7 @@ def read_yaml(path: Path) -> dict[str, Any]:
     return content
 
 
-def _refuse_repeated(node: Any, path: Path) -> None:
+def _refuse_repeated(root: Any, path: Path) -> None:
     """YAML itself lets the last of two entries win, unseen.
 
     Raises:
@@ -83,18 +83,28 @@ def _refuse_repeated(node: Any, path: Path) -> None:
     """
     import yaml
 
-    if isinstance(node, yaml.MappingNode):
-        names = [name.value if isinstance(name, yaml.ScalarNode) else name.tag for name, _ in node.value]
-        for i, (name, value) in enumerate(node.value):
-            where = f"{path}: line {name.start_mark.line + 1}"
-            if name.tag != "tag:yaml.org,2002:str":
-                raise InputError(f"{where}: '{names[i]}' is read as no name; put it in quotes")
-            if names[i] in names[:i]:
-                raise InputError(f"{where}: '{names[i]}' stands there a second time; take one out")
-            _refuse_repeated(value, path)
-    elif isinstance(node, yaml.SequenceNode):
-        for value in node.value:
-            _refuse_repeated(value, path)
+    waiting, seen = [root], set()
+    while waiting:
+        node = waiting.pop()
+        if id(node) in seen:  # an alias
+            continue
+        seen.add(id(node))
+        if isinstance(node, yaml.SequenceNode):
+            waiting += node.value
+        elif isinstance(node, yaml.MappingNode):
+            names: set[str] = set()
+            for name, value in node.value:
+                where = f"{path}: line {name.start_mark.line + 1}"
+                if name.tag not in NAMES:
+                    raise InputError(f"{where}: a name is read as something else; put it in quotes")
+                if name.value in names:
+                    raise InputError(f"{where}: '{name.value}' stands there a second time; take one out")
+                names.add(name.value)
+                waiting.append(value)
+
+
+NAMES = ("tag:yaml.org,2002:str", "tag:yaml.org,2002:merge")
+"""What YAML calls a text, and the '<<' that takes over another mapping."""
 
 
 def settings_of(command: type) -> dict[str, Any]:
