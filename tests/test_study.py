@@ -18,7 +18,7 @@ from fewbeats.disk import append_locked
 from fewbeats.errors import InputError
 from fewbeats.study.plan import read_plan
 from fewbeats.study.result import analyze, by_subject, points
-from fewbeats.study.units import COLUMNS, Unit, missing_units, own_rows, read_rows
+from fewbeats.study.units import COLUMNS, Unit, localizer_of, missing_units, own_rows, read_rows
 
 NETWORK = {"kind": "unet2d", "base-channels": 4, "levels": 4}
 GRID = {"size": 64, "spacing-mm": 2.5}
@@ -518,13 +518,11 @@ def test_rows_that_cannot_be_written_are_told_before_anything_runs(
 
 def test_a_study_of_one_phase_finds_the_heart_by_that_phase(phantoms, tmp_path):
     """Else its localizer had seen labels that its arms must not."""
-    from fewbeats.study.units import _localizer
-
     settings = content(phantoms, tmp_path)
     unit = Unit("localizer", "localizer", 1, 0)
-    assert _localizer(read_plan(Path(write(tmp_path, settings))), unit).phase is None
+    assert localizer_of(read_plan(Path(write(tmp_path, settings))), unit).phase is None
     settings["finetune"]["phase"] = "ED"
-    assert _localizer(read_plan(Path(write(tmp_path, settings))), unit).phase == "ED"
+    assert localizer_of(read_plan(Path(write(tmp_path, settings))), unit).phase == "ED"
 
 
 @pytest.mark.parametrize("flags", [["--cluster=cloud"], ["--cluster=local", "--cluster-options", "bogus=1"]])

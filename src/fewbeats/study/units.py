@@ -92,7 +92,7 @@ def run_unit(plan: Plan, unit: Unit) -> None:
     if unit.kind == "pretraining":
         pretraining_of(plan, unit.name).run()
     elif unit.kind == "localizer":
-        _localizer(plan, unit).run()
+        localizer_of(plan, unit).run()
     else:
         _compute_arm(plan, unit)
 
@@ -107,7 +107,7 @@ def pretrained(plan: Plan, name: str) -> Path:
     return plan.out / "pretrained" / name
 
 
-def _localizer(plan: Plan, unit: Unit) -> Finetune:
+def localizer_of(plan: Plan, unit: Unit) -> Finetune:
     """One for all arms of a budget and seed, from photographs where the network can: not what is compared."""
     base = plan.arms[plan.baseline]
     phases = {arm.finetune.phase for arm in plan.arms.values()}
@@ -137,7 +137,7 @@ def _compute_arm(plan: Plan, unit: Unit) -> None:
     run = plan.out / "arms" / f"{unit.name}_{unit.labeled}_seed{unit.seed}"
     found = run.with_name(f"{run.name}_{plan.split}")
     init = str(pretrained(plan, arm.pretraining)) if arm.pretraining else arm.finetune.init
-    localizer = _localizer(plan, unit).out if arm.finetune.localizer_steps else None
+    localizer = localizer_of(plan, unit).out if arm.finetune.localizer_steps else None
     at_budget(arm, unit.labeled, unit.seed, init=init, localizer=localizer, out=run, cache=plan.cache).run()
     Predict(model=run, input=plan.cohort, split=plan.split, out=found).run()
     Evaluate(predictions=found, cohort=plan.cohort, out=found / "report").run()
