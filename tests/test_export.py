@@ -10,7 +10,7 @@ import torch
 from conftest import TINY
 from fewbeats.cli import main
 from fewbeats.models.weights import read_weights
-from test_pretraining import LITTLE
+from test_pretrain import LITTLE
 
 
 def nnunet_network(architecture: dict, channels: int):
