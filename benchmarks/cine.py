@@ -20,9 +20,10 @@ from pathlib import Path
 
 import numpy as np
 
-from fewbeats.data.phantom import PhantomSettings, make_scan, make_subject
 from fewbeats.inference.segment import SLAB, find_region, load_model, segment_frames
 from fewbeats.io.nifti import read_nifti, write_frames, write_like
+from fewbeats.phantom.scan import PhantomSettings, make_scan
+from fewbeats.phantom.subject import make_subject
 
 SHAPE = (30, 10, 256, 256)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from fewbeats.evaluation.clinical import (
+from fewbeats.heartbeat import (
     QUANTITIES,
     body_surface_m2,
     ejection_fraction_percent,

@@ -223,8 +223,8 @@ def test_slice_order_is_that_of_the_slices_as_read(tmp_path):
 
 
 def test_phantom(tmp_path):
-    from fewbeats.data.phantom import PhantomSettings
-    from fewbeats.data.phantom import write_cohort as write_phantom
+    from fewbeats.phantom.cohort import write_cohort as write_phantom
+    from fewbeats.phantom.scan import PhantomSettings
 
     write_phantom(tmp_path, PhantomSettings(subjects=2, frames=2, matrix=32, pixel_mm=(6.0, 7.0)))
     cohort = index(tmp_path, layout="phantom")

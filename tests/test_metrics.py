@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
 import reference
-from fewbeats.evaluation.metrics import compare, dice, field_of_view_mm, surface_distances
+from fewbeats.metrics import compare, dice, field_of_view_mm, surface_distances
 
 SPACINGS = [(1.0, 1.0, 1.0), (10.0, 1.37, 1.37), (2.5, 0.7, 1.9)]
 shapes = st.tuples(st.integers(1, 5), st.integers(2, 7), st.integers(2, 7))

@@ -13,20 +13,19 @@ from hypothesis import strategies as st
 from scipy import ndimage
 
 from fewbeats.anatomy import FEWBEATS_VALUES
-from fewbeats.data.phantom import (
+from fewbeats.errors import InputError
+from fewbeats.phantom.anatomy import Tissue, beat_at, contraction
+from fewbeats.phantom.cohort import cohort_subject, write_cohort
+from fewbeats.phantom.imaging import signal_of
+from fewbeats.phantom.scan import (
     PhantomSettings,
-    cohort_subject,
     frame_phases,
     make_scan,
     sampled_ml,
     tissue_at,
     truth_ml,
-    write_cohort,
 )
-from fewbeats.data.phantom_anatomy import Tissue, beat_at, contraction
-from fewbeats.data.phantom_imaging import signal_of
-from fewbeats.data.phantom_subject import GROUPS, make_subject
-from fewbeats.errors import InputError
+from fewbeats.phantom.subject import GROUPS, make_subject
 from fewbeats.scan import Reorientation, canonical_reorientation
 
 LV, MYO, RV = (FEWBEATS_VALUES[s] for s in ("LV", "MYO", "RV"))

@@ -16,7 +16,6 @@ from fewbeats.anatomy import FEWBEATS_VALUES
 from fewbeats.cli import main
 from fewbeats.data.cohort import read_cohort
 from fewbeats.data.files import open_labels, open_scan
-from fewbeats.data.phantom import PhantomSettings, cohort_subject, make_scan
 from fewbeats.data.samples import prepare_labeled
 from fewbeats.finetuning.segmentation import SegmentationSettings
 from fewbeats.inference.engine import Engine
@@ -29,6 +28,8 @@ from fewbeats.inference.plausibility import (
     take_fingerprint,
 )
 from fewbeats.inference.segment import Model
+from fewbeats.phantom.cohort import cohort_subject
+from fewbeats.phantom.scan import PhantomSettings, make_scan
 from fewbeats.scan import ArrayPixels, Scan
 from fewbeats.transforms.preprocess import PreprocessSettings
 

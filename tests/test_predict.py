@@ -196,8 +196,8 @@ def test_another_kind_of_image_is_told(tmp_path, small_run, monkeypatch):
 
 def test_each_of_two_scans_in_a_folder_is_shown_under_its_own_masks(tmp_path, small_run, monkeypatch):
     from fewbeats.evaluation.measure import measure_scan
+    from fewbeats.evaluation.pictures import Pictured
     from fewbeats.evaluation.predictions import read_predictions
-    from fewbeats.evaluation.report_images import ScanView
 
     answer_with_squares(monkeypatch)
     grid = synthetic_dicom.Grid(rows=64, columns=64, slices=5, spacing=(2.4, 2.4), distance=9.0)
@@ -213,7 +213,7 @@ def test_each_of_two_scans_in_a_folder_is_shown_under_its_own_masks(tmp_path, sm
     predict(small_run, tmp_path / "study", tmp_path / "out")
     predicted, _ = read_predictions(tmp_path / "out")
     for one, scan in zip(predicted, scans, strict=True):
-        shown = ScanView(measure_scan(one)).image
+        shown = Pictured(measure_scan(one)).image
         np.testing.assert_array_equal(shown.frame(1), scan.frame(1))
 
 

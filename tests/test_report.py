@@ -22,10 +22,11 @@ from fewbeats.data.provenance import Provenance
 from fewbeats.errors import InputError
 from fewbeats.evaluation.evaluate import evaluate, write_prediction_report
 from fewbeats.evaluation.measure import measure_scan
-from fewbeats.evaluation.metrics import compare
+from fewbeats.evaluation.pictures import Pictured, overlay_frame
 from fewbeats.evaluation.predictions import PredictedScan
-from fewbeats.evaluation.report_charts import ticks
-from fewbeats.evaluation.report_images import ScanView, outline, overlay_frame
+from fewbeats.metrics import compare
+from fewbeats.pages.charts import ticks
+from fewbeats.pages.pictures import outline
 
 SPACING_MM = (8.0, 1.5, 1.5)
 AFFINE = np.diag([1.5, 1.5, 8.0, 1.0])
@@ -359,7 +360,7 @@ def test_outlines_lie_on_the_picture(tmp_path, axes_mm):
     image = save(tmp_path / "image.nii.gz", [mask.astype(np.int16) * 1000], affine=affine)
     predicted = save(tmp_path / "mask.nii.gz", [mask.astype(np.uint8)], affine=affine)
     source = PredictedScan(scan="a", subject="a", mask=predicted, image=str(image), structures=("LV",))
-    for picture in overlay_frame(ScanView(measure_scan(source)), 0):
+    for picture in overlay_frame(Pictured(measure_scan(source)), 0):
         pixels = np.asarray(Image.open(BytesIO(b64decode(picture.src.split(",")[1]))).convert("L"))
         filled = Image.new("L", (picture.width, picture.height))
         points = [tuple(map(float, p.split())) for p in picture.predicted["LV"].strip("MZ").split("L")]

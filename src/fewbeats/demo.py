@@ -28,7 +28,7 @@ class Demo:
         from fewbeats.commands.evaluate import Evaluate
         from fewbeats.commands.finetune import Finetune
         from fewbeats.commands.predict import Predict
-        from fewbeats.data.phantom import PhantomSettings
+        from fewbeats.phantom.scan import PhantomSettings
 
         images, table, trained = self.out / "phantom", self.out / "cohort.csv", self.out / "run"
         if not (images / "subjects.csv").is_file():

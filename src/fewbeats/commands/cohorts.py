@@ -8,9 +8,9 @@ from typing import Annotated, Literal
 
 import tyro
 
-from fewbeats.data.phantom import PhantomSettings
 from fewbeats.disk import atomic_path
 from fewbeats.errors import InputError
+from fewbeats.phantom.scan import PhantomSettings
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -105,7 +105,7 @@ class Phantom:
 
     def run(self) -> Path:
         """Write the cohort; returns its folder."""
-        from fewbeats.data.phantom import write_cohort
+        from fewbeats.phantom.cohort import write_cohort
 
         rows = write_cohort(self.out, self.settings)
         print(f"{self.out}: {len(rows)} subjects, {self.settings.modality}")

@@ -287,7 +287,7 @@ def _check_phases(command: Predict, scan: Scan) -> None:
 
 def _phases(lv_ml: np.ndarray | None, command: Predict) -> tuple[int | None, int | None]:
     """ED and ES frame: as given, else the largest and smallest LV; none without an LV that beats."""
-    from fewbeats.evaluation.clinical import find_phases
+    from fewbeats.heartbeat import find_phases
 
     if lv_ml is None or len(lv_ml) < 2:
         return None, None
@@ -313,7 +313,7 @@ def _row(target: Target, prediction: Prediction, seconds: float) -> dict[str, An
 
 def _summary(target: Target, prediction: Prediction, *, slices: int) -> str:
     """One line for the terminal."""
-    from fewbeats.evaluation.clinical import has_volume
+    from fewbeats.heartbeat import has_volume
 
     if prediction.warnings:
         return f"{target.scan}: warning: {'; '.join(prediction.warnings)}"

@@ -348,7 +348,7 @@ def report(command: Pretrain, run: RunDir, method: Method, batch: Batch) -> None
     from accelerate import PartialState
 
     from fewbeats.disk import atomic_path
-    from fewbeats.evaluation.training_report import SHOWN, render_training
+    from fewbeats.pages.training import SHOWN, render_training
     from fewbeats.pretraining.mim import Mim
     from fewbeats.pretraining.simmim import Simmim
 

@@ -13,10 +13,10 @@ import numpy as np
 from fewbeats.anatomy import CONVENTIONS, PART_OF, Convention, relabel
 from fewbeats.data.files import check_grid, is_nifti, open_labels, open_scan
 from fewbeats.errors import InputError
-from fewbeats.evaluation.clinical import find_phases, has_volume, heartbeat
-from fewbeats.evaluation.metrics import bounding_box, compare
 from fewbeats.evaluation.predictions import PredictedScan
+from fewbeats.heartbeat import find_phases, has_volume, heartbeat
 from fewbeats.io.nifti import read_nifti
+from fewbeats.metrics import bounding_box, compare
 from fewbeats.scan import Scan
 
 Masks = dict[str, np.ndarray]

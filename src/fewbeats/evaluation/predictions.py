@@ -13,7 +13,7 @@ import polars as pl
 
 from fewbeats.anatomy import Convention, find_convention
 from fewbeats.errors import InputError
-from fewbeats.evaluation.clinical import body_surface_m2
+from fewbeats.heartbeat import body_surface_m2
 
 COLUMNS = ("scan", "subject", "image", "mask", "ed_frame", "es_frame", "warnings", "seconds")
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from datetime import date
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -12,12 +13,12 @@ import polars as pl
 
 from fewbeats.anatomy import FULL_NAMES
 from fewbeats.errors import InputError
-from fewbeats.evaluation import report_charts as charts
-from fewbeats.evaluation.clinical import QUANTITIES
+from fewbeats.evaluation import charts
 from fewbeats.evaluation.measure import Heartbeat, MeasuredScan
-from fewbeats.evaluation.page import HERE, as_markup, flatten, render_page
 from fewbeats.evaluation.statistics import BlandAltman, average_subjects
 from fewbeats.evaluation.summary import average_over_structures
+from fewbeats.heartbeat import QUANTITIES
+from fewbeats.pages.page import as_markup, flatten, render_page
 
 if TYPE_CHECKING:
     from markupsafe import Markup
@@ -78,7 +79,7 @@ def render_report(
         "provenance": list(flatten({k: v for k, v in told.items() if not isinstance(v, Mapping)})),
         "untrusted": any(not m.source.spacing_trusted for m in measured),
     }
-    return render_page(HERE / "report.html.j2", context)
+    return render_page(Path(__file__).parent / "report.html.j2", context)
 
 
 def _strips(rows: pl.DataFrame | None, summary: Mapping[str, Any] | None) -> list[list[tuple[str, Markup]]]:
@@ -162,12 +163,12 @@ def _example(
     frames: Sequence[tuple[MeasuredScan, int, str | None]],
     notes: list[str],
 ) -> Iterator[dict[str, Any]]:
-    from fewbeats.evaluation.report_images import ScanView, overlay_frame
+    from fewbeats.evaluation.pictures import Pictured, overlay_frame
 
     shown = []
     for m, t, phase in frames:
         try:
-            pictures = overlay_frame(ScanView(m), t)
+            pictures = overlay_frame(Pictured(m), t)
         except InputError as error:
             notes.append(f"No picture of {m.source.scan}: {_reason(error)}")
             continue
@@ -196,7 +197,7 @@ def _cines(
     notes: list[str],
 ) -> Iterator[dict[str, Any]]:
     """Animations of 4D scans: best, median and worst subject where that is known, else the first."""
-    from fewbeats.evaluation.report_images import ScanView, cine_frames
+    from fewbeats.evaluation.pictures import Pictured, cine_frames
 
     cines = [m for m in measured if m.frames > 1]
     if rows is not None and len(cines) > CINES:
@@ -205,7 +206,7 @@ def _cines(
         cines = [cines[0], cines[len(cines) // 2], cines[-1]]
     for m in cines[:CINES]:
         try:
-            found = cine_frames(ScanView(m))
+            found = cine_frames(Pictured(m))
         except InputError as error:
             notes.append(f"No cine of {m.source.scan}: {_reason(error)}")
             continue

@@ -8,9 +8,9 @@ from typing import Any
 
 import polars as pl
 
-from fewbeats.evaluation.clinical import QUANTITIES
 from fewbeats.evaluation.measure import Heartbeat
 from fewbeats.evaluation.statistics import average_subjects, bland_altman, bootstrap_interval
+from fewbeats.heartbeat import QUANTITIES
 
 SCORES = ("dice", "hd95_mm", "assd_mm")
 

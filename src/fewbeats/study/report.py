@@ -14,8 +14,8 @@ import polars as pl
 from fewbeats.commands.start import STARTS
 from fewbeats.disk import atomic_path
 from fewbeats.errors import InputError
-from fewbeats.evaluation.page import as_markup, flatten, render_page
-from fewbeats.evaluation.report_charts import Chart
+from fewbeats.pages.charts import Chart
+from fewbeats.pages.page import as_markup, flatten, render_page
 from fewbeats.study.plan import Plan
 from fewbeats.study.result import Cell, Result, analyze, describe, points, spread_of
 from fewbeats.study.units import missing_arms, own_rows

@@ -11,7 +11,7 @@ from typing import Literal
 
 import numpy as np
 
-from fewbeats.data.phantom_anatomy import Tissue
+from fewbeats.phantom.anatomy import Tissue
 
 Contrast = Literal["bright", "dark"]
 

@@ -8,9 +8,9 @@ from typing import Any
 
 import numpy as np
 
-from fewbeats.evaluation.page import HERE, as_markup, flatten, render_page
-from fewbeats.evaluation.report_charts import Chart
-from fewbeats.evaluation.report_images import Picture, encode_webp
+from fewbeats.pages.charts import Chart
+from fewbeats.pages.page import HERE, as_markup, flatten, render_page
+from fewbeats.pages.pictures import Picture, encode_webp
 
 SHOWN = 8
 """Slices shown."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from fewbeats.data.phantom_anatomy import Anatomy, Tissue, atria_mm, beat_at
+from fewbeats.phantom.anatomy import Anatomy, Tissue, atria_mm, beat_at
 
 CHEST_MUSCLE_MM = 17.0
 Tube = tuple[Tissue, list[np.ndarray], list[float]]

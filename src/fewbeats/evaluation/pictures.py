@@ -5,10 +5,7 @@ Outlines are vectors over the picture, not painted into it: sharp at any size, a
 
 from __future__ import annotations
 
-import base64
-import io
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
 from math import ceil
 from typing import Any
 
@@ -17,6 +14,7 @@ import numpy as np
 from fewbeats.data.files import open_image
 from fewbeats.errors import InputError
 from fewbeats.evaluation.measure import Masks, MeasuredScan, ScanMasks
+from fewbeats.pages.pictures import Picture, encode_webp, outline, svg_path
 from fewbeats.scan import Scan
 
 MARGIN_MM = 14.0
@@ -32,22 +30,7 @@ CINE_FRAMES = 40
 Box = tuple[float, float, float]  # center y, center x, half side, in mm
 
 
-@dataclass(frozen=True, kw_only=True)
-class Picture:
-    """A picture with the outlines that lie over it, in its own pixels."""
-
-    src: str
-    """Data URI."""
-    width: int
-    height: int
-    alt: str
-    predicted: dict[str, str] = field(default_factory=dict)
-    """Structure -> SVG path."""
-    manual: dict[str, str] = field(default_factory=dict)
-    """Structure -> SVG path."""
-
-
-class ScanView:
+class Pictured:
     """Image and masks of one measured scan, turned the way a radiologist looks at them."""
 
     def __init__(self, measured: MeasuredScan):
@@ -84,7 +67,7 @@ def _read_image(image: str, mask: Scan) -> Scan:
     raise InputError(f"{image}: not on the grid of its prediction; predict it again")
 
 
-def overlay_frame(view: ScanView, t: int, *, slices: int = 5) -> list[Picture]:
+def overlay_frame(view: Pictured, t: int, *, slices: int = 5) -> list[Picture]:
     """Slices of one frame, evenly through the heart, with predicted and manual outlines."""
     predicted, manual = view.predicted_masks(t), view.manual_masks(t)
     union = _union([predicted, manual])
@@ -104,7 +87,7 @@ def overlay_frame(view: ScanView, t: int, *, slices: int = 5) -> list[Picture]:
     return pictures
 
 
-def cine_frames(view: ScanView) -> dict[str, Any]:
+def cine_frames(view: Pictured) -> dict[str, Any]:
     """All frames of a cine as montages of slices.
 
     Returns:
@@ -123,7 +106,7 @@ def cine_frames(view: ScanView) -> dict[str, Any]:
 
 
 def _montage(
-    view: ScanView, t: int, masks: Masks, chosen: Sequence[int], box: Box, window: tuple[float, float]
+    view: Pictured, t: int, masks: Masks, chosen: Sequence[int], box: Box, window: tuple[float, float]
 ) -> Picture:
     side = CINE_TILE_PIXELS
     columns = min(len(chosen), 5)
@@ -149,7 +132,7 @@ def _union(masks: Sequence[Mapping[str, np.ndarray]]) -> np.ndarray | None:
     return union if union.any() else None
 
 
-def _heart_box(view: ScanView, union: np.ndarray | None) -> Box:
+def _heart_box(view: Pictured, union: np.ndarray | None) -> Box:
     """A square round the heart, moved into the image as far as it fits; all of it where nothing was found."""
     image_mm = np.array(view.image.shape[2:]) * (view.row_mm, view.column_mm)
     if union is None:
@@ -180,7 +163,7 @@ def _window(image: np.ndarray, union: np.ndarray | None) -> tuple[float, float]:
     return float(low), float(max(high, low + 1e-6))
 
 
-def _tile(gray: np.ndarray, view: ScanView, box: Box, window: tuple[float, float], side: int) -> np.ndarray:
+def _tile(gray: np.ndarray, view: Pictured, box: Box, window: tuple[float, float], side: int) -> np.ndarray:
     """(side, side) uint8 picture of the box, square pixels, black beyond the image."""
     from PIL import Image
 
@@ -195,17 +178,8 @@ def _tile(gray: np.ndarray, view: ScanView, box: Box, window: tuple[float, float
     return np.asarray(padded.resize((side, side), Image.Resampling.BICUBIC, box=corners))
 
 
-def encode_webp(gray: np.ndarray) -> str:
-    """(Y, X) uint8 as a data URI."""
-    from PIL import Image
-
-    file = io.BytesIO()
-    Image.fromarray(gray).save(file, "WEBP", quality=80, method=4)
-    return "data:image/webp;base64," + base64.b64encode(file.getvalue()).decode()
-
-
 def _outlines(
-    masks: Masks, z: int, view: ScanView, box: Box, side: int, *, offset: tuple[int, int] = (0, 0)
+    masks: Masks, z: int, view: Pictured, box: Box, side: int, *, offset: tuple[int, int] = (0, 0)
 ) -> dict[str, str]:
     """Structure -> SVG path of its outline in slice z, in pixels of the tile."""
     y, x, half = box
@@ -215,25 +189,5 @@ def _outlines(
         mm = (points + 0.5) * (view.column_mm, view.row_mm)  # voxel i covers i to i + 1
         return (mm - (x - half, y - half)) * per_mm + offset
 
-    paths = {s: "".join(_path(to_tile(line)) for line in outline(mask[z])) for s, mask in masks.items()}
+    paths = {s: "".join(svg_path(to_tile(line)) for line in outline(mask[z])) for s, mask in masks.items()}
     return {s: path for s, path in paths.items() if path}
-
-
-def outline(mask: np.ndarray) -> list[np.ndarray]:
-    """Closed outlines of a (Y, X) mask: arrays (N, 2) of x, y in voxels, halfway between in and out."""
-    from contourpy import contour_generator
-
-    lines = contour_generator(z=np.pad(mask, 1).astype(np.float32)).lines(0.5)
-    return [_without_straight_points(np.asarray(line)) - 1 for line in lines]
-
-
-def _without_straight_points(line: np.ndarray) -> np.ndarray:
-    """The same closed line without the points that lie on a straight piece of it."""
-    points = line[:-1]
-    before, after = points - np.roll(points, 1, axis=0), np.roll(points, -1, axis=0) - points
-    turns = np.abs(before[:, 0] * after[:, 1] - before[:, 1] * after[:, 0]) > 1e-9
-    return points[turns]
-
-
-def _path(points: np.ndarray) -> str:
-    return "M" + "L".join(f"{x:.1f} {y:.1f}" for x, y in points) + "Z"

@@ -1,8 +1,7 @@
-"""A beating heart with known truth: subjects, scans of them, and cohorts on disk.
+"""Scans of a beating heart with known truth.
 
-`make_subject` draws an anatomy, `make_scan` images it, `truth_ml` gives its exact volumes and
-`write_cohort` writes an ordinary NIfTI cohort. Everything follows from seeds; two contrasts of a subject
-show the same geometry.
+`make_subject` draws an anatomy, `make_scan` images it, `truth_ml` gives its exact volumes. Everything follows
+from seeds; two contrasts of a subject show the same geometry.
 
 Conventions: papillary muscles and trabeculae belong to LV and RV; all ventricles end at the plane of the
 mitral valve, what lies above it on the right is outflow tract (PA). Cine masks hold LV, MYO and RV as in
@@ -12,13 +11,13 @@ ACDC; a voxel has the label that most of it has.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 
 from fewbeats.anatomy import FEWBEATS_VALUES
-from fewbeats.data.phantom_anatomy import (
+from fewbeats.errors import InputError
+from fewbeats.phantom.anatomy import (
     STRUCTURE_OF,
     Anatomy,
     Beat,
@@ -26,10 +25,8 @@ from fewbeats.data.phantom_anatomy import (
     beat_at,
     heart_tissue,
 )
-from fewbeats.data.phantom_imaging import Contrast, Signal, expose_cine, expose_ct, signal_of
-from fewbeats.data.phantom_subject import GROUPS, make_subject
-from fewbeats.data.phantom_thorax import thorax_tissue
-from fewbeats.errors import InputError
+from fewbeats.phantom.imaging import Contrast, Signal, expose_cine, expose_ct, signal_of
+from fewbeats.phantom.thorax import thorax_tissue
 from fewbeats.scan import ArrayPixels, Scan
 
 Modality = Literal["cine", "ct"]
@@ -67,7 +64,7 @@ class PhantomSettings:
 
 
 def truth_ml(subject: Anatomy, phases: np.ndarray) -> dict[str, np.ndarray]:
-    """Exact LV, MYO and RV volumes (closed form, see `phantom_anatomy`).
+    """Exact LV, MYO and RV volumes (closed form, see `anatomy.py`).
 
     Args:
         subject: the anatomy.
@@ -259,63 +256,3 @@ def _majority(labels: np.ndarray) -> np.ndarray:
         best[count > most] = value
         most = np.maximum(most, count)
     return best
-
-
-def cohort_subject(settings: PhantomSettings, index: int) -> Anatomy:
-    """Subject number `index` of a cohort."""
-    seed = int(np.random.SeedSequence([settings.seed, index]).generate_state(1)[0])
-    return make_subject(seed, group=GROUPS[index % len(GROUPS)])
-
-
-def write_cohort(out: Path, settings: PhantomSettings) -> list[dict[str, Any]]:
-    """Write `images/NAME_4d.nii.gz`, `labels/NAME_4d.nii.gz` and `subjects.csv` under `out`.
-
-    Returns:
-        The rows of `subjects.csv`: subject, group, height_cm, weight_kg, cycle_ms, ed_frame, es_frame, and
-        exactly at those frames lv_edv_ml, lv_esv_ml, lv_ef_percent, the same for rv, and myo_ml.
-    """
-    import polars as pl
-
-    for folder in ("images", "labels"):
-        (out / folder).mkdir(parents=True, exist_ok=True)
-    rows = []
-    for index in range(settings.subjects):
-        subject, name = cohort_subject(settings, index), f"phantom{index:03d}"
-        scan, mask = make_scan(subject, settings)
-        pixels = scan.pixels.array  # type: ignore[attr-defined]
-        _write_nifti(out / "images" / f"{name}_4d.nii.gz", pixels, scan)
-        _write_nifti(out / "labels" / f"{name}_4d.nii.gz", mask, scan)
-        rows.append({"subject": name, **_describe(subject, settings)})
-    pl.DataFrame(rows).write_csv(out / "subjects.csv")
-    return rows
-
-
-def _describe(subject: Anatomy, settings: PhantomSettings) -> dict[str, Any]:
-    truth = truth_ml(subject, frame_phases(subject, settings))
-    ed, es = int(truth["LV"].argmax()), int(truth["LV"].argmin())
-    row: dict[str, Any] = {
-        "group": subject.group,
-        "height_cm": subject.height_cm,
-        "weight_kg": subject.weight_kg,
-        "cycle_ms": round(subject.cycle_ms, 1),
-        "ed_frame": ed,
-        "es_frame": es,
-    }
-    for name in ("LV", "RV"):
-        full, empty = float(truth[name][ed]), float(truth[name][es])
-        row[f"{name.lower()}_edv_ml"] = round(full, 2)
-        row[f"{name.lower()}_esv_ml"] = round(empty, 2)
-        row[f"{name.lower()}_ef_percent"] = round(100.0 * (full - empty) / full, 2)
-    return row | {"myo_ml": round(float(truth["MYO"][ed]), 2)}
-
-
-def _write_nifti(path: Path, array: np.ndarray, scan: Scan) -> None:
-    """(T, Z, Y, X) -> NIfTI (x, y, z, t), millimeters and milliseconds."""
-    import nibabel as nib
-
-    image = nib.Nifti1Image(array.transpose(3, 2, 1, 0), scan.affine)
-    times = scan.frame_times_ms
-    step = float(times[1]) if times is not None and len(times) > 1 else float(scan.cycle_ms or 0.0)
-    image.header.set_xyzt_units("mm", "msec")
-    image.header.set_zooms([*image.header.get_zooms()[:3], step])
-    nib.save(image, path)

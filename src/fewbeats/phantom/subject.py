@@ -6,8 +6,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from fewbeats.data.phantom_anatomy import Anatomy
 from fewbeats.errors import InputError
+from fewbeats.heartbeat import body_surface_m2
+from fewbeats.phantom.anatomy import Anatomy
 
 GROUPS = ("normal", "dilated", "hypertrophic", "rv_abnormal")
 
@@ -54,7 +55,7 @@ def make_subject(seed: int, *, group: str | None = None, proportions: Proportion
     height = float(rng.uniform(*proportions.height_cm))
     bmi = float(rng.uniform(*proportions.bmi))
     weight = bmi * (height / 100.0) ** 2
-    surface_m2 = np.sqrt(height * weight / 3600.0)  # Mosteller
+    surface_m2 = body_surface_m2(height, weight)
     thick_septum = rng.uniform(0.1, 0.3) if group == "hypertrophic" else rng.uniform(-0.1, 0.12)
     flat_septum = 0.16 if group == "rv_abnormal" else 0.10
     edv_ml = float(np.clip(edv * surface_m2, 90.0, 250.0))

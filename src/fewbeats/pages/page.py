@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from fewbeats.evaluation.report_charts import signed
+from fewbeats.pages.charts import signed
 
 if TYPE_CHECKING:
     from markupsafe import Markup

@@ -1,0 +1,1 @@
+"""Beating hearts with known truth: anatomy, surroundings, images, cohorts."""

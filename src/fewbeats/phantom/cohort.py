@@ -1,0 +1,66 @@
+"""Cohorts of phantoms on disk, as ordinary NIfTI files and a table of the truth."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from fewbeats.heartbeat import ejection_fraction_percent
+from fewbeats.io.nifti import frame_step_ms, write_frames, write_scan
+from fewbeats.phantom.anatomy import Anatomy
+from fewbeats.phantom.scan import PhantomSettings, frame_phases, make_scan, truth_ml
+from fewbeats.phantom.subject import GROUPS, make_subject
+
+
+def cohort_subject(settings: PhantomSettings, index: int) -> Anatomy:
+    """Subject number `index` of a cohort."""
+    seed = int(np.random.SeedSequence([settings.seed, index]).generate_state(1)[0])
+    return make_subject(seed, group=GROUPS[index % len(GROUPS)])
+
+
+def write_cohort(out: Path, settings: PhantomSettings) -> list[dict[str, Any]]:
+    """Write `images/NAME_4d.nii.gz`, `labels/NAME_4d.nii.gz` and `subjects.csv` under `out`.
+
+    Returns:
+        The rows of `subjects.csv`: subject, group, height_cm, weight_kg, cycle_ms, ed_frame, es_frame, and
+        exactly at those frames lv_edv_ml, lv_esv_ml, lv_ef_percent, the same for rv, and myo_ml.
+    """
+    import polars as pl
+
+    rows = []
+    for index in range(settings.subjects):
+        subject, name = cohort_subject(settings, index), f"phantom{index:03d}"
+        scan, mask = make_scan(subject, settings)
+        write_scan(out / "images" / f"{name}_4d.nii.gz", scan)
+        write_frames(
+            out / "labels" / f"{name}_4d.nii.gz",
+            mask,
+            affine=scan.affine,
+            shape=scan.shape,
+            dtype=mask.dtype,
+            frame_time_ms=frame_step_ms(scan),
+        )
+        rows.append({"subject": name, **_describe(subject, settings)})
+    pl.DataFrame(rows).write_csv(out / "subjects.csv")
+    return rows
+
+
+def _describe(subject: Anatomy, settings: PhantomSettings) -> dict[str, Any]:
+    truth = truth_ml(subject, frame_phases(subject, settings))
+    ed, es = int(truth["LV"].argmax()), int(truth["LV"].argmin())
+    row: dict[str, Any] = {
+        "group": subject.group,
+        "height_cm": subject.height_cm,
+        "weight_kg": subject.weight_kg,
+        "cycle_ms": round(subject.cycle_ms, 1),
+        "ed_frame": ed,
+        "es_frame": es,
+    }
+    for name in ("LV", "RV"):
+        full, empty = float(truth[name][ed]), float(truth[name][es])
+        row[f"{name.lower()}_edv_ml"] = round(full, 2)
+        row[f"{name.lower()}_esv_ml"] = round(empty, 2)
+        row[f"{name.lower()}_ef_percent"] = round(ejection_fraction_percent(full, empty) or 0.0, 2)
+    return row | {"myo_ml": round(float(truth["MYO"][ed]), 2)}
