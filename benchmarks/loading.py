@@ -18,6 +18,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from fewbeats.clock import Clock
 from fewbeats.data.dataset import SliceSampler
 from fewbeats.finetuning.segmentation import SegmentationSettings, augment
 from fewbeats.finetuning.supervised import Supervised
@@ -100,19 +101,20 @@ def time_bare(batches, settings: SegmentationSettings, steps: int) -> float:
     method = make_method(settings).train()
     bf16 = choose_precision(settings.optim.precision) == "bf16"
     groups = method.parameter_groups()
-    optimizer = build_optimizer(groups)
-    set_rates(optimizer, groups, 0.5)
-    stream, seconds = batches(0, 0, 1), []
+    optimizer = build_optimizer(groups, settings.optim)
+    set_rates(optimizer, groups, Clock(1, 2))
+    seconds = []
     with full_depthwise(method):
         for step in range(steps + 10):
-            batch = next(stream)
+            clock = Clock(step, steps + 10)
+            batch = batches(clock)
             begun = time.perf_counter()
             optimizer.zero_grad(set_to_none=True)
             with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
-                loss = method(batch, 0.5).loss
+                loss = method(batch, clock).loss
             loss.backward()
             optimizer.step()
-            method.after_update(0.5)
+            method.after_update(clock)
             if step >= 10:
                 seconds.append(time.perf_counter() - begun)
     return float(np.median(seconds))

@@ -16,12 +16,14 @@ import tempfile
 import time
 import warnings
 from collections.abc import Callable
+from itertools import count
 from pathlib import Path
 
 import numpy as np
 import torch
 from torchvision.transforms import v2
 
+from fewbeats.clock import Clock
 from fewbeats.commands.pretrain import Pretrain, build_method
 from fewbeats.data.pool import PoolSampler, SlicePool
 from fewbeats.models.heads import pool_features
@@ -80,8 +82,8 @@ def make_pool(folder: Path, *, scans: int = 20, slices: int = 10, side: int = 19
 def data_share(command: Pretrain, pool: SlicePool, steps: int, workers: int) -> float:
     """Median share of a step that waits for data, but for the first line of the log."""
     method, views = build_method(command)
-    batches = with_workers(with_views(PoolSampler(pool, command.batch_size), views, seed=0), workers)
-    with tempfile.TemporaryDirectory() as folder:
+    shown = with_views(PoolSampler(pool, command.batch_size), views, seed=0)
+    with tempfile.TemporaryDirectory() as folder, with_workers(shown, workers) as batches:
         run, settings = (
             RunDir(Path(folder)),
             FitSettings(steps=steps + 4, log_every=4, checkpoint_seconds=1e9),
@@ -103,14 +105,15 @@ def images_per_second(step: Callable[[], None], batch_size: int, steps: int) -> 
 def own_step(command: Pretrain, pool: SlicePool) -> Callable[[], None]:
     """Draw, view, forward, backward, update."""
     method, views = build_method(command)
-    stream = with_views(PoolSampler(pool, command.batch_size), views, seed=0)(0, 0, 1)
+    batches, steps = with_views(PoolSampler(pool, command.batch_size), views, seed=0), count()
     optimizer = torch.optim.AdamW([p for g in method.parameter_groups() for p in g.parameters], lr=1e-4)
 
     def step() -> None:
         optimizer.zero_grad(set_to_none=True)
-        method(next(stream), 0.5).loss.backward()
+        clock = Clock(next(steps), 1000)
+        method(batches(clock), clock).loss.backward()
         optimizer.step()
-        method.after_update(0.5)
+        method.after_update(clock)
 
     return step
 
@@ -124,7 +127,7 @@ def lightly_step(command: Pretrain, pool: SlicePool) -> Callable[[], None]:
 
     method, _ = build_method(command)
     dino, size = command.dino, command.preprocess.size
-    stream = PoolSampler(pool, command.batch_size)(0, 0, 1)
+    batches, steps = PoolSampler(pool, command.batch_size), count()
     if isinstance(method, Simclr):
         student = torch.nn.ModuleDict({"encoder": method.encoder, "head": method.projector})
         loss, sizes = NTXentLoss(temperature=command.simclr.temperature), [size, size]
@@ -147,7 +150,7 @@ def lightly_step(command: Pretrain, pool: SlicePool) -> Callable[[], None]:
         return side["head"](pool_features(side, image.contiguous(memory_format=torch.channels_last)))
 
     def step() -> None:
-        image = next(stream).views["image"]
+        image = batches(Clock(next(steps), 1000)).views["image"]
         views = [torch.stack([change[side](one) for one in image]) for side in sizes]
         optimizer.zero_grad(set_to_none=True)
         if command.method == "simclr":

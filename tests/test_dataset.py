@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import errno
 from collections import Counter
-from itertools import islice
 from pathlib import Path
 
 import nibabel as nib
@@ -14,6 +13,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from fewbeats.clock import Clock
 from fewbeats.data import samples as samples_room
 from fewbeats.data.dataset import SliceSampler
 from fewbeats.data.samples import MARGIN, as_heart, image_center, labels_center, prepare_labeled
@@ -45,7 +45,7 @@ SLICES = [(i + 1, z) for i, s in enumerate(STACKS) for z in range(len(s.image))]
 
 
 def _take(sampler: SliceSampler, count: int, *, start: int = 0, rank: int = 0, world: int = 1):
-    return list(islice(sampler(start, rank, world), count))
+    return [sampler(Clock(step, start + count, rank, world)) for step in range(start, start + count)]
 
 
 def _drawn(batch) -> list[tuple[int, int]]:

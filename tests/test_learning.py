@@ -11,6 +11,7 @@ import torch
 
 from conftest import TINY
 from fewbeats.cli import _command, main
+from fewbeats.clock import Clock
 from fewbeats.commands.pretrain import build_method
 from fewbeats.data.cohort import read_cohort
 from fewbeats.data.pool import PoolSampler, prepare_pool
@@ -79,4 +80,4 @@ def unseen_step(name: str, rate: str, phantoms: Path, folder: Path):
     fit(method, seen, settings=FitSettings(steps=60), run=RunDir(folder / "run"))
     torch.manual_seed(0)
     with torch.no_grad():
-        return method.eval()(next(unseen(0, 0, 1)), 1.0)
+        return method.eval()(unseen(Clock(0, 1)), Clock(60, 60))

@@ -13,6 +13,7 @@ import pytest
 import torch
 
 from fewbeats.cli import main
+from fewbeats.clock import Clock
 from fewbeats.commands.pretrain import Pretrain, choose_pool
 from fewbeats.data.cohort import read_cohort
 from fewbeats.data.pool import PoolSampler, motion_center, prepare_pool, sample_slices
@@ -50,16 +51,16 @@ def test_every_slice_of_every_frame_is_in_the_pool(pool, phantoms):
 
 
 def test_a_step_draws_different_slices_and_ranks_share_them(pool):
-    whole = next(PoolSampler(pool, 16, seed=1)(5, 0, 1))
-    halves = [next(PoolSampler(pool, 8, seed=1)(5, rank, 2)) for rank in range(2)]
+    whole = PoolSampler(pool, 16, seed=1)(Clock(5, 9))
+    halves = [PoolSampler(pool, 8, seed=1)(Clock(5, 9, rank, 2)) for rank in range(2)]
     joined = torch.stack([half.views["image"] for half in halves], 1).flatten(0, 1)
     assert torch.equal(joined, whole.views["image"])
     assert len({image.numpy().tobytes() for image in whole.views["image"]}) == 16
-    assert not torch.equal(next(PoolSampler(pool, 16, seed=1)(6, 0, 1)).views["image"], whole.views["image"])
+    assert not torch.equal(PoolSampler(pool, 16, seed=1)(Clock(6, 9)).views["image"], whole.views["image"])
 
 
 def test_slices_come_with_their_height_and_scan(pool):
-    batch = next(PoolSampler(pool, 32, context=1, seed=0)(0, 0, 1))
+    batch = PoolSampler(pool, 32, context=1, seed=0)(Clock(0, 1))
     assert batch.views["image"].shape == (32, 3, 96, 96)
     for image, height, scan in zip(batch.views["image"].numpy(), batch.position, batch.scan):
         stored = np.load(pool.files[scan])
@@ -95,7 +96,7 @@ def test_what_is_blanked_does_not_follow_how_a_slice_is_turned(pool, tmp_path):
             super().__init__()
             self.weight = torch.nn.Parameter(torch.zeros(1))
 
-        def forward(self, batch, progress):
+        def forward(self, batch, clock):
             drawn.append((batch.views["numbers"][:, 0], torch.rand(4)))
             return Step(self.weight.sum())
 
@@ -353,11 +354,10 @@ def test_memory_does_not_grow_with_the_table(phantoms, tmp_path):
     for count in (100, 10_000):
         many = pl.concat([rows] * (count // 3 + 1)).head(count)
         sampler = PoolSampler(prepare_pool(many, GRID, cache=tmp_path), 16)
-        next(sampler(0, 0, 1))
+        sampler(Clock(0, 200))
         tracemalloc.start()
-        stream = sampler(0, 0, 1)
-        for _ in range(200):
-            next(stream)
+        for step in range(200):
+            sampler(Clock(step, 200))
         peaks.append(tracemalloc.get_traced_memory()[1])
         tracemalloc.stop()
     assert peaks[1] < 1.1 * peaks[0] + 100_000

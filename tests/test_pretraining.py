@@ -20,6 +20,7 @@ from fewbeats.pretraining.simclr import Simclr, same_slice
 from fewbeats.sample import Batch
 from fewbeats.training.optim import OptimSettings
 from fewbeats.transforms.views import ViewSettings
+from tiny_training import at
 
 SMALL = NetworkSettings(kind="unet2d", base_channels=4, levels=3)
 OPTIM = OptimSettings()
@@ -99,7 +100,7 @@ def test_simclr_and_pcl_train_their_encoder():
             "directed": torch.ones(4, dtype=torch.bool),
             "scan": torch.arange(4),
         }
-        step = method(shown(("a", "b"), **place), 0.0)
+        step = method(shown(("a", "b"), **place), at(0.0))
         step.loss.backward()
         assert all(p.grad is not None for p in method.encoder.parameters())
         assert set(method.networks()["network"].state_dict()) <= set(network().state_dict())
@@ -123,10 +124,10 @@ def test_the_teacher_starts_as_a_copy_and_follows_by_hand_computed_steps():
     before = teacher[0].clone()
     with torch.no_grad():
         student[0].add_(1.0)
-    method.after_update(0.0)
+    method.after_update(at(0.0))
     torch.testing.assert_close(teacher[0], before + 0.1)  # 0.9 t + 0.1 (t + 1)
-    assert method.momentum(0.5) == pytest.approx(0.95)
-    assert method.momentum(1.0) == pytest.approx(1.0)
+    assert method.momentum(at(0.5)) == pytest.approx(0.95)
+    assert method.momentum(at(1.0)) == pytest.approx(1.0)
 
 
 def test_the_center_moves_by_hand_computed_steps():
@@ -135,7 +136,7 @@ def test_the_center_moves_by_hand_computed_steps():
     batch = shown(("large0", "large1"))
     with torch.no_grad():
         seen = dino._judge(method.teacher, torch.cat([batch.views["large0"], batch.views["large1"]]))
-    method(batch, 0.5)
+    method(batch, at(0.5))
     torch.testing.assert_close(method.center, 0.1 * seen.mean(0))
 
 
@@ -149,10 +150,10 @@ def test_the_loss_is_its_double_loop():
     expected = reference.distillation(
         {n: v.tolist() for n, v in seen.items()},
         {n: v.tolist() for n, v in told.items()},
-        teacher_temperature=method.teacher_temperature(0.15),
+        teacher_temperature=method.teacher_temperature(at(0.15)),
         student_temperature=0.1,
     )
-    assert float(method(batch, 0.15).loss.detach()) == pytest.approx(expected, abs=1e-4)
+    assert float(method(batch, at(0.15)).loss.detach()) == pytest.approx(expected, abs=1e-4)
 
 
 def test_the_loss_and_the_center_are_those_of_lightly():
@@ -167,7 +168,7 @@ def test_the_loss_and_the_center_are_those_of_lightly():
         with torch.no_grad():
             seen = [dino._judge(method.teacher, batch.views[n]) for n in names[:2]]
             told = [dino._judge(method.student, batch.views[n]) for n in names]
-            found = method(batch, 0.5).loss
+            found = method(batch, at(0.5)).loss
         torch.testing.assert_close(found, twin(seen, told, epoch=0), atol=1e-5, rtol=1e-5)
 
 
@@ -178,8 +179,8 @@ def test_the_exported_teacher_has_its_own_statistics():
     small = DinoSettings(hidden=8, bottleneck=4, prototypes=6, small_views=0)
     method = Dino(build_network(settings, classes=1), settings=small, optim=OPTIM).train()
     for seed in range(3):
-        method(shown(("large0", "large1"), seed=seed), 0.5)
-        method.after_update(0.5)
+        method(shown(("large0", "large1"), seed=seed), at(0.5))
+        method.after_update(at(0.5))
     state = method.networks()["network"].state_dict()
     means = [value for name, value in state.items() if name.endswith("running_mean")]
     assert means
@@ -188,15 +189,15 @@ def test_the_exported_teacher_has_its_own_statistics():
 
 def test_the_teachers_temperature_warms_up():
     method = small_dino()
-    assert [method.teacher_temperature(p) for p in (0.0, 0.15, 0.3, 1.0)] == pytest.approx(
+    assert [method.teacher_temperature(at(p)) for p in (0.0, 0.15, 0.3, 1.0)] == pytest.approx(
         [0.02, 0.03, 0.04, 0.04]
     )
 
 
 def test_the_last_layer_is_frozen_at_first():
     method = small_dino(freeze=0.1)
-    assert method(shown(("large0", "large1")), 0.05).active == ("network",)
-    assert method(shown(("large0", "large1")), 0.1).active is None
+    assert method(shown(("large0", "large1")), at(0.05)).active == ("network",)
+    assert method(shown(("large0", "large1")), at(0.1)).active is None
     groups = {group.name: group.parameters for group in method.parameter_groups()}
     assert [p.shape for p in groups["prototypes"]] == [(6, 4)]
     assert len(groups["network"]) + 1 == len(list(method.student.parameters()))
@@ -249,7 +250,7 @@ class Constant(nn.Module):
 def test_visible_pixels_are_ignored_and_blanked_ones_are_hidden():
     method = Mim(Constant(), settings=MimSettings(patch_px=4, ratio=0.5), optim=OPTIM, size=16)
     image = torch.full((3, 1, 16, 16), 2.0)
-    step = method(Batch(views={"image": image}), 0.0)
+    step = method(Batch(views={"image": image}), at(0.0))
     assert float(step.loss.detach()) == pytest.approx(
         4.0
     )  # (0 - 2)^2 where blanked; visible errors of 1e6 do not count

@@ -17,6 +17,7 @@ from fewbeats.pretraining.settings import SimmimSettings
 from fewbeats.pretraining.simmim import Simmim
 from fewbeats.sample import Batch
 from fewbeats.training.optim import OptimSettings, encoder_groups
+from tiny_training import at
 
 SMALL = NetworkSettings(kind="vit", vit_width=24, vit_depth=2, vit_heads=2, vit_patch_px=8)
 FLAGS = ("--network.kind=vit", "--network.vit-width=24", "--network.vit-depth=2", "--network.vit-heads=2")
@@ -68,7 +69,7 @@ def test_sizes_that_do_not_fit_are_refused(changes, complaint):
 
 def test_layer_decay_counts_its_blocks():
     groups = encoder_groups(network(), OptimSettings(learning_rate=1.0, layer_decay=0.5, warmup=0.0))
-    assert [g.rate(0.0) for g in groups] == pytest.approx([0.25, 0.5, 1.0])
+    assert [g.rate(at(0.0)) for g in groups] == pytest.approx([0.25, 0.5, 1.0])
     norm = network().encoder.model.norm.weight.shape
     assert any(p.shape == norm for p in groups[-1].parameters)
 
@@ -95,7 +96,7 @@ def test_the_loss_is_the_mean_distance_of_hidden_pixels():
     learner = method().eval()
     image = torch.randn(3, 1, 64, 64)
     torch.manual_seed(5)
-    loss = learner(Batch(views={"image": image}), 0.0).loss
+    loss = learner(Batch(views={"image": image}), at(0.0)).loss
     torch.manual_seed(5)
     blank = simmim.draw_blanks(image, learner.settings)
     assert blank.float().mean() == pytest.approx(10 / 16)  # 0.6 of 16 squares, rounded

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import numpy as np
 import torch
 from torch import nn
 
+from fewbeats.clock import Clock
 from fewbeats.finetuning.supervised import Supervised
 from fewbeats.models.network import NetworkSettings, build_network
 from fewbeats.sample import Batch
@@ -18,14 +17,11 @@ RATES = OptimSettings(learning_rate=1e-2)
 FULL = OptimSettings(precision="full")  # where sums in another order must agree
 
 
-def batches(start: int, rank: int, world: int, *, size: int = 2) -> Iterator[Batch]:
+def batches(clock: Clock, *, size: int = 2) -> Batch:
     """Random images with a square that is bright; what comes depends on the place in the sequence alone."""
-    step = start
-    while True:
-        places = [(step * world + rank) * size + i for i in range(size)]
-        images, targets = zip(*(_square(place) for place in places))
-        yield Batch(views={"image": torch.stack(images)}, target=torch.stack(targets))
-        step += 1
+    places = [(clock.step * clock.world + clock.rank) * size + i for i in range(size)]
+    images, targets = zip(*(_square(place) for place in places))
+    return Batch(views={"image": torch.stack(images)}, target=torch.stack(targets))
 
 
 def _square(place: int) -> tuple[torch.Tensor, torch.Tensor]:
@@ -54,3 +50,8 @@ def norm_method(seed: int = 0) -> Supervised:
 
 def short(**changes) -> FitSettings:
     return FitSettings(**({"steps": 9, "log_every": 2, "checkpoint_seconds": 0.0} | changes))
+
+
+def at(progress: float) -> Clock:
+    """A clock so far into a run of 1,000 steps."""
+    return Clock(round(1000 * progress), 1000)

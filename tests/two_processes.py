@@ -4,20 +4,21 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 
 import torch
 from torch import nn
 
+from fewbeats.clock import Clock
 from fewbeats.models.network import NetworkSettings, build_network
 from fewbeats.pretraining.dino import Dino
 from fewbeats.pretraining.pcl import Pcl
 from fewbeats.pretraining.settings import DinoSettings, PclSettings, SimclrSettings
 from fewbeats.pretraining.simclr import Simclr
 from fewbeats.sample import Batch, Batches
-from fewbeats.training.loop import FitSettings, Watch, fit
+from fewbeats.training.loop import FitSettings, Validation, fit
 from fewbeats.training.method import Method, ParameterGroup, Step
 from fewbeats.training.optim import OptimSettings
 from fewbeats.training.rundir import RunDir
@@ -33,15 +34,12 @@ class Pointwise(Method):
         self.network = nn.Sequential(nn.Conv2d(1, 6, 3, padding=1), nn.ReLU(), nn.Conv2d(6, 2, 1))
         self.unused = nn.Parameter(torch.ones(2))
 
-    def forward(self, batch: Batch, progress: float) -> Step:
+    def forward(self, batch: Batch, clock: Clock) -> Step:
         return Step(nn.functional.cross_entropy(self.network(batch.views["image"]), batch.target))
 
     def parameter_groups(self) -> list[ParameterGroup]:
         parameters = (*self.network.parameters(), self.unused)
-        return [ParameterGroup("all", parameters, lambda p: 1e-2, lambda _: 0.0)]
-
-    def after_update(self, progress: float) -> None:
-        pass
+        return [ParameterGroup("all", parameters, lambda _: 1e-2, lambda _: 0.0)]
 
     def networks(self) -> dict[str, nn.Module]:
         return {"network": self.network}
@@ -50,16 +48,16 @@ class Pointwise(Method):
 PLAIN = OptimSettings(kind="sgd", learning_rate=1e-2, precision="full")
 
 
-def slice_views(start: int, rank: int, world: int, *, names: Sequence[str], size: int = 2) -> Iterator[Batch]:
+def slice_views(clock: Clock, *, names: Sequence[str], size: int = 2) -> Batch:
     """As `batches`, with the views and places that a self-supervised method asks for."""
-    for step, batch in enumerate(batches(start, rank, world, size=size), start):
-        image, places = batch.views["image"], torch.arange(size) + (step * world + rank) * size
-        yield Batch(
-            views={name: image.rot90(k, (2, 3)) for k, name in enumerate(names)},
-            position=places % 4 / 4,
-            directed=torch.ones(size, dtype=torch.bool),
-            scan=places,
-        )
+    image = batches(clock, size=size).views["image"]
+    places = torch.arange(size) + (clock.step * clock.world + clock.rank) * size
+    return Batch(
+        views={name: image.rot90(k, (2, 3)) for k, name in enumerate(names)},
+        position=places % 4 / 4,
+        directed=torch.ones(size, dtype=torch.bool),
+        scan=places,
+    )
 
 
 def self_supervised(name: str, *, size: int = 2) -> tuple[Method, Batches]:
@@ -90,12 +88,12 @@ def train(out: Path) -> None:
             norm_method(),
             batches,
             FitSettings(minutes=0.004, log_every=2, checkpoint_seconds=0.0),
-            Watch(measure=total, times=4, best="sum"),
+            Validation(measure=total, times=4, best="sum"),
         ),
     }
     runs |= {name: (*self_supervised(name), short(steps=4, optim=PLAIN), None) for name in SELF_SUPERVISED}
-    for name, (method, source, settings, watch) in runs.items():
-        steps = fit(method, source, settings=settings, run=RunDir(out / name), watch=watch)
+    for name, (method, source, settings, validation) in runs.items():
+        steps = fit(method, source, settings=settings, run=RunDir(out / name), validation=validation)
         torch.save((steps, method.state_dict()), out / f"{name}{os.environ['RANK']}.pt")
 
 

@@ -1,9 +1,10 @@
-"""Ranges of settings, checked as the settings are made: one clear line instead of a traceback later."""
+"""Settings: their ranges, checked as they are made, and what of them decides the outcome of a run."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import field, fields, is_dataclass
 from typing import Any
 
 from fewbeats.errors import InputError
@@ -20,6 +21,28 @@ RANGES = {
 }
 
 
+def later(default: Any) -> Any:
+    """A setting that did not exist from the start: where it has its default it is as if it were not there.
+
+    Digests and requests of runs made before it stay what they were (`as_described`).
+    """
+    return field(default=default, metadata={"later": True})
+
+
+def as_described(settings: Any) -> dict[str, Any]:
+    """A dataclass of settings as nested dictionaries, later settings at their defaults left out.
+
+    Args:
+        settings: dataclass, whose parts are dataclasses.
+    """
+    described = {}
+    for one in fields(settings):
+        value = getattr(settings, one.name)
+        if not one.metadata.get("later") or value != one.default:
+            described[one.name] = as_described(value) if is_dataclass(value) else value
+    return described
+
+
 def check_ranges(settings: Any, prefix: str, **names: Sequence[str]) -> None:
     """Refuse values out of range; of a tuple, each one counts.
 
@@ -31,9 +54,9 @@ def check_ranges(settings: Any, prefix: str, **names: Sequence[str]) -> None:
     Raises:
         InputError: naming the flag, its value and what would do.
     """
-    for kind, fields in names.items():
+    for kind, flags in names.items():
         fits, demand = RANGES[kind]
-        for name in fields:
+        for name in flags:
             value = getattr(settings, name)
             listed = value if isinstance(value, tuple) else (value,)
             if not listed or not all(map(fits, listed)):

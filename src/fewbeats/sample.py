@@ -10,6 +10,8 @@ if TYPE_CHECKING:
     import numpy as np
     import torch
 
+    from fewbeats.clock import Clock
+
 
 @dataclass(frozen=True, kw_only=True)
 class Sample:
@@ -66,6 +68,28 @@ class Batch:
         views = {name: view.to(device, non_blocking=True) for name, view in self.views.items()}
         return replace(self, views=views, **moved)
 
+    def split(self, parts: int) -> Iterator[tuple[Batch, float]]:
+        """Consecutive parts of about equal size, and the share of the items in each.
 
-Batches = Callable[[int, int, int], Iterator[Batch]]
-"""(first step, rank, world) -> the batches from that step on; the same ones whenever it is asked."""
+        Raises:
+            ValueError: more parts than items.
+        """
+        if parts == 1:
+            yield self, 1.0
+            return
+        items = len(next(iter(self.views.values())))
+        if parts > items:
+            raise ValueError(f"{parts} parts of a batch of {items}")
+        for part in range(parts):
+            own = slice(part * items // parts, (part + 1) * items // parts)
+            cut = {
+                f.name: v[own]
+                for f in fields(self)
+                if f.name != "views" and (v := getattr(self, f.name)) is not None
+            }
+            views = {name: view[own] for name, view in self.views.items()}
+            yield replace(self, views=views, **cut), (own.stop - own.start) / items
+
+
+Batches = Callable[["Clock"], Batch]
+"""The batch of a step and process; the same one whenever it is asked."""

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import tyro
 
+from fewbeats.clock import Clock
 from fewbeats.commands.start import STARTS, start_digest, start_network, trace_weights
 from fewbeats.errors import InputError
 from fewbeats.models.network import NetworkSettings
@@ -22,7 +23,7 @@ from fewbeats.pretraining.settings import (
     SimmimSettings,
 )
 from fewbeats.ranges import check_ranges
-from fewbeats.training.loop import FitSettings, Watch, check_length
+from fewbeats.training.loop import FitSettings, Validation, check_length
 from fewbeats.training.optim import OptimSettings
 from fewbeats.training.precision import choose_precision
 from fewbeats.training.rundir import RunDir, damaged
@@ -108,14 +109,14 @@ class Pretrain:
         earlier = run.trained_seconds()  # by processes that were stopped
         sampler = PoolSampler(pool, self.batch_size, self.network.context, self.seed)
         shown = with_views(sampler, views, seed=self.seed)
-        batches = with_workers(shown, self.workers)
         fit_settings = FitSettings(steps=self.steps, minutes=self.minutes, seed=self.seed, optim=self.optim)
-        watch = watch_heights(self, pool)
-        steps = fit(method, batches, settings=fit_settings, run=run, label=self.method, watch=watch)
+        probe = watch_heights(self, pool)
+        with with_workers(shown, self.workers) as batches:
+            steps = fit(method, batches, settings=fit_settings, run=run, label=self.method, validation=probe)
         provenance.save(run.path)
         seconds = time.perf_counter() - started + earlier
         finish(self, run, method, {"steps": steps, "slices": len(pool), "seconds": seconds})
-        report(self, run, method, next(shown(0, 0, 1)))
+        report(self, run, method, shown(Clock(0, steps)))
         return run.path
 
     @property
@@ -297,7 +298,7 @@ def check_pool(command: Pretrain, slices: int, deepest: int) -> None:
         )
 
 
-def watch_heights(command: Pretrain, pool: SlicePool) -> Watch | None:
+def watch_heights(command: Pretrain, pool: SlicePool) -> Validation | None:
     """A probe of the encoder ten times a run; None where too few stacks say which end is the base."""
     import torch
 
@@ -310,7 +311,7 @@ def watch_heights(command: Pretrain, pool: SlicePool) -> Watch | None:
     if not len(images):
         return None
     shown = torch.from_numpy(images).contiguous(memory_format=torch.channels_last)
-    return Watch(measure=height_probe(shown, heights, subjects))
+    return Validation(measure=height_probe(shown, heights, subjects))
 
 
 def _cache(command: Pretrain) -> Path:
@@ -349,16 +350,12 @@ def report(command: Pretrain, run: RunDir, method: Method, batch: Batch) -> None
 
     from fewbeats.disk import atomic_path
     from fewbeats.pages.training import SHOWN, render_training
-    from fewbeats.pretraining.mim import Mim
-    from fewbeats.pretraining.simmim import Simmim
 
     if not PartialState().is_main_process:
         return
-    views = {name: view[:SHOWN] for name, view in batch.views.items()}
-    if isinstance(method, (Mim, Simmim)):
-        torch.manual_seed(command.seed)
-        device = next(method.parameters()).device
-        views = method.eval().show(views["image"].to(device))
+    torch.manual_seed(command.seed)
+    few = replace(batch, views={name: view[:SHOWN] for name, view in batch.views.items()})
+    views = method.eval().show(few.to(next(method.parameters()).device))
     middle = command.network.context
     pictures = {name: view[:, middle].cpu().numpy() for name, view in views.items()}
     page = render_training(run.read_config(), run.read_metrics(), pictures)

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 
+from fewbeats.clock import Clock
 from fewbeats.sample import Batch, Sample
 
 
@@ -26,16 +27,13 @@ class SliceSampler:
     slab: bool = False
     seed: int = 0
 
-    def __call__(self, start: int, rank: int, world: int) -> Iterator[Batch]:
-        """Batches from step `start` on; each rank gets its own share of a step's slices."""
+    def __call__(self, clock: Clock) -> Batch:
+        """The batch of a step; each rank gets its own share of the step's slices."""
         offsets = np.cumsum([0] + [1 if self.slab else len(s.image) for s in self.samples])
-        step = start
-        while True:
-            first = (step * world + rank) * self.batch_size
-            drawn = [self._index(first + i, int(offsets[-1])) for i in range(self.batch_size)]
-            heights = np.random.default_rng([self.seed, step, rank]).random(self.batch_size)
-            yield self._batch(drawn, heights, offsets)
-            step += 1
+        first = (clock.step * clock.world + clock.rank) * self.batch_size
+        drawn = [self._index(first + i, int(offsets[-1])) for i in range(self.batch_size)]
+        heights = np.random.default_rng([self.seed, clock.step, clock.rank]).random(self.batch_size)
+        return self._batch(drawn, heights, offsets)
 
     def _index(self, position: int, total: int) -> int:
         """The slice at a position of the endless sequence of shuffled epochs."""

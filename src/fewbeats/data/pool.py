@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -17,6 +17,7 @@ import numpy as np
 import torch
 from scipy import ndimage
 
+from fewbeats.clock import Clock
 from fewbeats.data.files import open_scan
 from fewbeats.data.provenance import file_key
 from fewbeats.data.samples import MARGIN
@@ -106,15 +107,12 @@ class PoolSampler:
     context: int = 0
     seed: int = 0
 
-    def __call__(self, start: int, rank: int, world: int) -> Iterator[Batch]:
-        """Batches from step `start` on; each rank gets its own share of a step's slices."""
+    def __call__(self, clock: Clock) -> Batch:
+        """The batch of a step; each rank gets its own share of the step's slices."""
         offsets = np.cumsum(self.pool.frames * self.pool.slices)
-        step = start
-        while True:
-            draw = np.random.default_rng([self.seed, step])
-            drawn = draw.choice(len(self.pool), self.batch_size * world, replace=False)
-            yield self._batch(drawn[rank::world], offsets)
-            step += 1
+        draw = np.random.default_rng([self.seed, clock.step])
+        drawn = draw.choice(len(self.pool), self.batch_size * clock.world, replace=False)
+        return self._batch(drawn[clock.rank :: clock.world], offsets)
 
     def _batch(self, drawn: np.ndarray, offsets: np.ndarray) -> Batch:
         scan = np.searchsorted(offsets, drawn, side="right")

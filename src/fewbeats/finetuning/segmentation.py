@@ -7,9 +7,10 @@ from copy import deepcopy
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
+from fewbeats.clock import Clock
 from fewbeats.errors import InputError
 from fewbeats.models.network import NetworkSettings
-from fewbeats.training.loop import FitSettings, Watch, fit
+from fewbeats.training.loop import FitSettings, Validation, fit
 from fewbeats.training.optim import OptimSettings
 from fewbeats.transforms.intensity import IntensitySettings
 from fewbeats.transforms.preprocess import PreprocessSettings
@@ -117,30 +118,29 @@ def train_segmentation(
     augmented = augment(batches, settings, seed=fit_settings.seed)
 
     def validate(method: Method) -> dict[str, float]:
-        network = recalibrate(deepcopy(exported(method)), augmented)
+        network = recalibrate(exported(method), augmented)
         return {"validation": score_samples(network, held_back, settings)}
 
-    watch = Watch(measure=validate, best="validation") if held_back else None
-    steps = fit(method, augmented, settings=fit_settings, run=run, label=label, watch=watch)
+    validation = Validation(measure=validate, best="validation") if held_back else None
+    steps = fit(method, augmented, settings=fit_settings, run=run, label=label, validation=validation)
     return recalibrate(exported(method), augmented), steps
 
 
 def recalibrate(network: nn.Module, batches: Batches) -> nn.Module:
     """Take BatchNorm's statistics anew under the averaged weights, which never ran in training mode."""
-    from itertools import islice
-
     from torch.optim.swa_utils import update_bn
 
     device = next(network.parameters()).device
-    update_bn((batch.views["image"].to(device) for batch in islice(batches(0, 0, 1), RECALIBRATION)), network)
+    clocks = (Clock(step, RECALIBRATION) for step in range(RECALIBRATION))
+    update_bn((batches(clock).views["image"].to(device) for clock in clocks), network)
     return network.eval()
 
 
 def exported(method: Method) -> nn.Module:
-    """The network a method exports, ready to predict."""
+    """A copy of the network a method exports, ready to predict; the method's own is left as it is."""
     from fewbeats.models.network import set_deep_supervision
 
-    network = method.networks()["network"].eval()
+    network = deepcopy(method.networks()["network"]).eval()
     set_deep_supervision(network, False)
     return network
 

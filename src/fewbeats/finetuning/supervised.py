@@ -15,6 +15,7 @@ from fewbeats.training.optim import OptimSettings, encoder_groups, scheduled_gro
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from fewbeats.clock import Clock
     from fewbeats.sample import Batch
 
 
@@ -36,7 +37,7 @@ class Supervised(Method):
         self.average = AveragedModel(network, multi_avg_fn=moving_average(ema_decay), use_buffers=True)
         self.average.requires_grad_(False)
 
-    def forward(self, batch: Batch, progress: float) -> Step:
+    def forward(self, batch: Batch, clock: Clock) -> Step:
         assert batch.target is not None
         logits = self.network(batch.views["image"])
         scales = logits if isinstance(logits, (list, tuple)) else [logits]
@@ -45,14 +46,14 @@ class Supervised(Method):
             weight * dice_ce_loss(scale, _shrink(batch.target, scale), batch.annotated)
             for weight, scale in zip(weights, scales)
         )
-        active = ("decoder",) if progress < self.freeze else None
+        active = ("decoder",) if clock.progress < self.freeze else None
         return Step(loss / sum(weights), active=active)  # type: ignore[arg-type]
 
     def parameter_groups(self) -> list[ParameterGroup]:
         decoder = tuple(p for n, p in self.network.named_parameters() if not n.startswith("encoder."))
         return [*encoder_groups(self.network, self.optim), scheduled_group("decoder", decoder, self.optim)]
 
-    def after_update(self, progress: float) -> None:
+    def after_update(self, clock: Clock) -> None:
         self.average.update_parameters(self.network)
 
     def networks(self) -> dict[str, nn.Module]:

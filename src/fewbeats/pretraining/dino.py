@@ -37,6 +37,7 @@ from fewbeats.transforms.views import ViewSettings, draw_view
 if TYPE_CHECKING:
     from torch import Generator, Tensor
 
+    from fewbeats.clock import Clock
     from fewbeats.pretraining.settings import DinoSettings
     from fewbeats.sample import Batch
 
@@ -84,19 +85,19 @@ class Dino(Method):
         self.teacher = deepcopy(self.student).requires_grad_(False)
         self.register_buffer("center", torch.zeros(settings.prototypes))
 
-    def forward(self, batch: Batch, progress: float) -> Step:
+    def forward(self, batch: Batch, clock: Clock) -> Step:
         large = torch.cat([batch.views[name] for name in LARGE])
         small = [view for name, view in batch.views.items() if name not in LARGE]
         with torch.no_grad():
             seen = _judge(self.teacher, large)
-            target = ((seen - self.center) / self.teacher_temperature(progress)).softmax(1).chunk(2)
+            target = ((seen - self.center) / self.teacher_temperature(clock)).softmax(1).chunk(2)
             momentum, mean = self.settings.center_momentum, gather_ranks(seen).mean(0)
             self.center.mul_(momentum).add_(mean, alpha=1 - momentum)
         answers = [*_judge(self.student, large).chunk(2)]
         answers += _judge(self.student, torch.cat(small)).chunk(len(small)) if small else []
         told = [F.log_softmax(answer / self.settings.student_temperature, 1) for answer in answers]
         losses = [-(q * p).sum(1).mean() for i, q in enumerate(target) for j, p in enumerate(told) if i != j]
-        frozen = progress < self.settings.freeze
+        frozen = clock.progress < self.settings.freeze
         logs = {"spread": answers_apart(torch.cat(target))}
         return Step(torch.stack(losses).mean(), logs, ("network",) if frozen else None)
 
@@ -108,20 +109,20 @@ class Dino(Method):
     def networks(self) -> dict[str, nn.Module]:
         return {"network": nn.ModuleDict({"encoder": self.teacher["encoder"]})}
 
-    def after_update(self, progress: float) -> None:
-        momentum = self.momentum(progress)
+    def after_update(self, clock: Clock) -> None:
+        momentum = self.momentum(clock)
         with torch.no_grad():
             for mine, students in zip(self.teacher.parameters(), self.student.parameters()):
                 mine.mul_(momentum).add_(students, alpha=1 - momentum)
 
-    def momentum(self, progress: float) -> float:
+    def momentum(self, clock: Clock) -> float:
         """l."""
-        return 1 - (1 - self.settings.teacher_momentum) * (math.cos(math.pi * progress) + 1) / 2
+        return 1 - (1 - self.settings.teacher_momentum) * (math.cos(math.pi * clock.progress) + 1) / 2
 
-    def teacher_temperature(self, progress: float) -> float:
+    def teacher_temperature(self, clock: Clock) -> float:
         """tau_t."""
         low, high = self.settings.teacher_temperature
-        return low + (high - low) * min(1.0, progress / max(self.settings.temperature_warmup, 1e-9))
+        return low + (high - low) * min(1.0, clock.progress / max(self.settings.temperature_warmup, 1e-9))
 
 
 def answers_apart(answers: Tensor) -> float:

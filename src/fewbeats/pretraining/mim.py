@@ -26,6 +26,7 @@ from fewbeats.transforms.views import ViewSettings, draw_view
 if TYPE_CHECKING:
     from torch import Generator, Tensor
 
+    from fewbeats.clock import Clock
     from fewbeats.pretraining.settings import MimSettings, SimmimSettings
     from fewbeats.sample import Batch
 
@@ -53,7 +54,7 @@ class Mim(Method):
         check_patches(settings, size, name="mim")
         self.network, self.settings, self.optim = network, settings, optim
 
-    def forward(self, batch: Batch, progress: float) -> Step:
+    def forward(self, batch: Batch, clock: Clock) -> Step:
         image = batch.views["image"]
         blank = draw_blanks(image, self.settings)
         restored = self._restore(image.masked_fill(blank, 0.0))
@@ -64,8 +65,9 @@ class Mim(Method):
         return restored[0] if isinstance(restored, (list, tuple)) else restored  # deep supervision
 
     @torch.no_grad()
-    def show(self, image: Tensor) -> dict[str, Tensor]:
-        """What a reader wants to see of some slices (B, C, Y, X): as they are, masked, and restored."""
+    def show(self, batch: Batch) -> dict[str, Tensor]:
+        """Slices as they are, masked, and restored."""
+        image = batch.views["image"]
         blank = draw_blanks(image, self.settings)
         masked = image.masked_fill(blank, 0.0)
         restored = torch.where(blank, self._restore(masked), image)

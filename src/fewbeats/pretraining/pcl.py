@@ -28,6 +28,7 @@ from fewbeats.transforms.views import ViewSettings, draw_view
 if TYPE_CHECKING:
     from torch import Generator, Tensor
 
+    from fewbeats.clock import Clock
     from fewbeats.pretraining.settings import PclSettings
     from fewbeats.sample import Batch
 
@@ -54,7 +55,7 @@ class Pcl(Method):
         self.encoder = encoder_of(network)
         self.projector = Projector(feature_width(network), settings.projector)
 
-    def forward(self, batch: Batch, progress: float) -> Step:
+    def forward(self, batch: Batch, clock: Clock) -> Step:
         assert batch.position is not None
         assert batch.directed is not None
         assert batch.scan is not None

@@ -27,6 +27,7 @@ from fewbeats.transforms.views import ViewSettings, draw_view
 if TYPE_CHECKING:
     from torch import Generator, Tensor
 
+    from fewbeats.clock import Clock
     from fewbeats.pretraining.settings import SimclrSettings
     from fewbeats.sample import Batch
 
@@ -51,7 +52,7 @@ class Simclr(Method):
         self.encoder = encoder_of(network)
         self.projector = Projector(feature_width(network), settings.projector)
 
-    def forward(self, batch: Batch, progress: float) -> Step:
+    def forward(self, batch: Batch, clock: Clock) -> Step:
         a, b = (gather_ranks(self.projector(pool_features(self, batch.views[name]))) for name in ("a", "b"))
         z, positives = torch.cat([a, b]), same_slice(len(a), a.device)
         loss = contrastive_loss(z, positives, temperature=self.settings.temperature)

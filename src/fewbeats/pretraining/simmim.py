@@ -28,6 +28,7 @@ from fewbeats.training.optim import OptimSettings, one_group
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from fewbeats.clock import Clock
     from fewbeats.pretraining.settings import SimmimSettings
     from fewbeats.sample import Batch
 
@@ -62,7 +63,7 @@ class Simmim(Method):
         nn.init.trunc_normal_(self.token, std=0.02)
         self.pixels = nn.Conv2d(width, encoder.in_channels * self.side**2, 1)
 
-    def forward(self, batch: Batch, progress: float) -> Step:
+    def forward(self, batch: Batch, clock: Clock) -> Step:
         image = batch.views["image"]
         blank = draw_blanks(image, self.settings)
         told = self._restore(image, blank)
@@ -73,8 +74,9 @@ class Simmim(Method):
         return F.pixel_shuffle(self.pixels(tokens), self.side)
 
     @torch.no_grad()
-    def show(self, image: Tensor) -> dict[str, Tensor]:
-        """What a reader wants to see of some slices (B, C, Y, X): as they are, masked, and restored."""
+    def show(self, batch: Batch) -> dict[str, Tensor]:
+        """Slices as they are, masked, and restored."""
+        image = batch.views["image"]
         blank = draw_blanks(image, self.settings)
         restored = torch.where(blank, self._restore(image, blank), image)
         return {"slice": image, "masked": image.masked_fill(blank, 0.0), "restored": restored}

@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+from fewbeats.clock import Clock
 from fewbeats.errors import InputError
 from fewbeats.training.optim import OptimSettings
 from fewbeats.training.precision import choose_precision, full_depthwise
@@ -20,7 +21,7 @@ if TYPE_CHECKING:
     from accelerate import Accelerator
 
     from fewbeats.sample import Batch, Batches
-    from fewbeats.training.method import Method
+    from fewbeats.training.method import Method, Step
     from fewbeats.training.rundir import RunDir
 
 TIMED_STEPS = 20
@@ -33,13 +34,16 @@ class FitSettings:
     steps: int | None = None
     """Optimizer steps; either this or minutes."""
     minutes: float | None = None
-    """Wall-clock budget; turned into steps once, after timing 20, and written to the run's folder."""
+    """Wall-clock budget; turned into steps once, after timing 20 spread over the schedule, and written to the
+    run's folder."""
     seed: int = 0
     """Start of the weights and of every random draw."""
     optim: OptimSettings = field(default_factory=OptimSettings)
-    """Which optimizer, and in which arithmetic; the rates are the method's."""
-    clip_norm: float = 5.0
-    """Largest norm of the gradient."""
+    """Which optimizer, in which arithmetic and clipped to what; the rates are the method's."""
+    parts: int = 1
+    """Micro-batches an update is computed in, where memory is short. A loss that pools over its batch, as the
+    Dice loss does, then pools over each part, and BatchNorm sees a part at a time: an update of parts is a
+    mean of updates, not the update of the whole batch."""
     log_every: int = 10
     """Steps between lines of metrics.jsonl."""
     checkpoint_seconds: float = 60.0
@@ -59,7 +63,7 @@ def check_length(steps: int | None, minutes: float | None) -> None:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Watch:
+class Validation:
     """What is measured of a method now and then, for the log and, where wanted, to choose the checkpoint."""
 
     measure: Callable[[Method], dict[str, float]]
@@ -81,7 +85,7 @@ def fit(
     settings: FitSettings,
     run: RunDir,
     label: str = "training",
-    watch: Watch | None = None,
+    validation: Validation | None = None,
 ) -> int:
     """Train a method in place; goes on from the run's checkpoint when there is one.
 
@@ -91,7 +95,7 @@ def fit(
         settings: length and bookkeeping.
         run: where metrics and checkpoints go.
         label: name on the progress bar.
-        watch: what is measured of the method as it learns.
+        validation: what is measured of the method as it learns.
 
     Returns:
         the number of steps of the finished run.
@@ -115,7 +119,7 @@ def fit(
     with full_depthwise(method):
         if loop.total is None:
             loop.total = settings.steps or loop.steps_for(settings.minutes or 0.0, batches)
-        loop.run_to_end(batches, label, watch)
+        loop.run_to_end(batches, label, validation)
     accelerator.wait_for_everyone()
     return loop.total
 
@@ -124,11 +128,12 @@ class _Loop:
     """State of one `fit`: the method, its optimizer, and where the run stands."""
 
     def __init__(self, method: Method, accelerator: Accelerator, settings: FitSettings, run: RunDir):
-        from fewbeats.training.optim import build_optimizer
+        from fewbeats.training.optim import build_optimizer, gather_networks
 
         self.method, self.accelerator, self.settings, self.run = method, accelerator, settings, run
         self.groups = method.parameter_groups()
-        self.optimizer = build_optimizer(self.groups, settings.optim.kind)
+        self.optimizer = build_optimizer(self.groups, settings.optim)
+        self.networks = gather_networks(method)
         self.wrapped, self.prepared = accelerator.prepare(method, self.optimizer)
         self.bf16 = choose_precision(settings.optim.precision) == "bf16"
         self.step, self.total = 0, None  # type: int, int | None
@@ -153,15 +158,19 @@ class _Loop:
             write_checkpoint(self.run.checkpoint, self.method, self.optimizer, state=state)
 
     def steps_for(self, minutes: float, batches: Batches) -> int:
-        """Time `TIMED_STEPS` steps, put the start back, and return the steps that fit into the rest."""
+        """Time `TIMED_STEPS` steps, put the start back, and return the steps that fit into the rest.
+
+        They are spread over the whole schedule: a warm-up is not the price of what follows it.
+        """
         from copy import deepcopy
 
         started = time.perf_counter()
         state = deepcopy(self.method.state_dict())
-        stream, seconds = self._stream(batches), []
+        seconds = []
         for step in range(TIMED_STEPS):
             begun = time.perf_counter()
-            self._update(next(stream), step, progress=0.0)
+            clock = self._clock(step, TIMED_STEPS)
+            self._update(batches(clock), clock)
             seconds.append(time.perf_counter() - begun)
         self.method.load_state_dict(state)
         self.optimizer.state.clear()
@@ -173,44 +182,57 @@ class _Loop:
             steps = broadcast_object_list([steps])[0]
         return steps
 
-    def _stream(self, batches: Batches) -> Iterator[Batch]:
-        return batches(self.step, self.accelerator.process_index, self.accelerator.num_processes)
+    def _clock(self, step: int, total: int) -> Clock:
+        return Clock(step, total, self.accelerator.process_index, self.accelerator.num_processes)
 
-    def _update(self, batch: Batch, step: int, *, progress: float) -> tuple[float, dict[str, float]]:
+    def _update(self, batch: Batch, clock: Clock) -> tuple[float, dict[str, float]]:
         """One optimizer step; returns the loss and the method's figures."""
         import torch
 
         from fewbeats.training.optim import set_rates
 
         # The 1 tells it from the views' seed: what a method blanks must not follow how a slice is turned.
-        torch.manual_seed(hash((self.settings.seed, step, self.accelerator.process_index, 1)) % 2**31)
+        torch.manual_seed(hash((self.settings.seed, clock.step, clock.rank, 1)) % 2**31)
         self.method.train()
-        set_rates(self.optimizer, self.groups, progress)
+        set_rates(self.optimizer, self.groups, clock)
         self.optimizer.zero_grad(set_to_none=True)
-        with torch.autocast(self.accelerator.device.type, torch.bfloat16, enabled=self.bf16):
-            result = self.wrapped(batch.to(self.accelerator.device), progress)
-        self.accelerator.backward(result.loss)
-        if result.active is not None:
-            for group in self.groups:
-                if group.name not in result.active:
-                    for parameter in group.parameters:
-                        parameter.grad = None
-        self.accelerator.clip_grad_norm_(self.method.parameters(), self.settings.clip_norm)
+        results = [self._backward(part, clock, share) for part, share in batch.split(self.settings.parts)]
+        self._drop_idle(results[-1][0])
+        if self.settings.optim.clip_norm:
+            for parameters in self.networks.values():
+                self.accelerator.clip_grad_norm_(parameters, self.settings.optim.clip_norm)
         self.prepared.step()
-        self.method.after_update(progress)
-        return float(result.loss.detach()), result.logs
+        self.method.after_update(clock)
+        loss = sum(share * float(step.loss.detach()) for step, share in results)
+        return loss, _mean_logs(results)
 
-    def run_to_end(self, batches: Batches, label: str, watch: Watch | None) -> None:
+    def _backward(self, part: Batch, clock: Clock, share: float) -> tuple[Step, float]:
+        """Add the gradient of a part of the batch, `share` of its items."""
+        import torch
+
+        with torch.autocast(self.accelerator.device.type, torch.bfloat16, enabled=self.bf16):
+            result = self.wrapped(part.to(self.accelerator.device), clock)
+        self.accelerator.backward(result.loss if share == 1 else share * result.loss)
+        return result, share
+
+    def _drop_idle(self, result: Step) -> None:
+        """Take the gradient from groups that this step does not update."""
+        for group in self.groups:
+            if result.active is not None and group.name not in result.active:
+                for parameter in group.parameters:
+                    parameter.grad = None
+
+    def run_to_end(self, batches: Batches, label: str, validation: Validation | None) -> None:
         from fewbeats.training.progress import progress_bar
 
         assert self.total is not None
-        stream, saved = self._stream(batches), time.perf_counter()
+        saved = time.perf_counter()
         with progress_bar(label, self.total, self.step, shown=self.accelerator.is_main_process) as advance:
             while self.step < self.total:
-                begun = time.perf_counter()
-                batch = next(stream)
+                begun, clock = time.perf_counter(), self._clock(self.step, self.total)
+                batch = batches(clock)
                 fetched = time.perf_counter()
-                loss, logs = self._update(batch, self.step, progress=self.step / self.total)
+                loss, logs = self._update(batch, clock)
                 self.data_seconds += fetched - begun
                 self.step_seconds += time.perf_counter() - begun
                 self.timed += 1
@@ -221,13 +243,13 @@ class _Loop:
                     )
                 if self.step % self.settings.log_every == 0 or self.step == self.total:
                     self._log(loss, logs)
-                if watch and watch.is_due(self.step, self.total):
-                    self._look(watch)
+                if validation and validation.is_due(self.step, self.total):
+                    self._validate(validation)
                 if time.perf_counter() - saved > self.settings.checkpoint_seconds or self.step == self.total:
                     self.save()
                     saved = time.perf_counter()
                 advance(loss)
-        if watch and watch.best:
+        if validation and validation.best:
             from fewbeats.training.checkpoint import read_best
 
             self.accelerator.wait_for_everyone()  # the first process may still be writing it
@@ -251,14 +273,20 @@ class _Loop:
         self.data_seconds = self.step_seconds = 0.0
         self.timed = 0
 
-    def _look(self, watch: Watch) -> None:
+    def _validate(self, validation: Validation) -> None:
         from fewbeats.training.checkpoint import write_best
 
-        figures = watch.measure(self.method)
-        score = figures[watch.best] if watch.best else None
+        figures = validation.measure(self.method)
+        score = figures[validation.best] if validation.best else None
         if self.accelerator.is_main_process:
             self.run.append_metrics({"step": self.step, **figures})
             if score is not None and (self.best is None or score > self.best):
                 write_best(self.run.checkpoint, self.method)
         if score is not None:
             self.best = score if self.best is None else max(self.best, score)
+
+
+def _mean_logs(results: Sequence[tuple[Step, float]]) -> dict[str, float]:
+    """A method's figures over the parts of a batch."""
+    names = dict.fromkeys(name for step, _ in results for name in step.logs)
+    return {name: sum(share * step.logs[name] for step, share in results) for name in names}

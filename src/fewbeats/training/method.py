@@ -12,6 +12,7 @@ from torch import nn
 if TYPE_CHECKING:
     import torch
 
+    from fewbeats.clock import Clock
     from fewbeats.sample import Batch
 
 
@@ -29,12 +30,14 @@ class Step:
 
 @dataclass(frozen=True)
 class ParameterGroup:
-    """Parameters that share a learning rate and a weight decay, both functions of progress in [0, 1]."""
+    """Parameters that share a learning rate and a weight decay, both functions of the clock."""
 
     name: str
     parameters: tuple[nn.Parameter, ...]
-    rate: Callable[[float], float]
-    decay: Callable[[float], float]
+    rate: Callable[[Clock], float]
+    decay: Callable[[Clock], float]
+    network: str = "network"
+    """Groups of one network have their gradients clipped together, those of different ones apart."""
 
 
 class Method(nn.Module, ABC):
@@ -44,8 +47,8 @@ class Method(nn.Module, ABC):
     """
 
     @abstractmethod
-    def forward(self, batch: Batch, progress: float) -> Step:
-        """Loss of one batch; `progress` is the share of all steps already done, in [0, 1]."""
+    def forward(self, batch: Batch, clock: Clock) -> Step:
+        """Loss of one batch."""
 
     @abstractmethod
     def parameter_groups(self) -> list[ParameterGroup]:
@@ -53,7 +56,11 @@ class Method(nn.Module, ABC):
 
     @abstractmethod
     def networks(self) -> dict[str, nn.Module]:
-        """What a run exports: name -> network."""
+        """What a run exports: name -> network; the first is what prediction takes unless told otherwise."""
 
-    def after_update(self, progress: float) -> None:
+    def after_update(self, clock: Clock) -> None:
         """Called after each optimizer step (moving averages)."""
+
+    def show(self, batch: Batch) -> dict[str, torch.Tensor]:
+        """Pictures for the run's page: name -> (B, C, Y, X); by default the views it learns from."""
+        return batch.views

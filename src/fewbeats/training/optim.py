@@ -1,4 +1,4 @@
-"""Optimizer and schedules: rates are functions of progress, set before each step."""
+"""Optimizer and schedules: rates are functions of the clock, set before each step."""
 
 from __future__ import annotations
 
@@ -8,14 +8,15 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
-from fewbeats.ranges import check_ranges
+from fewbeats.ranges import check_ranges, later
 from fewbeats.training.precision import Precision
 
 if TYPE_CHECKING:
     import torch
     from torch import nn
 
-    from fewbeats.training.method import ParameterGroup
+    from fewbeats.clock import Clock
+    from fewbeats.training.method import Method, ParameterGroup
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -23,7 +24,9 @@ class OptimSettings:
     """AdamW or SGD, with linear warm-up and decay."""
 
     kind: Literal["adamw", "sgd"] = "adamw"
-    """sgd: with Nesterov momentum 0.99, as in nnU-Net."""
+    """sgd: with Nesterov momentum."""
+    momentum: float = later(0.99)
+    """Of sgd; 0.99 as in nnU-Net."""
     learning_rate: float = 1e-3
     """Peak learning rate."""
     encoder_rate_factor: float = 1.0
@@ -33,11 +36,13 @@ class OptimSettings:
     decay: Literal["cosine", "poly"] = "cosine"
     """How the rate falls: by a cosine, or as (1 - progress)^0.9."""
     weight_decay: float = 0.01
-    """Decoupled weight decay."""
+    """Weight decay: decoupled with adamw, part of the gradient with sgd."""
     warmup: float = 0.05
     """Share of the steps in which the rate rises linearly."""
     final_rate: float = 0.01
     """Rate at the end as a share of the peak."""
+    clip_norm: float = later(5.0)
+    """Largest norm of a network's gradient; 0 for none."""
     precision: Precision = "auto"
     """auto: bf16 where the GPU or CPU computes it natively, else full."""
 
@@ -46,17 +51,18 @@ class OptimSettings:
             self,
             "optim.",
             positive=("learning_rate", "layer_decay"),
-            not_negative=("encoder_rate_factor", "weight_decay"),
-            shares=("warmup", "final_rate"),
+            not_negative=("encoder_rate_factor", "weight_decay", "clip_norm"),
+            shares=("momentum", "warmup", "final_rate"),
         )
 
 
 def warmup_decay(
     peak: float, *, warmup: float, final: float, decay: str = "cosine"
-) -> Callable[[float], float]:
-    """Learning rate as a function of progress: linear from `final` to 1, then down to `final`."""
+) -> Callable[[Clock], float]:
+    """Learning rate over the run: linear from `final` to 1 times `peak`, then down to `final`."""
 
-    def rate(progress: float) -> float:
+    def rate(clock: Clock) -> float:
+        progress = clock.progress
         if progress < warmup:
             return peak * (final + (1 - final) * progress / warmup)
         done = min(1.0, (progress - warmup) / max(1e-9, 1 - warmup))
@@ -109,18 +115,28 @@ def _stage(name: str) -> int:
     return -1 if ".norm." in name else 0
 
 
-def build_optimizer(groups: list[ParameterGroup], kind: str = "adamw") -> torch.optim.Optimizer:
+def build_optimizer(groups: list[ParameterGroup], optim: OptimSettings) -> torch.optim.Optimizer:
     """An optimizer over named groups; rates and decays are set by `set_rates`."""
     import torch
 
     named = [{"params": list(g.parameters), "name": g.name, "lr": 0.0, "weight_decay": 0.0} for g in groups]
-    if kind == "sgd":
-        return torch.optim.SGD(named, momentum=0.99, nesterov=True)
+    if optim.kind == "sgd":
+        return torch.optim.SGD(named, momentum=optim.momentum, nesterov=optim.momentum > 0)
     return torch.optim.AdamW(named)
 
 
-def set_rates(optimizer: torch.optim.Optimizer, groups: list[ParameterGroup], progress: float) -> None:
-    """Set each group's rate and decay for this progress."""
+def gather_networks(method: Method) -> dict[str, list[nn.Parameter]]:
+    """Network -> all its parameters that are optimized, whose gradient has one norm."""
+    network = {id(p): group.network for group in method.parameter_groups() for p in group.parameters}
+    found: dict[str, list[nn.Parameter]] = {}
+    for parameter in method.parameters():
+        if id(parameter) in network:
+            found.setdefault(network[id(parameter)], []).append(parameter)
+    return found
+
+
+def set_rates(optimizer: torch.optim.Optimizer, groups: list[ParameterGroup], clock: Clock) -> None:
+    """Set each group's rate and decay for this step."""
     for state, group in zip(optimizer.param_groups, groups, strict=True):
-        state["lr"] = group.rate(progress)
-        state["weight_decay"] = group.decay(progress)
+        state["lr"] = group.rate(clock)
+        state["weight_decay"] = group.decay(clock)

@@ -3,21 +3,25 @@
 from __future__ import annotations
 
 import pickle
-from collections import deque
 from collections.abc import Iterator
-from itertools import count
+from contextlib import contextmanager
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from fewbeats.errors import InputError
 
 if TYPE_CHECKING:
+    from concurrent.futures import Future, ProcessPoolExecutor
+
+    from fewbeats.clock import Clock
     from fewbeats.sample import Batch, Batches
 
 AHEAD = 2  # batches of each process that wait to be taken
 
 
-def with_workers(batches: Batches, workers: int) -> Batches:
-    """The same batches in the same order, made by `workers` processes; here with 0.
+@contextmanager
+def with_workers(batches: Batches, workers: int) -> Iterator[Batches]:
+    """The same batches, made ahead by `workers` processes while the block lasts; here with 0.
 
     The processes start fresh, and what is sent is plain bytes: forked processes and memory shared with torch
     crashed a process that also predicts. What fails in a worker is raised here.
@@ -28,24 +32,31 @@ def with_workers(batches: Batches, workers: int) -> Batches:
     if workers < 0:
         raise InputError(f"--workers {workers}: give at least 0")
     if not workers:
-        return batches
+        yield batches
+        return
+    from concurrent.futures import ProcessPoolExecutor
+    from multiprocessing import get_context
 
-    def stream(start: int, rank: int, world: int) -> Iterator[Batch]:
-        from concurrent.futures import ProcessPoolExecutor
-        from multiprocessing import get_context
+    pool = ProcessPoolExecutor(workers, get_context("spawn"), _receive, (pickle.dumps(batches),))
+    try:
+        yield _Ahead(pool, AHEAD * workers)
+    finally:
+        pool.shutdown(wait=True, cancel_futures=True)
 
-        pool = ProcessPoolExecutor(workers, get_context("spawn"), _receive, (pickle.dumps(batches),))
-        steps = count(start)
-        try:
-            waiting = deque(pool.submit(_make, next(steps), rank, world) for _ in range(AHEAD * workers))
-            while True:
-                made = waiting.popleft().result()
-                waiting.append(pool.submit(_make, next(steps), rank, world))
-                yield pickle.loads(made)
-        finally:
-            pool.shutdown(wait=True, cancel_futures=True)
 
-    return stream
+class _Ahead:
+    """Asks the pool for the batches of the next steps, too: they are asked for in order."""
+
+    def __init__(self, pool: ProcessPoolExecutor, ahead: int):
+        self.pool, self.ahead = pool, ahead
+        self.waiting: dict[Clock, Future[bytes]] = {}
+
+    def __call__(self, clock: Clock) -> Batch:
+        wanted = [
+            replace(clock, step=s) for s in range(clock.step, min(clock.step + self.ahead + 1, clock.total))
+        ]
+        self.waiting = {c: self.waiting.get(c) or self.pool.submit(_make, c) for c in wanted}
+        return pickle.loads(self.waiting.pop(clock).result())
 
 
 _BATCHES: list[Batches] = []
@@ -59,5 +70,5 @@ def _receive(sent: bytes) -> None:
     _BATCHES.append(pickle.loads(sent))
 
 
-def _make(step: int, rank: int, world: int) -> bytes:
-    return pickle.dumps(next(_BATCHES[0](step, rank, world)))
+def _make(clock: Clock) -> bytes:
+    return pickle.dumps(_BATCHES[0](clock))

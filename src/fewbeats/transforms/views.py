@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import TYPE_CHECKING
@@ -13,6 +13,7 @@ from fewbeats.transforms.spatial import SpatialSettings, apply_spatial, draw_spa
 if TYPE_CHECKING:
     from torch import Generator, Tensor
 
+    from fewbeats.clock import Clock
     from fewbeats.sample import Batch, Batches
 
 Views = Callable[["Tensor", "Generator"], dict[str, "Tensor"]]
@@ -52,12 +53,12 @@ class Randomized:
     change: Callable[[Batch, Generator], Batch]
     seed: int
 
-    def __call__(self, start: int, rank: int, world: int) -> Iterator[Batch]:
-        """Batches from step `start` on."""
+    def __call__(self, clock: Clock) -> Batch:
+        """The changed batch of a step."""
         import torch
 
-        for step, batch in enumerate(self.batches(start, rank, world), start):
-            yield self.change(batch, torch.Generator().manual_seed(hash((self.seed, step, rank)) % 2**31))
+        drawn = hash((self.seed, clock.step, clock.rank)) % 2**31
+        return self.change(self.batches(clock), torch.Generator().manual_seed(drawn))
 
 
 def with_views(batches: Batches, views: Views, *, seed: int) -> Batches:
