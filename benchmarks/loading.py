@@ -13,14 +13,16 @@ import argparse
 import json
 import tempfile
 import time
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import torch
 
 from fewbeats.clock import Clock
-from fewbeats.data.dataset import SliceSampler
-from fewbeats.finetuning.segmentation import SegmentationSettings, augment
+from fewbeats.data.sampler import Sampler
+from fewbeats.data.store import stack_samples
+from fewbeats.finetuning.segmentation import SegmentationSettings, views
 from fewbeats.finetuning.supervised import Supervised
 from fewbeats.models.network import build_network
 from fewbeats.sample import Sample
@@ -28,6 +30,7 @@ from fewbeats.training.loop import FitSettings, fit
 from fewbeats.training.optim import build_optimizer, set_rates
 from fewbeats.training.precision import choose_precision, full_depthwise
 from fewbeats.training.rundir import RunDir
+from fewbeats.transforms.views import Viewed
 
 
 def main() -> None:
@@ -37,7 +40,8 @@ def main() -> None:
     parser.add_argument("--pairs", type=int, default=5)
     given = parser.parse_args()
     settings = SegmentationSettings()
-    batches = augment(SliceSampler(make_samples(), settings.batch_size, settings.depth), settings, seed=0)
+    sampler = Sampler(stack_samples(make_samples()), settings.batch_size, settings.depth)
+    batches = Viewed(sampler, partial(views, settings=settings), 0)
     loops, bares, shares = [], [], []
     for _ in range(given.pairs):
         seconds, share = time_loop(batches, settings, given.steps)

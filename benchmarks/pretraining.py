@@ -25,14 +25,15 @@ from torchvision.transforms import v2
 
 from fewbeats.clock import Clock
 from fewbeats.commands.pretrain import Pretrain, build_method
-from fewbeats.data.pool import PoolSampler, SlicePool
+from fewbeats.data.sampler import Sampler
+from fewbeats.data.store import Stacks, Stored
 from fewbeats.models.heads import pool_features
 from fewbeats.pretraining.dino import Dino
 from fewbeats.pretraining.simclr import Simclr
 from fewbeats.training.loop import FitSettings, fit
 from fewbeats.training.rundir import RunDir
 from fewbeats.training.workers import with_workers
-from fewbeats.transforms.views import with_views
+from fewbeats.transforms.views import Viewed
 
 
 def main() -> None:
@@ -66,23 +67,24 @@ def main() -> None:
     print(json.dumps(result, indent=1))
 
 
-def make_pool(folder: Path, *, scans: int = 20, slices: int = 10, side: int = 192) -> SlicePool:
+def make_pool(folder: Path, *, scans: int = 20, slices: int = 10, side: int = 192) -> Stacks:
     """A pool of smoothed noise; what it shows does not matter for time."""
     rng = np.random.default_rng(0)
     files = [folder / f"{i}.pool.npy" for i in range(scans)]
     for file in files:
         np.save(file, rng.standard_normal((2, slices, side, side)).astype(np.float16))
     every = np.ones(scans, int)
-    return SlicePool(
-        files=tuple(files), which=np.arange(scans), frames=2 * every, slices=slices * every, order=every,
-        subject=np.arange(scans),
+    return Stacks(
+        images=[Stored(file) for file in files], which=np.arange(scans),
+        frames=2 * every, slices=slices * every,
+        order=every, subject=np.arange(scans),
     )  # fmt: skip
 
 
-def data_share(command: Pretrain, pool: SlicePool, steps: int, workers: int) -> float:
+def data_share(command: Pretrain, pool: Stacks, steps: int, workers: int) -> float:
     """Median share of a step that waits for data, but for the first line of the log."""
     method, views = build_method(command)
-    shown = with_views(PoolSampler(pool, command.batch_size), views, seed=0)
+    shown = Viewed(Sampler(pool, command.batch_size, epochs=False), views, 0)
     with tempfile.TemporaryDirectory() as folder, with_workers(shown, workers) as batches:
         run, settings = (
             RunDir(Path(folder)),
@@ -102,10 +104,10 @@ def images_per_second(step: Callable[[], None], batch_size: int, steps: int) -> 
     return batch_size / float(np.median(seconds[2:]))
 
 
-def own_step(command: Pretrain, pool: SlicePool) -> Callable[[], None]:
+def own_step(command: Pretrain, pool: Stacks) -> Callable[[], None]:
     """Draw, view, forward, backward, update."""
     method, views = build_method(command)
-    batches, steps = with_views(PoolSampler(pool, command.batch_size), views, seed=0), count()
+    batches, steps = Viewed(Sampler(pool, command.batch_size, epochs=False), views, 0), count()
     optimizer = torch.optim.AdamW([p for g in method.parameter_groups() for p in g.parameters], lr=1e-4)
 
     def step() -> None:
@@ -118,7 +120,7 @@ def own_step(command: Pretrain, pool: SlicePool) -> Callable[[], None]:
     return step
 
 
-def lightly_step(command: Pretrain, pool: SlicePool) -> Callable[[], None]:
+def lightly_step(command: Pretrain, pool: Stacks) -> Callable[[], None]:
     """The same networks with lightly's loss, and each slice changed by torchvision's tensor transforms."""
     from copy import deepcopy
 
@@ -127,7 +129,7 @@ def lightly_step(command: Pretrain, pool: SlicePool) -> Callable[[], None]:
 
     method, _ = build_method(command)
     dino, size = command.dino, command.preprocess.size
-    batches, steps = PoolSampler(pool, command.batch_size), count()
+    batches, steps = Sampler(pool, command.batch_size, epochs=False), count()
     if isinstance(method, Simclr):
         student = torch.nn.ModuleDict({"encoder": method.encoder, "head": method.projector})
         loss, sizes = NTXentLoss(temperature=command.simclr.temperature), [size, size]

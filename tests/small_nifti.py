@@ -5,6 +5,9 @@ from __future__ import annotations
 import nibabel as nib
 import numpy as np
 
+from fewbeats.anatomy import whole_labels
+from fewbeats.io.nifti import read_nifti
+
 SHAPE = (4, 10, 12)  # (Z, Y, X)
 AFFINE = np.array([[1.4, 0, 0, 5], [0, 1.4, 0, 6], [0, 0, 8.0, 7], [0, 0, 0, 1]])
 
@@ -28,6 +31,12 @@ def save(path, array, *, affine=AFFINE):
     path.parent.mkdir(parents=True, exist_ok=True)
     nib.save(nib.Nifti1Image(array.T, affine), path)
     return path
+
+
+def read_labels(path):
+    """All frames of a label map (T, Z, Y, X), in canonical orientation."""
+    scan = read_nifti(path)
+    return np.stack([whole_labels(scan.frame(t), file=path) for t in range(scan.shape[0])])
 
 
 def rows_of(cohort):

@@ -9,7 +9,7 @@ import pytest
 import torch
 from scipy import ndimage
 
-from fewbeats.transforms.intensity import IntensitySettings, augment_intensity
+from fewbeats.transforms.intensity import IntensitySettings, apply_intensity, draw_intensity
 from fewbeats.transforms.spatial import SpatialSettings, apply_spatial, draw_spatial
 
 STILL = SpatialSettings(
@@ -21,6 +21,10 @@ NEUTRAL = IntensitySettings(
     low_resolution=1,
 )  # fmt: skip
 SOURCE, OUT = 96, 64
+
+
+def augment_intensity(image, settings, generator):
+    return apply_intensity(image, draw_intensity(settings, image.shape, generator))
 
 
 def _generator(seed: int = 0) -> torch.Generator:

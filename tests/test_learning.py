@@ -14,10 +14,11 @@ from fewbeats.cli import _command, main
 from fewbeats.clock import Clock
 from fewbeats.commands.pretrain import build_method
 from fewbeats.data.cohort import read_cohort
-from fewbeats.data.pool import PoolSampler, prepare_pool
+from fewbeats.data.pool import prepare_pool
+from fewbeats.data.sampler import Sampler
 from fewbeats.training.loop import FitSettings, fit
 from fewbeats.training.rundir import RunDir
-from fewbeats.transforms.views import with_views
+from fewbeats.transforms.views import Viewed
 
 
 def dice(run, cohort, folder) -> float:
@@ -71,7 +72,7 @@ def unseen_step(name: str, rate: str, phantoms: Path, folder: Path):
     command = _command("pretrain", [name, str(phantoms), "--out=x", "--steps=1", *flags])
     method, views = build_method(command)
     seen, unseen = (
-        with_views(PoolSampler(pool, size, seed=7), views, seed=3)
+        Viewed(Sampler(pool, size, seed=7, epochs=False), views, 3)
         for pool, size in (
             (prepare_pool(cohort.filter(pl.col("split") == "train"), command.preprocess, cache=folder), 16),
             (prepare_pool(cohort.filter(pl.col("split") != "train"), command.preprocess, cache=folder), 64),

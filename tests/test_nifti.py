@@ -19,8 +19,9 @@ from hypothesis import strategies as st
 from fewbeats.disk import atomic_path
 from fewbeats.errors import InputError
 from fewbeats.io import nifti
-from fewbeats.io.nifti import read_labels, read_nifti, write_frames, write_like, write_scan
+from fewbeats.io.nifti import read_nifti, write_frames, write_like, write_scan
 from fewbeats.scan import ArrayPixels, Scan
+from small_nifti import read_labels
 from test_scan import affines
 
 DTYPES = ["u1", "i1", "i2", "u2", "i4", "u4", "i8", "f4", "f8"]
@@ -125,24 +126,11 @@ def test_single_frames_are_3d_files(folder):
 
 def test_labels_are_whole_numbers(folder):
     values = np.array([0, 1, 205, 820, 70_000], "i4").reshape(1, 1, 1, 5)
-    _, labels = read_labels(_save(folder / "labels.nii", values))
-    np.testing.assert_array_equal(labels, values)
-    assert labels.dtype == np.int32
+    np.testing.assert_array_equal(read_labels(_save(folder / "labels.nii", values)), values)
     for bad in (0.5, 1e12):
         path = _save(folder / "labels.nii", np.full((1, 2, 2, 2), bad))
         with pytest.raises(InputError, match=r"labels\.nii: label values are not whole numbers"):
             read_labels(path)
-
-
-@pytest.mark.parametrize("stored", ["f4", "f8", "i4"])
-@pytest.mark.parametrize(("largest", "held"), [(255, "u1"), (256, "u2"), (70_000, "i4"), (-1, "i4")])
-def test_labels_take_no_more_memory_than_their_values(folder, stored, largest, held):
-    values = np.zeros((3, 2, 2, 2), stored)
-    values[1, 0, 0, 0] = largest  # not in the first frame, and not in the last
-    values[2, 0, 0, 0] = 4
-    _, labels = read_labels(_save(folder / "labels.nii", values))
-    np.testing.assert_array_equal(labels, values)
-    assert labels.dtype == held
 
 
 @pytest.mark.parametrize("name", ["a.nii", "a.nii.gz", "A.NII.GZ"])

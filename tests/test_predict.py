@@ -25,6 +25,7 @@ from fewbeats.io.dicom_seg import read_seg
 from fewbeats.models.network import NetworkSettings
 from fewbeats.scan import ArrayPixels, Scan, Source
 from fewbeats.transforms.preprocess import PreprocessSettings
+from small_nifti import read_labels
 
 STRUCTURES = ("LV", "MYO", "RV")
 SIDE = 32
@@ -176,9 +177,7 @@ def test_dicom_gets_masks_and_segmentations_that_are_equal(dicom, small_run, tmp
     written = nib.load(tmp_path / "out" / "study.nii.gz")
     assert written.shape == (64, 64, 5, 3)
     np.testing.assert_allclose(written.affine, scan.source.affine, atol=1e-4)
-    from fewbeats.io.nifti import read_labels
-
-    _, labels = read_labels(tmp_path / "out" / "study.nii.gz")
+    labels = read_labels(tmp_path / "out" / "study.nii.gz")
     assert set(np.unique(labels)) == {0, 1, 2, 3}
     segmented = np.stack(list(read_seg(tmp_path / "out" / "study_seg", scan)))
     np.testing.assert_array_equal(segmented, labels)

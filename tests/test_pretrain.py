@@ -16,7 +16,8 @@ from fewbeats.cli import main
 from fewbeats.clock import Clock
 from fewbeats.commands.pretrain import Pretrain, choose_pool
 from fewbeats.data.cohort import read_cohort
-from fewbeats.data.pool import PoolSampler, motion_center, prepare_pool, sample_slices
+from fewbeats.data.pool import motion_center, prepare_pool, sample_slices
+from fewbeats.data.sampler import Sampler
 from fewbeats.data.split import labeled_subjects
 from fewbeats.errors import InputError
 from fewbeats.models.network import NetworkSettings, build_network
@@ -30,7 +31,7 @@ from fewbeats.training.method import Method, Step
 from fewbeats.training.optim import OptimSettings, one_group
 from fewbeats.training.rundir import RunDir
 from fewbeats.transforms.preprocess import PreprocessSettings
-from fewbeats.transforms.views import with_views
+from fewbeats.transforms.views import Viewed
 
 # The pool
 
@@ -47,23 +48,25 @@ def pool(phantoms, tmp_path_factory):
 def test_every_slice_of_every_frame_is_in_the_pool(pool, phantoms):
     rows = read_cohort(phantoms).filter(pl.col("split") == "train")
     assert len(pool) == (rows["frames"] * rows["slices"]).sum()
-    assert len(pool.files) == len(rows) == 3
+    assert len(pool.images) == len(rows) == 3
 
 
 def test_a_step_draws_different_slices_and_ranks_share_them(pool):
-    whole = PoolSampler(pool, 16, seed=1)(Clock(5, 9))
-    halves = [PoolSampler(pool, 8, seed=1)(Clock(5, 9, rank, 2)) for rank in range(2)]
+    whole = Sampler(pool, 16, seed=1, epochs=False)(Clock(5, 9))
+    halves = [Sampler(pool, 8, seed=1, epochs=False)(Clock(5, 9, rank, 2)) for rank in range(2)]
     joined = torch.stack([half.views["image"] for half in halves], 1).flatten(0, 1)
     assert torch.equal(joined, whole.views["image"])
     assert len({image.numpy().tobytes() for image in whole.views["image"]}) == 16
-    assert not torch.equal(PoolSampler(pool, 16, seed=1)(Clock(6, 9)).views["image"], whole.views["image"])
+    assert not torch.equal(
+        Sampler(pool, 16, seed=1, epochs=False)(Clock(6, 9)).views["image"], whole.views["image"]
+    )
 
 
 def test_slices_come_with_their_height_and_scan(pool):
-    batch = PoolSampler(pool, 32, context=1, seed=0)(Clock(0, 1))
+    batch = Sampler(pool, 32, depth=3, seed=0, epochs=False)(Clock(0, 1))
     assert batch.views["image"].shape == (32, 3, 96, 96)
     for image, height, scan in zip(batch.views["image"].numpy(), batch.position, batch.scan):
-        stored = np.load(pool.files[scan])
+        stored = pool.images[pool.which[scan]][...]
         z = round(float(height) * stored.shape[1])
         assert any(np.array_equal(image[1], stored[t, z].astype(np.float32)) for t in range(len(stored)))
     assert batch.directed.all()
@@ -106,8 +109,10 @@ def test_what_is_blanked_does_not_follow_how_a_slice_is_turned(pool, tmp_path):
         def networks(self):
             return {}
 
-    images = PoolSampler(pool, 4, seed=3)
-    numbers = with_views(images, lambda image, g: {"numbers": torch.rand(4, 1, generator=g)}, seed=3)
+    images = Sampler(pool, 4, seed=3, epochs=False)
+    numbers = Viewed(
+        images, lambda batch, g: replace(batch, views={"numbers": torch.rand(4, 1, generator=g)}), 3
+    )
     fit(Listens(), numbers, settings=FitSettings(steps=5, seed=3), run=RunDir(tmp_path / "run"))
     assert not any(torch.equal(*pair) for pair in drawn)
 
@@ -353,7 +358,7 @@ def test_memory_does_not_grow_with_the_table(phantoms, tmp_path):
     peaks = []
     for count in (100, 10_000):
         many = pl.concat([rows] * (count // 3 + 1)).head(count)
-        sampler = PoolSampler(prepare_pool(many, GRID, cache=tmp_path), 16)
+        sampler = Sampler(prepare_pool(many, GRID, cache=tmp_path), 16, epochs=False)
         sampler(Clock(0, 200))
         tracemalloc.start()
         for step in range(200):

@@ -91,6 +91,23 @@ CONVENTIONS: dict[str, Convention] = {
 }
 
 
+def whole_labels(values: np.ndarray, *, file: Path | str) -> np.ndarray:
+    """Label values as integers.
+
+    Raises:
+        InputError: naming `file`, where they are no whole numbers.
+    """
+    if np.issubdtype(values.dtype, np.integer):
+        return values
+    with np.errstate(invalid="ignore"):
+        whole = values.astype(np.int32)
+    if not np.array_equal(whole, values):
+        raise InputError(
+            f"{file}: label values are not whole numbers; save the mask with nearest-neighbor values"
+        )
+    return whole
+
+
 def relabel(
     labels: np.ndarray, convention: Convention, targets: Sequence[str], *, file: Path | str = "labels"
 ) -> np.ndarray:
@@ -111,13 +128,7 @@ def relabel(
     Raises:
         InputError: labels hold a value the convention does not know, or no integers.
     """
-    if not np.issubdtype(labels.dtype, np.integer):
-        rounded = np.rint(labels)
-        if not np.array_equal(rounded, labels):
-            raise InputError(
-                f"{file}: label values are not whole numbers; save the mask with nearest-neighbor values"
-            )
-        labels = rounded.astype(np.int64)
+    labels = whole_labels(labels, file=file)
     found = np.unique(labels)
     unknown = [int(v) for v in found if v != 0 and int(v) not in convention.values]
     if unknown:

@@ -11,36 +11,74 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 
-def dice_ce_loss(logits: Tensor, target: Tensor, annotated: Tensor | None = None) -> Tensor:
+def dice_ce_loss(
+    logits: Tensor, target: Tensor, annotated: Tensor | None = None, *, weight: Tensor | None = None
+) -> Tensor:
     """Soft Dice, pooled over the batch, plus cross-entropy (Isensee et al., Nature Methods 2021).
 
     Where a sample's labels do not speak of a class, that class is merged into its background: neither a
-    present nor an absent structure is punished there (marginal loss, Shi et al., MedIA 2021).
+    present nor an absent structure is punished there (marginal loss, Shi et al., MedIA 2021). Both terms are
+    means over what has weight: samples of weight 0, and such as speak of no class, change neither.
 
     Args:
         logits: (B, 1 + C, ...) scores, class 0 is background.
-        target: (B, ...) class indices.
+        target: (B, ...) class indices, or (B, 1 + C, ...) soft masks that sum to 1 over the classes.
         annotated: (B, C) bool, None where all labels speak of all classes.
+        weight: (B,) of samples or (B, ...) of voxels, None where all count alike.
 
     Returns:
-        scalar; 0.5 Dice loss + 0.5 cross-entropy.
+        scalar; 0.5 Dice loss + 0.5 cross-entropy, 0 where nothing has weight.
+
+    >>> logits = torch.tensor([[[4.0, -4.0]], [[-4.0, 4.0]]]).transpose(0, 1)  # one sample, two voxels
+    >>> sure = dice_ce_loss(logits, torch.tensor([[0, 1]]))
+    >>> soft = dice_ce_loss(logits, torch.eye(2)[None])
+    >>> bool(sure < 0.01), torch.equal(sure, soft)
+    (True, True)
     """
     log_probabilities = logits.float().log_softmax(1)
+    soft = target.float() if target.ndim == logits.ndim else _one_hot(target, log_probabilities)
     known = torch.ones(logits.shape[:2], dtype=torch.bool, device=logits.device)
     if annotated is not None and not bool(annotated.all()):
         known[:, 1:] = annotated
         log_probabilities = _merge_into_background(log_probabilities, known)
-    ce = F.nll_loss(log_probabilities, target)
-    probabilities = log_probabilities.exp()
-    onehot = torch.zeros_like(probabilities).scatter_(1, target[:, None], 1.0)
-    sees = known.view(*known.shape, *[1] * (logits.ndim - 2)).float()
+        soft = _merge_soft(soft, known)
+        told = known[:, 1:].any(1)
+        if not bool(told.all()):
+            weight = told.float() if weight is None else weight * _like(told, weight)
+    counts = _like(known.float(), logits) * (1.0 if weight is None else _like(weight, logits[:, 0])[:, None])
     axes = [0, *range(2, logits.ndim)]
-    overlap = (probabilities * onehot * sees).sum(axes)
-    total = ((probabilities + onehot) * sees).sum(axes)
+    probabilities = log_probabilities.exp()
+    overlap = (probabilities * soft * counts).sum(axes)
+    total = ((probabilities + soft) * counts).sum(axes)
     dice = (2 * overlap[1:] + 1e-5) / (total[1:] + 1e-5)
-    present = known[:, 1:].any(0)
+    present = counts[:, 1:].flatten(2).any(2).any(0)
     dice_loss = 1 - dice[present].mean() if bool(present.any()) else logits.new_zeros(())
-    return 0.5 * dice_loss + 0.5 * ce
+    return 0.5 * dice_loss + 0.5 * _cross_entropy(log_probabilities, target, soft, weight)
+
+
+def _cross_entropy(log_probabilities: Tensor, target: Tensor, soft: Tensor, weight: Tensor | None) -> Tensor:
+    """Mean over voxels, by weight."""
+    if weight is None and target.ndim < log_probabilities.ndim:
+        return F.nll_loss(log_probabilities, target)
+    each = -(soft * log_probabilities).sum(1)
+    weights = _like(torch.ones_like(each[:, :1]) if weight is None else weight, each).expand_as(each)
+    return (each * weights).sum() / weights.sum().clamp_min(1e-8)
+
+
+def _one_hot(target: Tensor, like: Tensor) -> Tensor:
+    return torch.zeros_like(like).scatter_(1, target[:, None], 1.0)
+
+
+def _like(values: Tensor, other: Tensor) -> Tensor:
+    """`values` with axes of length 1 behind, as many as `other` has."""
+    return values.reshape(*values.shape, *[1] * (other.ndim - values.ndim))
+
+
+def _merge_soft(soft: Tensor, known: Tensor) -> Tensor:
+    """Add the share of unknown classes to class 0."""
+    unknown = _like(~known, soft)
+    background = soft[:, :1] + (soft * unknown).sum(1, keepdim=True)
+    return torch.cat([background, soft[:, 1:] * ~unknown[:, 1:]], 1)
 
 
 def _merge_into_background(log_probabilities: Tensor, known: Tensor) -> Tensor:

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, fields, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    import numpy as np
     import torch
 
     from fewbeats.clock import Clock
@@ -15,11 +14,11 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class Sample:
-    """One frame of one scan, resampled and normalized; arrays may be memory-mapped."""
+    """One frame of one scan, resampled and normalized; its arrays may lie on disk until they are indexed."""
 
-    image: np.ndarray
-    """(Z, Y, X) float16, zero mean and unit variance in the field of view, 0 outside."""
-    mask: np.ndarray | None
+    image: Any
+    """(Z, Y, X) float16, zero mean and unit variance in the field of view, 0 outside; read where indexed."""
+    mask: Any
     """(Z, Y, X) uint8 class indices, 0 background, None where unlabeled."""
     annotated: tuple[bool, ...]
     """For each class after background, whether the labels speak of it."""
@@ -30,8 +29,8 @@ class Sample:
     """Where the labels come from: "manual", "teacher", "pseudo", "" where there are none."""
     spacing_mm: tuple[float, float, float]
     """(z, y, x) of the scan's own grid."""
-    position: np.ndarray | None = None
-    """(Z,) 0 at the base to 1 at the apex, None where the direction is unknown."""
+    order: int = 0
+    """1 where the base comes first, -1 where the apex does, 0 where the direction is unknown."""
     key: str = ""
     """Digest of the content it was made from and of the settings that made it."""
 
@@ -43,11 +42,13 @@ class Batch:
     views: dict[str, torch.Tensor]
     """Name -> (B, C, Y, X) or (B, C, Z, Y, X) float32; views may differ in size."""
     target: torch.Tensor | None = None
-    """(B, Y, X) or (B, Z, Y, X) class indices, or soft masks with a class axis after B."""
+    """(B, [Z,] Y, X) class indices, or soft masks with a class axis after B; (B,) classes of whole images."""
     annotated: torch.Tensor | None = None
     """(B, C) bool: the labels of this sample speak of class c + 1."""
     weight: torch.Tensor | None = None
-    """(B,) or like `target`: weight in the loss."""
+    """(B,) of samples or (B, [Z,] Y, X) of voxels, in the loss."""
+    labeled: torch.Tensor | None = None
+    """(B,) bool: the sample has a label, None where all have; of the others `target` says nothing."""
     position: torch.Tensor | None = None
     """(B,) share of the stack's height, 0 to 1, from base to apex where `directed`; NaN where not told."""
     directed: torch.Tensor | None = None
@@ -67,6 +68,14 @@ class Batch:
         }
         views = {name: view.to(device, non_blocking=True) for name, view in self.views.items()}
         return replace(self, views=views, **moved)
+
+    @property
+    def label_weight(self) -> torch.Tensor | None:
+        """`weight` with 0 for samples without a label; None where all count alike."""
+        if self.labeled is None or self.weight is None:
+            return self.weight if self.labeled is None else self.labeled.float()
+        axes = [1] * (self.weight.ndim - 1)
+        return self.weight * self.labeled.view(-1, *axes)
 
     def split(self, parts: int) -> Iterator[tuple[Batch, float]]:
         """Consecutive parts of about equal size, and the share of the items in each.
@@ -89,6 +98,30 @@ class Batch:
             }
             views = {name: view[own] for name, view in self.views.items()}
             yield replace(self, views=views, **cut), (own.stop - own.start) / items
+
+
+def join_batches(parts: Sequence[Batch]) -> Batch:
+    """Several batches as one; samples of a part without `target` are unlabeled in it.
+
+    Args:
+        parts: with views of the same names and sizes.
+    """
+    import torch
+
+    counts = [len(next(iter(part.views.values()))) for part in parts]
+    joined: dict[str, Any] = {}
+    for f in fields(Batch):
+        values = [getattr(part, f.name) for part in parts]
+        known = next((v for v in values if v is not None), None)
+        if f.name == "views":
+            joined["views"] = {name: torch.cat([v[name] for v in values]) for name in values[0]}
+        elif isinstance(known, tuple):
+            joined[f.name] = tuple(item for value in values for item in value)
+        elif known is not None:
+            missing = [known.new_zeros(n, *known.shape[1:]) for n in counts]
+            joined[f.name] = torch.cat([m if v is None else v for v, m in zip(values, missing)])
+    told = [part.target is not None for part in parts]
+    return Batch(**joined | {"labeled": torch.tensor(told).repeat_interleave(torch.tensor(counts))})
 
 
 Batches = Callable[["Clock"], Batch]

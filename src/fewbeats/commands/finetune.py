@@ -246,7 +246,8 @@ def read_samples(command: Finetune, data: TrainingData) -> TrainingSamples:
     Raises:
         InputError: an image or label cannot be used, or no frame is labeled.
     """
-    from fewbeats.data.samples import as_heart, image_center, prepare_labeled
+    from fewbeats.data.samples import image_center, prepare_labeled
+    from fewbeats.data.store import as_heart
 
     where: dict[str, Any] = {"structures": data.structures, "cache": data.cache, "phase": command.phase}
     train, held_back = (
@@ -355,11 +356,16 @@ def _train(
     label: str = "training",
 ) -> tuple[nn.Module, int]:
     """The trained network, and its number of steps."""
-    from fewbeats.data.dataset import SliceSampler
+    from fewbeats.data.sampler import Sampler
+    from fewbeats.data.store import stack_samples
     from fewbeats.finetuning.segmentation import train_segmentation
 
-    batches = SliceSampler(
-        samples, settings.batch_size, settings.depth, slab=settings.network.dims == 3, seed=fit_settings.seed
+    batches = Sampler(
+        stack_samples(samples),
+        settings.batch_size,
+        settings.depth,
+        slab=settings.network.dims == 3,
+        seed=fit_settings.seed,
     )
     return train_segmentation(
         network,

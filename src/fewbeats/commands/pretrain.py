@@ -35,8 +35,8 @@ from fewbeats.transforms.views import Views, ViewSettings
 if TYPE_CHECKING:
     import polars as pl
 
-    from fewbeats.data.pool import SlicePool
     from fewbeats.data.provenance import Provenance
+    from fewbeats.data.store import Stacks
     from fewbeats.sample import Batch
     from fewbeats.training.method import Method
 
@@ -91,10 +91,10 @@ class Pretrain:
         Raises:
             InputError: the cohort, its scans or the settings cannot be used.
         """
-        from fewbeats.data.pool import PoolSampler
+        from fewbeats.data.sampler import Sampler
         from fewbeats.training.loop import fit
         from fewbeats.training.workers import with_workers
-        from fewbeats.transforms.views import with_views
+        from fewbeats.transforms.views import Viewed
 
         started = time.perf_counter()
         method, views = build_method(self)  # whatever is wrong with the settings shows before scans are read
@@ -107,8 +107,8 @@ class Pretrain:
             print(f"{run.path}: already trained with these settings")
             return run.path
         earlier = run.trained_seconds()  # by processes that were stopped
-        sampler = PoolSampler(pool, self.batch_size, self.network.context, self.seed)
-        shown = with_views(sampler, views, seed=self.seed)
+        sampler = Sampler(pool, self.batch_size, self.network.in_channels, seed=self.seed, epochs=False)
+        shown = Viewed(sampler, views, self.seed)
         fit_settings = FitSettings(steps=self.steps, minutes=self.minutes, seed=self.seed, optim=self.optim)
         probe = watch_heights(self, pool)
         with with_workers(shown, self.workers) as batches:
@@ -267,7 +267,7 @@ def describe_request(command: Pretrain, rows: pl.DataFrame, seen: Provenance) ->
     return request
 
 
-def read_pool(command: Pretrain, rows: pl.DataFrame) -> SlicePool:
+def read_pool(command: Pretrain, rows: pl.DataFrame) -> Stacks:
     """Raises:
     InputError: a scan cannot be read, or the pool is too small for the method.
     """
@@ -298,7 +298,7 @@ def check_pool(command: Pretrain, slices: int, deepest: int) -> None:
         )
 
 
-def watch_heights(command: Pretrain, pool: SlicePool) -> Validation | None:
+def watch_heights(command: Pretrain, pool: Stacks) -> Validation | None:
     """A probe of the encoder ten times a run; None where too few stacks say which end is the base."""
     import torch
 

@@ -6,19 +6,19 @@ import gzip
 import hashlib
 import re
 import zlib
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from fewbeats.anatomy import whole_labels
 from fewbeats.disk import files_below
 from fewbeats.errors import InputError
-from fewbeats.io.nifti import read_labels, read_nifti
+from fewbeats.io.nifti import read_nifti
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
-
     import polars as pl
 
     from fewbeats.scan import Scan
@@ -73,11 +73,32 @@ def open_image(image: str, *, frame_time_ms: float | None = None) -> Scan:
     return scans[number - 1]
 
 
-def open_labels(row: Mapping[str, Any], scan: Scan) -> dict[int, np.ndarray]:
+class Labels(Mapping[int, np.ndarray]):
+    """Frame -> its label map (Z, Y, X), read when it is asked for: a 4D label is larger than its image.
+
+    Args:
+        frames: of the scan -> of the file.
+        read: a frame of the file.
+    """
+
+    def __init__(self, frames: Mapping[int, int], read: Callable[[int], np.ndarray]):
+        self._frames, self._read = frames, read
+
+    def __getitem__(self, t: int) -> np.ndarray:
+        return self._read(self._frames[t])
+
+    def __iter__(self) -> Iterator[int]:
+        return iter(self._frames)
+
+    def __len__(self) -> int:
+        return len(self._frames)
+
+
+def open_labels(row: Mapping[str, Any], scan: Scan) -> Mapping[int, np.ndarray]:
     """The labels of a row, by frame of its scan.
 
     Returns:
-        frame -> (Z, Y, X) int32 in canonical orientation, values of the row's convention; empty where the
+        frame -> (Z, Y, X) integers in canonical orientation, values of the row's convention; empty where the
         row has no label.
 
     Raises:
@@ -97,16 +118,18 @@ def open_labels(row: Mapping[str, Any], scan: Scan) -> dict[int, np.ndarray]:
 
         drawn = dict(zip(seg_frames(path, scan), read_seg(path, scan), strict=True))
         return {t: labels.astype(np.int32) for t, labels in drawn.items() if t in (named or drawn)}
-    mask, labels = read_labels(path)
+    mask = read_nifti(path)
     check_grid(mask, scan, path=path)
-    if len(labels) == scan.shape[0]:
-        return {t: labels[t] for t in named or range(len(labels))}
-    if len(labels) != len(named):
-        raise InputError(
-            f"{path}: {len(labels)} frames for {scan.shape[0]} of the image; save a mask of all, or write "
-            "into label_frames which they are, as 0;12"
-        )
-    return dict(zip(named, labels, strict=True))
+    places = {t: t for t in named or range(scan.shape[0])}
+    count = mask.shape[0]
+    if count != scan.shape[0]:
+        if count != len(named):
+            raise InputError(
+                f"{path}: {count} frames for {scan.shape[0]} of the image; save a mask of all, or write "
+                "into label_frames which they are, as 0;12"
+            )
+        places = dict(zip(named, range(count)))
+    return Labels(places, lambda place: whole_labels(mask.frame(place), file=path))
 
 
 def check_grid(mask: Scan, scan: Scan, *, path: Path) -> None:

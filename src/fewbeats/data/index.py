@@ -149,16 +149,17 @@ def measure_label(row: Row, scan: Scan) -> Row:
         raise InputError(f"{file}: what do its values mean? name a convention or an own file")
     convention = find_convention(row["convention"])
     labels = open_labels({"label_frames": None, **row}, scan)
+    found: dict[int, set[int]] = {}
     for t, frame in labels.items():
         relabel(frame, convention, (), file=f"{file}, frame {t}")
-    drawn = [t for t, frame in labels.items() if frame.any()]
+        found[t] = {int(value) for value in np.unique(frame)} - {0}
+    drawn = [t for t, values in found.items() if values]
     named = row.get("label_frames")
     if not drawn or (named and len(drawn) < len(labels)):
         where = f" on one of the frames {named}" if named else ""
         raise InputError(f"{file}: the label is empty{where}; draw it, or move the file away")
-    values = {int(v) for t in drawn for v in np.unique(labels[t])} - {0}
     frames = None if len(drawn) == scan.shape[0] else ";".join(map(str, drawn))
-    return {**row, "label_frames": frames, "_values": values}
+    return {**row, "label_frames": frames, "_values": set().union(*found.values())}
 
 
 def narrow_fewbeats(rows: Iterable[Row]) -> list[Row]:

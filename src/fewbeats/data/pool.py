@@ -1,7 +1,7 @@
-"""Unlabeled scans -> batches of slices, for methods that see no label; memory does not grow with the pool.
+"""Unlabeled scans -> Stacks, for methods that see no label.
 
-Every frame of every scan is laid on the network's grid and kept once per file; a batch reads its slices when
-it is drawn. The field of view is centered without labels: on the image, or on what moves.
+Every frame of every scan is laid on the network's grid and kept once per file. The field of view is centered
+without labels: on the image, or on what moves.
 """
 
 from __future__ import annotations
@@ -9,22 +9,19 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
-import torch
 from scipy import ndimage
 
-from fewbeats.clock import Clock
 from fewbeats.data.files import open_scan
 from fewbeats.data.provenance import file_key
-from fewbeats.data.samples import MARGIN
+from fewbeats.data.store import MARGIN, Stacks, Stored, slice_order
 from fewbeats.disk import atomic_path
 from fewbeats.errors import InputError
-from fewbeats.sample import Batch
-from fewbeats.transforms.preprocess import PreprocessSettings, prepare_frame
+from fewbeats.transforms.preprocess import PreprocessSettings, middle, prepare_frame
 
 if TYPE_CHECKING:
     import polars as pl
@@ -41,39 +38,7 @@ NEAR_MIDDLE_MM = (
 SMOOTH_MM = 8.0  # the beating heart is one region of several cm; edges of still things are thin
 
 
-@dataclass(frozen=True)
-class SlicePool:
-    """All slices of all frames of the pool's scans, addressed by cumulative offsets."""
-
-    files: tuple[Path, ...]
-    """Stored arrays (T, Z, S, S) float16, each once."""
-    which: np.ndarray
-    """(N,) for each scan its file."""
-    frames: np.ndarray
-    """(N,) T."""
-    slices: np.ndarray
-    """(N,) Z."""
-    order: np.ndarray
-    """(N,) 1 base first, -1 apex first, 0 unknown."""
-    subject: np.ndarray
-    """(N,) number of the subject."""
-
-    def __len__(self) -> int:
-        return int((self.frames * self.slices).sum())
-
-    def read(self, scan: int, t: int, z: int, context: int) -> np.ndarray:
-        """(1 + 2 context, S, S) a slice and its neighbors, the stack's last slice repeated beyond it."""
-        stored = np.load(self.files[self.which[scan]], mmap_mode="r")
-        around = np.clip(np.arange(z - context, z + context + 1), 0, stored.shape[1] - 1)
-        return np.asarray(stored[t, around])
-
-    def heights(self, scan: np.ndarray, z: np.ndarray) -> np.ndarray:
-        """Slices below the base over all slices, z / Z as in PCL; from the first where the end is unknown."""
-        slices = self.slices[scan]
-        return np.where(self.order[scan] < 0, slices - 1 - z, z) / slices
-
-
-def sample_slices(pool: SlicePool, most: int, *, size: int, context: int) -> tuple[np.ndarray, ...]:
+def sample_slices(pool: Stacks, most: int, *, size: int, context: int) -> tuple[np.ndarray, ...]:
     """Some slices of stacks of known direction, the same for the same pool, to judge an encoder by.
 
     Args:
@@ -92,44 +57,16 @@ def sample_slices(pool: SlicePool, most: int, *, size: int, context: int) -> tup
     draw = np.random.default_rng(0)
     scan = draw.permutation(np.resize(draw.permutation(known), most))
     t, z = (np.array([draw.integers(counts[s]) for s in scan]) for counts in (pool.frames, pool.slices))
-    wide = np.stack([pool.read(*place, context) for place in zip(scan, t, z)]).astype(np.float32)
-    margin = (wide.shape[-1] - size) // 2
-    cut = wide[..., margin : margin + size, margin : margin + size]
+    beside = np.arange(-context, context + 1)
+    around = [np.clip(at + beside, 0, pool.slices[s] - 1) for s, at in zip(scan, z)]
+    wide = np.stack([pool.read(*place) for place in zip(scan, t, around)]).astype(np.float32)
+    cut = wide[..., middle(wide.shape[-1], size), middle(wide.shape[-1], size)]
     return cut, pool.heights(scan, z), pool.subject[scan]
-
-
-@dataclass(frozen=True)
-class PoolSampler:
-    """Draws slices, all different within a step; what is drawn depends on (seed, step) alone."""
-
-    pool: SlicePool
-    batch_size: int
-    context: int = 0
-    seed: int = 0
-
-    def __call__(self, clock: Clock) -> Batch:
-        """The batch of a step; each rank gets its own share of the step's slices."""
-        offsets = np.cumsum(self.pool.frames * self.pool.slices)
-        draw = np.random.default_rng([self.seed, clock.step])
-        drawn = draw.choice(len(self.pool), self.batch_size * clock.world, replace=False)
-        return self._batch(drawn[clock.rank :: clock.world], offsets)
-
-    def _batch(self, drawn: np.ndarray, offsets: np.ndarray) -> Batch:
-        scan = np.searchsorted(offsets, drawn, side="right")
-        within = drawn - (offsets - self.pool.frames * self.pool.slices)[scan]
-        t, z = np.divmod(within, self.pool.slices[scan])
-        image = np.stack([self.pool.read(*place, self.context) for place in zip(scan, t, z)])
-        return Batch(
-            views={"image": torch.from_numpy(image.astype(np.float32))},
-            position=torch.from_numpy(self.pool.heights(scan, z).astype(np.float32)),
-            directed=torch.from_numpy(self.pool.order[scan] != 0),
-            scan=torch.from_numpy(scan),
-        )
 
 
 def prepare_pool(
     rows: pl.DataFrame, settings: PreprocessSettings, *, cache: Path, center: Centering = "motion"
-) -> SlicePool:
+) -> Stacks:
     """Every frame of every scan of `rows`, laid on the network's grid and stored where it is not yet.
 
     Args:
@@ -153,15 +90,14 @@ def prepare_pool(
         which.append(files.setdefault(path, len(files)))
         frames, slices = np.load(path, mmap_mode="r").shape[:2]
         shapes.append((frames, slices))
-    order = {"base_first": 1, "apex_first": -1}  # which a single slice does not have
-    known = [order.get(o, 0) if z > 1 else 0 for o, (_, z) in zip(rows["slice_order"], shapes)]
-    return SlicePool(
-        files=tuple(files),
+    order = [slice_order(text, z) for text, (_, z) in zip(rows["slice_order"], shapes)]
+    return Stacks(
+        images=[Stored(file) for file in files],
         which=np.array(which),
         frames=np.array([frames for frames, _ in shapes]),
         slices=np.array([slices for _, slices in shapes]),
-        order=np.array(known),
-        subject=rows["subject"].rank("dense").to_numpy(),
+        order=np.array(order),
+        subject=np.array(rows["subject"].to_list(), object),
     )
 
 

@@ -1,16 +1,15 @@
 """Cohort rows -> Samples: read, laid on the network's grid, normalized, kept on disk.
 
 A sample is wider than the network's field of view, so that rotation and shift find real pixels beyond it.
-It is stored once under a key of its content and the settings, as two memory-mapped arrays.
+It is stored once under a key of its content and the settings, as two arrays.
 """
 
 from __future__ import annotations
 
 import hashlib
-import io
 import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -18,13 +17,12 @@ import numpy as np
 
 from fewbeats.anatomy import annotated, find_convention, relabel
 from fewbeats.data.files import open_labels, open_scan
-from fewbeats.disk import atomic_path
+from fewbeats.data.store import MARGIN, Stored, keep, slice_order
 from fewbeats.errors import InputError
 from fewbeats.sample import Sample
 from fewbeats.scan import Scan
 from fewbeats.transforms.preprocess import PreprocessSettings, prepare_frame
 
-MARGIN = 1.5  # width of a stored sample in fields of view
 REVISION = 1  # of what a stored sample is; part of its key
 
 Center = Callable[[np.ndarray], tuple[float, float] | None]
@@ -105,19 +103,19 @@ def _prepare(
         image, grid = prepare_frame(
             frame, scan.spacing_mm, settings, center=center(mask), size=size, modality=modality
         )
-        _store(folder / f"{key}.image.npy", image.astype(np.float16))
-        _store(folder / f"{key}.mask.npy", grid.sample_labels(mask))
-    stored = np.load(folder / f"{key}.image.npy", mmap_mode="r")
+        keep(folder / f"{key}.image.npy", image.astype(np.float16))
+        keep(folder / f"{key}.mask.npy", grid.sample_labels(mask))
+    stored = Stored(folder / f"{key}.image.npy")
     return Sample(
         image=stored,
-        mask=np.load(folder / f"{key}.mask.npy", mmap_mode="r"),
+        mask=Stored(folder / f"{key}.mask.npy"),
         annotated=annotated(convention, structures),
         subject=row["subject"],
         scan=row["scan"],
         frame=t,
         source=row["label_source"] or "manual",
         spacing_mm=scan.spacing_mm,
-        position=_position(row["slice_order"], stored.shape[0]),
+        order=slice_order(row["slice_order"], stored.shape[0]),
         key=key,
     )
 
@@ -137,28 +135,3 @@ def _key(
     for array in (frame, mask):
         digest.update(str(array.shape).encode() + np.ascontiguousarray(array).tobytes())
     return digest.hexdigest()[:32]
-
-
-def _store(path: Path, array: np.ndarray) -> None:
-    """Save an array so that it is there whole or not at all."""
-    whole = io.BytesIO()  # numpy itself does not tell that a disk is full
-    np.save(whole, array)
-    with atomic_path(path) as partial:
-        partial.write_bytes(whole.getbuffer())
-
-
-def _position(slice_order: str | None, slices: int) -> np.ndarray | None:
-    if slice_order not in ("base_first", "apex_first") or slices < 2:
-        return None
-    along = np.linspace(0.0, 1.0, slices)
-    return along if slice_order == "base_first" else along[::-1]
-
-
-def as_heart(samples: Iterable[Sample]) -> list[Sample]:
-    """The same samples with one class, the heart: everything labeled."""
-    return [
-        replace(
-            s, mask=None if s.mask is None else (np.asarray(s.mask) > 0).astype(np.uint8), annotated=(True,)
-        )
-        for s in samples
-    ]

@@ -59,12 +59,12 @@ class ScanMasks:
         self.source = source
         self.scan: Scan = read_nifti(source.mask)
         self.judged: list[str] = []
-        self._manual: dict[int, np.ndarray] = {}
+        self._manual: Mapping[int, np.ndarray] = {}
         if source.convention is not None:
             self.judged = [s for s in source.structures if s in source.convention.speaks_of]
             self._manual = self._read_manual()
 
-    def _read_manual(self) -> dict[int, np.ndarray]:
+    def _read_manual(self) -> Mapping[int, np.ndarray]:
         row = self.source.row
         grid = self.scan if is_nifti(Path(row["label"])) else open_scan(row)  # a SEG refers to its images
         try:

@@ -5,20 +5,24 @@ from __future__ import annotations
 from collections.abc import Sequence
 from copy import deepcopy
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import TYPE_CHECKING
 
 from fewbeats.clock import Clock
 from fewbeats.errors import InputError
+from fewbeats.metrics import dice
 from fewbeats.models.network import NetworkSettings
 from fewbeats.training.loop import FitSettings, Validation, fit
 from fewbeats.training.optim import OptimSettings
+from fewbeats.transforms.inputs import cut_inputs
 from fewbeats.transforms.intensity import IntensitySettings
-from fewbeats.transforms.preprocess import PreprocessSettings
+from fewbeats.transforms.preprocess import PreprocessSettings, middle
 from fewbeats.transforms.spatial import SpatialSettings
+from fewbeats.transforms.views import Viewed, ViewSettings, change_gray, cut_labeled
 
 if TYPE_CHECKING:
     import numpy as np
-    from torch import nn
+    from torch import Generator, nn
 
     from fewbeats.sample import Batch, Batches, Sample
     from fewbeats.training.method import Method
@@ -59,6 +63,16 @@ class SegmentationSettings:
             raise InputError(f"--batch-size {self.batch_size}: give at least 1")
         if not 0 <= self.ema_decay < 1 or not 0 <= self.freeze_encoder <= 1:
             raise InputError("--ema-decay: must be in [0, 1); --freeze-encoder: in [0, 1]")
+
+    def cut(self, image: np.ndarray) -> np.ndarray:
+        """One frame (Z, Y, X) as the network takes it (`cut_inputs`)."""
+        network = self.network
+        return cut_inputs(image, dims=network.dims, context=network.context, multiple=network.slice_stride)
+
+    @property
+    def views(self) -> ViewSettings:
+        """What a random view is."""
+        return ViewSettings(size=self.preprocess.size, spatial=self.spatial, intensity=self.intensity)
 
     @property
     def depth(self) -> int:
@@ -115,7 +129,7 @@ def train_segmentation(
     method = Supervised(
         network, optim=settings.optim, ema_decay=settings.ema_decay, freeze=settings.freeze_encoder
     )
-    augmented = augment(batches, settings, seed=fit_settings.seed)
+    augmented = Viewed(batches, partial(views, settings=settings), fit_settings.seed)
 
     def validate(method: Method) -> dict[str, float]:
         network = recalibrate(exported(method), augmented)
@@ -145,35 +159,35 @@ def exported(method: Method) -> nn.Module:
     return network
 
 
-def augment(batches: Batches, settings: SegmentationSettings, *, seed: int) -> Batches:
-    """Random transform of each batch."""
-    from fewbeats.transforms.views import Randomized
+def views(batch: Batch, generator: Generator, settings: SegmentationSettings) -> Batch:
+    """A random view of wide slices and of their masks, as the network takes them."""
+    cut = cut_labeled(batch, settings.views, generator)
+    image = change_gray(cut.views["image"], settings.views, generator)
+    return as_input(replace(cut, views={"image": image}), settings)
 
-    return Randomized(batches, lambda batch, generator: transform(batch, settings, generator), seed)
 
+def as_input(batch: Batch, settings: SegmentationSettings) -> Batch:
+    """Views and target with the axes of the network's dimensions.
 
-def transform(batch: Batch, settings: SegmentationSettings, generator) -> Batch:
-    """Cut a batch of wide slices to the network's field of view with a random transform."""
+    Args:
+        batch: views (B, depth, Y, X), target (B, 1 or depth, Y, X).
+        settings: of the network.
+
+    Returns:
+        in 2D, views in channels-last memory and the target (B, Y, X); in 3D, views (B, 1, depth, Y, X).
+    """
     import torch
 
-    from fewbeats.transforms.intensity import augment_intensity
-    from fewbeats.transforms.spatial import apply_spatial, draw_spatial
-
-    image, target = batch.views["image"], batch.target
-    assert target is not None
-    draw = draw_spatial(
-        settings.spatial,
-        batch=len(image),
-        source_px=image.shape[-1],
-        out_px=settings.preprocess.size,
-        generator=generator,
-    )
-    image = augment_intensity(apply_spatial(image, draw), settings.intensity, generator)
-    target = apply_spatial(target.float(), draw, labels=True).long()
     if settings.network.dims == 3:
-        return replace(batch, views={"image": image[:, None]}, target=target)
-    image = image.contiguous(memory_format=torch.channels_last)
-    return replace(batch, views={"image": image}, target=target[:, 0])
+        return replace(batch, views={name: view[:, None] for name, view in batch.views.items()})
+    shown = {n: v.contiguous(memory_format=torch.channels_last) for n, v in batch.views.items()}
+    target, weight = batch.target, batch.weight
+    return replace(
+        batch,
+        views=shown,
+        target=None if target is None else target[:, 0],
+        weight=weight[:, 0] if weight is not None and weight.ndim > 1 else weight,
+    )
 
 
 def score_samples(network: nn.Module, samples: Sequence[Sample], settings: SegmentationSettings) -> float:
@@ -181,41 +195,20 @@ def score_samples(network: nn.Module, samples: Sequence[Sample], settings: Segme
     import numpy as np
     import torch
 
+    from fewbeats.models.answering import answering
+
     scores: dict[str, list[float]] = {}
     device = next(network.parameters()).device
-    margin = (samples[0].image.shape[-1] - settings.preprocess.size) // 2
-    for sample in samples:
-        assert sample.mask is not None
-        plane = (slice(None), *[slice(margin, margin + settings.preprocess.size)] * 2)
-        batch = cut_inputs(np.asarray(sample.image[plane], np.float32), settings)
-        with torch.inference_mode():
-            found = network(torch.from_numpy(batch).to(device)).argmax(1).cpu().numpy()
-        truth = np.asarray(sample.mask[plane])
-        found = found.reshape(-1, *found.shape[-2:])
-        found = found[(len(found) - len(truth)) // 2 :][: len(truth)]
-        for index, speaks in enumerate(sample.annotated, 1):
-            if speaks:
-                both, total = (
-                    ((found == index) & (truth == index)).sum(),
-                    (found == index).sum() + (truth == index).sum(),
-                )
-                scores.setdefault(sample.subject, []).append(2 * both / total if total else 1.0)
+    with answering(network) as ask:
+        for sample in samples:
+            side = middle(sample.image.shape[-1], settings.preprocess.size)
+            batch = settings.cut(np.asarray(sample.image[:, side, side], np.float32))
+            truth = sample.mask[:, side, side]
+            found = ask(torch.from_numpy(batch).to(device)).argmax(1).cpu().numpy()
+            found = found.reshape(-1, *found.shape[-2:])
+            found = found[(len(found) - len(truth)) // 2 :][: len(truth)]
+            for index, speaks in enumerate(sample.annotated, 1):
+                if speaks:
+                    agreement = dice(found == index, truth == index)
+                    scores.setdefault(sample.subject, []).append(agreement)
     return float(np.mean([np.mean(values) for values in scores.values()]))
-
-
-def cut_inputs(image: np.ndarray, settings: SegmentationSettings) -> np.ndarray:
-    """One frame on the network's grid (Z, Y, X) -> the network's input.
-
-    Returns:
-        (Z, depth, Y, X) for a 2D network, each slice with its neighbors (the last slice repeated beyond the
-        stack); (1, 1, Z', Y, X) for a 3D one, empty slices added at both ends up to the multiple it needs.
-    """
-    import numpy as np
-
-    slices = len(image)
-    if settings.network.dims == 3:
-        missing = -slices % settings.network.slice_stride
-        return np.pad(image, ((missing // 2, missing - missing // 2), (0, 0), (0, 0)))[None, None]
-    context = settings.network.context
-    around = np.clip(np.arange(slices)[:, None] + np.arange(-context, context + 1), 0, slices - 1)
-    return image[around]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import torch.nn.functional as F
-from torch import nn
+from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from fewbeats.losses import dice_ce_loss
@@ -13,7 +13,7 @@ from fewbeats.training.method import Method, ParameterGroup, Step
 from fewbeats.training.optim import OptimSettings, encoder_groups, scheduled_group
 
 if TYPE_CHECKING:
-    from torch import Tensor
+    from collections.abc import Sequence
 
     from fewbeats.clock import Clock
     from fewbeats.sample import Batch
@@ -39,15 +39,8 @@ class Supervised(Method):
 
     def forward(self, batch: Batch, clock: Clock) -> Step:
         assert batch.target is not None
-        logits = self.network(batch.views["image"])
-        scales = logits if isinstance(logits, (list, tuple)) else [logits]
-        weights = [0.5**i for i in range(len(scales))]
-        loss = sum(
-            weight * dice_ce_loss(scale, _shrink(batch.target, scale), batch.annotated)
-            for weight, scale in zip(weights, scales)
-        )
-        active = ("decoder",) if clock.progress < self.freeze else None
-        return Step(loss / sum(weights), active=active)  # type: ignore[arg-type]
+        loss = supervised_loss(self.network(batch.views["image"]), batch)
+        return Step(loss, active=("decoder",) if clock.progress < self.freeze else None)
 
     def parameter_groups(self) -> list[ParameterGroup]:
         decoder = tuple(p for n, p in self.network.named_parameters() if not n.startswith("encoder."))
@@ -73,9 +66,30 @@ def moving_average(decay: float):
     return update
 
 
-def _shrink(target: Tensor, logits: Tensor) -> Tensor:
-    """Class indices at the resolution of coarser logits, nearest neighbor."""
-    if target.shape[1:] == logits.shape[2:]:
-        return target
-    small = F.interpolate(target[:, None].float(), size=logits.shape[2:], mode="nearest")
-    return small[:, 0].long()
+def supervised_loss(logits: Tensor | Sequence[Tensor], batch: Batch) -> Tensor:
+    """`dice_ce_loss` of a batch's labeled samples, over all scales (deep supervision).
+
+    Args:
+        logits: (B, 1 + C, [Z,] Y, X), or several of them, finest first; their weights halve.
+        batch: with its target; coarser scales see it by nearest neighbor.
+
+    Returns:
+        scalar.
+    """
+    assert batch.target is not None
+    scales: list[Tensor] = [logits] if isinstance(logits, Tensor) else list(logits)
+    shares, loss, weight = [0.5**i for i in range(len(scales))], scales[0].new_zeros(()), batch.label_weight
+    for share, scale in zip(shares, scales):
+        target, own = _shrink(batch.target, scale), None if weight is None else _shrink(weight, scale)
+        loss = loss + share * dice_ce_loss(scale, target, batch.annotated, weight=own)
+    return loss / sum(shares)
+
+
+def _shrink(values: Tensor, logits: Tensor) -> Tensor:
+    """Class indices, soft masks or weights at the resolution of coarser logits; weights of samples as are."""
+    size = logits.shape[2:]
+    if values.ndim == 1 or values.shape[-len(size) :] == size:
+        return values
+    channels = values if values.ndim == logits.ndim else values[:, None]
+    small = F.interpolate(channels.float(), size=size, mode="nearest").to(values.dtype)
+    return small if values.ndim == logits.ndim else small[:, 0]

@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING
 import numpy as np
 from scipy import ndimage, special
 
-from fewbeats.finetuning.segmentation import cut_inputs
 from fewbeats.transforms.preprocess import lay_grid, prepare_frame
 
 if TYPE_CHECKING:
@@ -58,5 +57,5 @@ def _heart_probability(scan: Scan, t: int, localizer: Engine) -> np.ndarray:
     """(Z, y, x) on the localizer's grid."""
     settings = localizer.settings.preprocess
     image, _ = prepare_frame(scan.frame(t), scan.spacing_mm, settings, modality=scan.modality or "MR")
-    logits = localizer.call(cut_inputs(image, localizer.settings))
+    logits = localizer.call(localizer.settings.cut(image))
     return special.expit(logits[:, 1] - logits[:, 0])

@@ -13,7 +13,7 @@ from scipy import ndimage
 
 from fewbeats.anatomy import FEWBEATS_VALUES
 from fewbeats.scan import is_orientation_lost
-from fewbeats.transforms.preprocess import prepare_frame
+from fewbeats.transforms.preprocess import middle, prepare_frame
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -68,9 +68,8 @@ def take_fingerprint(
     """
     gray, spacing, volumes = [], [], {s: {} for s in structures}  # type: ignore[var-annotated]
     for sample in samples:
-        margin = (sample.image.shape[-1] - settings.size) // 2
-        center = (slice(None), *[slice(margin, margin + settings.size)] * 2)
-        gray.append(describe_gray(np.asarray(sample.image[center], np.float32)))
+        side = middle(sample.image.shape[-1], settings.size)
+        gray.append(describe_gray(np.asarray(sample.image[:, side, side], np.float32)))
         spacing.append(sample.spacing_mm)
         voxel_ml = sample.spacing_mm[0] * settings.spacing_mm**2 / 1000.0
         for index, structure in enumerate(structures, 1):

@@ -12,7 +12,6 @@ from scipy import ndimage
 
 from fewbeats.anatomy import FEWBEATS_VALUES
 from fewbeats.errors import InputError
-from fewbeats.finetuning.segmentation import cut_inputs
 from fewbeats.inference.engine import Engine, load_engine
 from fewbeats.inference.localize import Region, locate_heart, whole_image
 from fewbeats.transforms.preprocess import Grid, lay_grid, normalize
@@ -111,7 +110,7 @@ def _decide(image: np.ndarray, grid: Grid, engine: Engine) -> np.ndarray:
 
 def _slice_by_slice(image: np.ndarray, engine: Engine) -> np.ndarray:
     """(Z, Y, X) -> logits (classes, Z, Y, X) of a 2D network."""
-    inputs = cut_inputs(image, engine.settings)
+    inputs = engine.settings.cut(image)
     slabs = [engine.call(np.ascontiguousarray(inputs[i : i + SLAB])) for i in range(0, len(inputs), SLAB)]
     return np.concatenate(slabs).swapaxes(0, 1)
 

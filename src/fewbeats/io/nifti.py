@@ -159,31 +159,6 @@ def read_nifti(path: Path | str, *, frame_time_ms: float | None = None) -> Scan:
     )
 
 
-def read_labels(path: Path | str) -> tuple[Scan, np.ndarray]:
-    """Read a label map: its Scan (for the geometry) and its integers as (T, Z, Y, X), canonical orientation.
-
-    They have the smallest type of uint8, uint16 and int32 that holds all: a label map may have many frames.
-
-    Raises:
-        InputError: as `read_nifti`; or values that are not whole numbers.
-    """
-    scan = read_nifti(path)
-    labels = np.empty(scan.shape, np.uint8)
-    for t in range(scan.shape[0]):
-        values = scan.frame(t)
-        with np.errstate(invalid="ignore"):
-            whole = values.astype(np.int32)
-        if not np.array_equal(whole, values):
-            raise InputError(
-                f"{path}: label values are not whole numbers; save the mask with nearest-neighbor values"
-            )
-        limits = [np.iinfo(kind) for kind in (np.uint8, np.uint16, np.int32)]
-        needed = next(n.dtype for n in limits if n.min <= whole.min() and whole.max() <= n.max)
-        labels = labels.astype(np.promote_types(labels.dtype, needed), copy=False)
-        labels[t] = whole
-    return scan, labels
-
-
 def _load(path: Path) -> Any:
     if not path.exists():
         raise InputError(f"{path}: no such file; check the path")

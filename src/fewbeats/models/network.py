@@ -168,6 +168,11 @@ LAST_LAYERS = ("segmentation_head.", "decoder.seg_layers.")
 """How the names of the U-Nets' last layers begin, which make classes of features."""
 
 
+def has_deep_supervision(network: nn.Module) -> bool:
+    """Whether a network returns its logits at several scales."""
+    return bool(getattr(getattr(network, "decoder", None), "deep_supervision", False))
+
+
 def set_deep_supervision(network: nn.Module, active: bool) -> None:
     """Let a plain U-Net return all its scales (training) or only the finest; other networks have one."""
     decoder = getattr(network, "decoder", None)

@@ -44,17 +44,17 @@ if TYPE_CHECKING:
 LARGE = ("large0", "large1")
 
 
-def views(
-    image: Tensor, generator: Generator, settings: ViewSettings, *, dino: DinoSettings
-) -> dict[str, Tensor]:
+def views(batch: Batch, generator: Generator, settings: ViewSettings, *, dino: DinoSettings) -> Batch:
     """Two large views and several small ones, of the same magnification, from anywhere in the large field."""
     small = replace(
         settings,
         size=dino.small_px(settings.size),
         spatial=replace(settings.spatial, shift_px=settings.size * (1 - dino.small_size) / 2),
     )
+    image = batch.views["image"]
     found = {name: draw_view(image, settings, generator) for name in LARGE}
-    return found | {f"small{i}": draw_view(image, small, generator) for i in range(dino.small_views)}
+    found |= {f"small{i}": draw_view(image, small, generator) for i in range(dino.small_views)}
+    return replace(batch, views=found)
 
 
 class Dino(Method):

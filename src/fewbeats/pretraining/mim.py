@@ -13,12 +13,14 @@ as a U-Net with its skips for cine MR de Mooij et al., https://arxiv.org/abs/240
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import torch
 from torch import nn
 
 from fewbeats.errors import InputError
+from fewbeats.models.answering import finest
 from fewbeats.training.method import Method, ParameterGroup, Step
 from fewbeats.training.optim import OptimSettings, one_group
 from fewbeats.transforms.views import ViewSettings, draw_view
@@ -31,9 +33,9 @@ if TYPE_CHECKING:
     from fewbeats.sample import Batch
 
 
-def views(image: Tensor, generator: Generator, settings: ViewSettings) -> dict[str, Tensor]:
-    """One random view, and what of it is blanked as a view of its own."""
-    return {"image": draw_view(image, settings, generator)}
+def views(batch: Batch, generator: Generator, settings: ViewSettings) -> Batch:
+    """One random view; what of it is blanked is drawn as it is learned from."""
+    return replace(batch, views={"image": draw_view(batch.views["image"], settings, generator)})
 
 
 class Mim(Method):
@@ -61,8 +63,7 @@ class Mim(Method):
         return Step((restored - image)[blank.expand_as(image)].square().mean())
 
     def _restore(self, masked: Tensor) -> Tensor:
-        restored = self.network(masked)
-        return restored[0] if isinstance(restored, (list, tuple)) else restored  # deep supervision
+        return finest(self.network(masked))
 
     @torch.no_grad()
     def show(self, batch: Batch) -> dict[str, Tensor]:

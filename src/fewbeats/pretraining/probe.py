@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
+from fewbeats.models.answering import answering
 from fewbeats.models.heads import pool_features
 
 if TYPE_CHECKING:
@@ -34,14 +35,11 @@ def height_probe(image: Tensor, height: np.ndarray, scan: np.ndarray) -> Callabl
         the mean, below 0 for worse.
     """
 
-    @torch.no_grad()
     def measure(method: Method) -> dict[str, float]:
         network: Any = method.networks()["network"]
-        was_training = network.training
-        network.eval()
         device = next(network.parameters()).device
-        features = torch.cat([pool_features(network, part.to(device)).cpu() for part in image.split(64)])
-        network.train(was_training)
+        with answering(network, pool_features) as ask:
+            features = torch.cat([ask(part.to(device)).cpu() for part in image.split(64)])
         return {FIGURE: explained(features.numpy(), height, scan)}
 
     return measure

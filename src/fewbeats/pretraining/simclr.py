@@ -13,6 +13,7 @@ https://arxiv.org/abs/2002.05709; for cine MR de Mooij et al., https://arxiv.org
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import torch
@@ -32,9 +33,10 @@ if TYPE_CHECKING:
     from fewbeats.sample import Batch
 
 
-def views(image: Tensor, generator: Generator, settings: ViewSettings) -> dict[str, Tensor]:
+def views(batch: Batch, generator: Generator, settings: ViewSettings) -> Batch:
     """Two random views of the same field of view."""
-    return {name: draw_view(image, settings, generator) for name in ("a", "b")}
+    image = batch.views["image"]
+    return replace(batch, views={name: draw_view(image, settings, generator) for name in ("a", "b")})
 
 
 class Simclr(Method):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING
@@ -32,7 +32,7 @@ class IntensitySettings:
     noise: float = 0.2
     """Largest standard deviation of additive Gaussian noise."""
     low_resolution: float = 0.5
-    """Smallest factor of an in-plane down- and up-sampling."""
+    """Smallest factor of an in-plane down- and up-sampling, drawn once for all samples of a batch."""
 
     def __post_init__(self) -> None:
         check_ranges(
@@ -44,43 +44,54 @@ class IntensitySettings:
         )
 
 
-def augment_intensity(image: Tensor, settings: IntensitySettings, generator: Generator) -> Tensor:
-    """Apply the random effects to (B, C, Y, X); channels of a sample (neighboring slices) share the draw.
+@dataclass(frozen=True)
+class IntensityDraw:
+    """What was drawn for a batch: apply it to as many tensors as belong together."""
 
-    Points that are exactly 0, outside the scan, stay 0.
-    """
+    effects: tuple[tuple[Tensor, Callable[..., Tensor], tuple[Tensor, ...]], ...] = ()
+    """In the order applied: (B,) bool which samples, the effect, and (B, ...) what it takes for each."""
+
+
+def draw_intensity(settings: IntensitySettings, shape: Sequence[int], generator: Generator) -> IntensityDraw:
+    """Draw the effects for images (B, C, Y, X); channels of a sample (neighboring slices) share them."""
     import torch
 
-    p, batch = settings.probability, image.shape[0]
+    p, batch = settings.probability, shape[0]
     if p <= 0:
-        return image
-    out = image.clone()
+        return IntensityDraw()
 
     def uniform(low: float, high: float) -> Tensor:
         return (low + (high - low) * torch.rand(batch, generator=generator)).view(-1, 1, 1, 1)
 
-    def normal(*shape: int) -> Tensor:
-        return torch.randn(batch, *shape, generator=generator)
+    def normal(*inner: int) -> Tensor:
+        return torch.randn(batch, *inner, generator=generator)
 
     def chosen() -> Tensor:
         return torch.rand(batch, generator=generator) < p
 
-    def change(which: Tensor, effect: Callable[..., Tensor], *drawn: Tensor) -> None:
+    blur = chosen(), _blur, (uniform(*settings.blur_px),)
+    coarse, rest = chosen(), 1 - settings.low_resolution
+    factor = settings.low_resolution + rest * float(torch.rand((), generator=generator))
+    knots = normal(1, 4, 4) * settings.bias_field
+    shade = chosen(), _shade, (knots,)
+    contrast = chosen(), torch.mul, (uniform(*settings.contrast),)
+    shift = normal(1, 1, 1) * settings.brightness
+    brighter = chosen(), torch.add, (shift,)
+    gamma = chosen(), _gamma, (uniform(*settings.gamma), uniform(0, 1) < 0.5)
+    noise = normal(*shape[1:]) * uniform(0, settings.noise)
+    noisy = chosen(), torch.add, (noise,)
+    lower = coarse, partial(_lower_resolution, factor=factor), ()
+    return IntensityDraw((blur, lower, shade, contrast, brighter, gamma, noisy))
+
+
+def apply_intensity(image: Tensor, draw: IntensityDraw) -> Tensor:
+    """Change (B, C, Y, X) by what was drawn. Points that are exactly 0, outside the scan, stay 0."""
+    if not draw.effects:
+        return image
+    out = image.clone()
+    for which, effect, drawn in draw.effects:
         if which.any():  # most samples are left as they are: only the others cost time
             out[which] = effect(out[which], *(values[which] for values in drawn))
-
-    change(chosen(), _blur, uniform(*settings.blur_px))
-    low_resolution, rest = chosen(), 1 - settings.low_resolution
-    factor = settings.low_resolution + rest * float(torch.rand((), generator=generator))
-    change(low_resolution, partial(_lower_resolution, factor=factor))
-    knots = normal(1, 4, 4) * settings.bias_field
-    change(chosen(), _shade, knots)
-    change(chosen(), torch.mul, uniform(*settings.contrast))
-    shift = normal(1, 1, 1) * settings.brightness
-    change(chosen(), torch.add, shift)
-    change(chosen(), _gamma, uniform(*settings.gamma), uniform(0, 1) < 0.5)
-    noise = normal(*image.shape[1:]) * uniform(0, settings.noise)
-    change(chosen(), torch.add, noise)
     return out.masked_fill(image == 0, 0.0)
 
 

@@ -214,6 +214,12 @@ def lay_grid(
     return Grid((z_start, start[0], start[1]), (z_step, step[0], step[1]), (slices, size, size), source_shape)
 
 
+def middle(width: int, size: int) -> slice:
+    """The middle `size` of `width` points; all of them where there are fewer."""
+    margin = max(0, (width - size) // 2)
+    return slice(margin, min(width, margin + size))
+
+
 def normalize(
     values: np.ndarray, inside: np.ndarray, settings: PreprocessSettings, *, modality: str = "MR"
 ) -> np.ndarray:

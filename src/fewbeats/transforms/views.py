@@ -1,14 +1,13 @@
-"""Named views of a batch: the same augmentation for every method, drawn and applied in one place."""
+"""Random views of a batch: the same augmentation for every method, drawn and applied in one place."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
-from functools import partial
 from typing import TYPE_CHECKING
 
-from fewbeats.transforms.intensity import IntensitySettings, augment_intensity
-from fewbeats.transforms.spatial import SpatialSettings, apply_spatial, draw_spatial
+from fewbeats.transforms.intensity import IntensitySettings, apply_intensity, draw_intensity
+from fewbeats.transforms.spatial import SpatialDraw, SpatialSettings, apply_spatial, draw_spatial
 
 if TYPE_CHECKING:
     from torch import Generator, Tensor
@@ -16,8 +15,8 @@ if TYPE_CHECKING:
     from fewbeats.clock import Clock
     from fewbeats.sample import Batch, Batches
 
-Views = Callable[["Tensor", "Generator"], dict[str, "Tensor"]]
-"""(B, C, Y, X) wide raw slices, generator -> the views a method wants, by name."""
+Views = Callable[["Batch", "Generator"], "Batch"]
+"""A batch of wide, raw slices as its view "image" -> the same with the views a method wants, by name."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,41 +29,62 @@ class ViewSettings:
     intensity: IntensitySettings = field(default_factory=IntensitySettings)
 
 
-def draw_view(image: Tensor, settings: ViewSettings, generator: Generator) -> Tensor:
-    """One random view (B, C, size, size) of wide slices (B, C, Y, X)."""
-    import torch
-
-    draw = draw_spatial(
+def draw_geometry(image: Tensor, settings: ViewSettings, generator: Generator) -> SpatialDraw:
+    """How each of wide slices (B, C, Y, X) is turned, bent and cut; for all tensors that belong together."""
+    return draw_spatial(
         settings.spatial,
         batch=len(image),
         source_px=image.shape[-1],
         out_px=settings.size,
         generator=generator,
     )
-    view = augment_intensity(apply_spatial(image, draw), settings.intensity, generator)
+
+
+def change_gray(image: Tensor, settings: ViewSettings, generator: Generator) -> Tensor:
+    """Gray values of (B, C, Y, X) changed at random."""
+    return apply_intensity(image, draw_intensity(settings.intensity, image.shape, generator))
+
+
+def draw_view(image: Tensor, settings: ViewSettings, generator: Generator) -> Tensor:
+    """One random view (B, C, size, size) of wide slices (B, C, Y, X)."""
+    import torch
+
+    draw = draw_geometry(image, settings, generator)
+    view = change_gray(apply_spatial(image, draw), settings, generator)
     return view.contiguous(memory_format=torch.channels_last)
 
 
+def cut_labeled(batch: Batch, settings: ViewSettings, generator: Generator) -> Batch:
+    """Image, target and voxel weights cut by one random geometry; gray values as they were.
+
+    Args:
+        batch: view "image" (B, C, Y, X), wide; target (B, D, Y, X) class indices.
+        settings: what a view is.
+        generator: of the draws.
+
+    Returns:
+        the batch with both at `settings.size`.
+    """
+    image, target, weight = batch.views["image"], batch.target, batch.weight
+    assert target is not None
+    draw = draw_geometry(image, settings, generator)
+    target = apply_spatial(target.float(), draw, labels=True).long()
+    if weight is not None and weight.ndim > 1:
+        weight = apply_spatial(weight, draw)
+    return replace(batch, views={"image": apply_spatial(image, draw)}, target=target, weight=weight)
+
+
 @dataclass(frozen=True)
-class Randomized:
-    """Batches changed at random; what is drawn depends on (seed, step, rank) alone."""
+class Viewed:
+    """Batches seen through random views; what is drawn depends on (seed, step, rank) alone."""
 
     batches: Batches
-    change: Callable[[Batch, Generator], Batch]
+    views: Views
     seed: int
 
     def __call__(self, clock: Clock) -> Batch:
-        """The changed batch of a step."""
+        """The views of a step."""
         import torch
 
         drawn = hash((self.seed, clock.step, clock.rank)) % 2**31
-        return self.change(self.batches(clock), torch.Generator().manual_seed(drawn))
-
-
-def with_views(batches: Batches, views: Views, *, seed: int) -> Batches:
-    """Batches whose "image" is replaced by its views."""
-    return Randomized(batches, partial(_show, views=views), seed)
-
-
-def _show(batch: Batch, generator: Generator, *, views: Views) -> Batch:
-    return replace(batch, views=views(batch.views["image"], generator))
+        return self.views(self.batches(clock), torch.Generator().manual_seed(drawn))

@@ -1,0 +1,112 @@
+"""Stacks -> batches of slices (2D) or slabs (3D); a batch follows from the clock alone."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+
+from fewbeats.clock import Clock
+from fewbeats.data.store import Stacks
+from fewbeats.sample import Batch
+
+
+@dataclass(frozen=True)
+class Sampler:
+    """Draws slices, addressed by cumulative offsets, so that memory does not grow with the table.
+
+    `depth` neighboring slices come along as the second axis of "image": for a 2D network the odd number
+    2 * context + 1 around the drawn slice, whose mask is the target; for a 3D network (`slab`) all slices of
+    the target. Neighbors beyond the stack repeat its last slice in 2D and are empty in 3D.
+    """
+
+    stacks: Stacks
+    batch_size: int
+    depth: int = 1
+    slab: bool = False
+    """Draw whole stacks, and of thick ones a part."""
+    seed: int = 0
+    epochs: bool = True
+    """Without replacement, epoch after epoch; else anew each step, all different within it."""
+
+    def __call__(self, clock: Clock) -> Batch:
+        """The batch of a step; each rank gets its own share of the step's slices."""
+        return self.draw(clock, self.batch_size)
+
+    def draw(self, clock: Clock, count: int) -> Batch:
+        """`count` samples of a step: the first ones of its batch."""
+        items = self.stacks.frames * (1 if self.slab else self.stacks.slices)
+        offsets = np.cumsum(items)
+        drawn = self._indices(clock, int(offsets[-1]))[:count]
+        starts = np.random.default_rng([self.seed, clock.step, clock.rank]).random(self.batch_size)[:count]
+        stack = np.searchsorted(offsets, drawn, side="right")
+        within = drawn - (offsets - items)[stack]
+        t, z = (within, np.zeros_like(within)) if self.slab else np.divmod(within, self.stacks.slices[stack])
+        return self._batch(stack, t, z, starts)
+
+    def _indices(self, clock: Clock, total: int) -> np.ndarray:
+        """Which of all slices or slabs a step draws on this rank."""
+        if not self.epochs:
+            draw = np.random.default_rng([self.seed, clock.step])
+            together = draw.choice(total, self.batch_size * clock.world, replace=False)
+            return together[clock.rank :: clock.world]
+        first = (clock.step * clock.world + clock.rank) * self.batch_size
+        places = [divmod(first + i, total) for i in range(self.batch_size)]
+        return np.array([_shuffled(self.seed, epoch, total)[within] for epoch, within in places])
+
+    def _batch(self, stack: np.ndarray, t: np.ndarray, z: np.ndarray, starts: np.ndarray) -> Batch:
+        cut = self._slab if self.slab else self._neighbors
+        pieces = [cut(*place) for place in zip(stack, t, z, starts)]
+        images, masks = zip(*pieces)
+        table = self.stacks
+        position = np.full(len(stack), np.nan) if self.slab else table.heights(stack, z)
+        batch = Batch(
+            views={"image": torch.from_numpy(np.stack(images).astype(np.float32))},
+            position=torch.from_numpy(position.astype(np.float32)),
+            directed=torch.from_numpy(table.order[stack] != 0),
+            scan=torch.from_numpy(stack),
+            subject=tuple(table.subject[stack]),
+            frame=tuple((t if table.first_frame is None else t + table.first_frame[stack]).tolist()),
+        )
+        if table.masks is None:
+            return replace(batch, source=("",) * len(stack))
+        assert table.annotated is not None
+        assert table.source is not None
+        return replace(
+            batch,
+            target=torch.from_numpy(np.stack(masks)),
+            annotated=torch.from_numpy(table.annotated[stack]),
+            source=tuple(table.source[stack]),
+        )
+
+    def _read(self, stack: int, t: int, z: np.ndarray | slice, *, mask: bool) -> np.ndarray | None:
+        return None if mask and self.stacks.masks is None else self.stacks.read(stack, t, z, mask=mask)
+
+    def _neighbors(self, stack: int, t: int, z: int, _: float) -> tuple[np.ndarray | None, np.ndarray | None]:
+        """(depth, Y, X) slices around z and the mask (1, Y, X) of slice z."""
+        around = np.arange(z - self.depth // 2, z + self.depth // 2 + 1)
+        around = np.clip(around, 0, self.stacks.slices[stack] - 1)
+        return self._read(stack, t, around, mask=False), self._read(stack, t, slice(z, z + 1), mask=True)
+
+    def _slab(self, stack: int, t: int, _: int, start: float) -> tuple[np.ndarray | None, np.ndarray | None]:
+        """`depth` slices from a height in [0, 1) on, and their masks; empty ones are added to thin stacks."""
+        missing = self.depth - int(self.stacks.slices[stack])
+        first = int(start * (1 - missing)) if missing < 0 else 0
+        padding = ((max(0, missing) // 2, max(0, missing) - max(0, missing) // 2), (0, 0), (0, 0))
+        taken = [self._read(stack, t, slice(first, first + self.depth), mask=mask) for mask in (False, True)]
+        image, mask = (None if part is None else np.pad(part, padding) for part in taken)
+        return image, mask
+
+
+_EPOCHS: dict[tuple[int, int, int], np.ndarray] = {}
+
+
+def _shuffled(seed: int, epoch: int, total: int) -> np.ndarray:
+    """The order of an epoch; the last few are kept."""
+    key = (seed, epoch, total)
+    if key not in _EPOCHS:
+        while len(_EPOCHS) >= 4:
+            _EPOCHS.pop(next(iter(_EPOCHS)))
+        _EPOCHS[key] = np.random.default_rng([seed, epoch]).permutation(total)
+    return _EPOCHS[key]
