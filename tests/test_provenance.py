@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 
 import nibabel as nib
@@ -23,6 +24,7 @@ from fewbeats.data.provenance import (
 from fewbeats.errors import InputError
 from fewbeats.io.nifti import read_nifti
 from fewbeats.scan import ArrayPixels, Scan
+from small_nifti import replace_unnoticed
 
 AFFINE = np.diag([1.4, 1.4, 8.0, 1.0])
 
@@ -159,6 +161,25 @@ def test_cache_is_used_until_a_file_changes(tmp_path, cohort, cine, monkeypatch)
     assert hash_scans(cohort, cache=cache)["d_0"] != hashes["d_0"]
     cache.write_text("{")
     assert hash_scans(cohort.tail(1), cache=cache) == {"d_1": hashes["d_1"]}
+
+
+def test_content_replaced_with_size_and_time_kept_is_read_again(tmp_path, cine):
+    image, cache = write(tmp_path / "x.nii", cine), tmp_path / "hashes.json"
+    rows = new_cohort([{"subject": "x", "image": str(image)}])
+    before = hash_scans(rows, cache=cache)
+    replace_unnoticed(image, cine + 1, affine=AFFINE)
+    after = hash_scans(rows, cache=cache)
+    assert after["x"] == hash_scans(rows)["x"]
+    assert not set(after["x"]) & set(before["x"])
+
+
+def test_a_cache_without_the_second_time_is_not_trusted(tmp_path, cine):
+    """As caches were written before; they know frames alone, and may be stale."""
+    image, cache = write(tmp_path / "x.nii", cine), tmp_path / "hashes.json"
+    stat = image.stat()
+    cache.write_text(json.dumps({f"{image.absolute()}|{stat.st_size}|{stat.st_mtime_ns}": ["0" * 24]}))
+    rows = new_cohort([{"subject": "x", "image": str(image)}])
+    assert hash_scans(rows, cache=cache) == hash_scans(rows)
 
 
 def test_missing_and_damaged_provenance(tmp_path):

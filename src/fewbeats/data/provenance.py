@@ -105,7 +105,7 @@ def hash_scans(rows: pl.DataFrame, *, cache: Path | None = None) -> dict[str, li
 
     Args:
         rows: of a cohort.
-        cache: JSON file that remembers hashes of files by path, size and time of change; made where missing.
+        cache: JSON file that remembers hashes of files by `file_key`; made where missing.
 
     Raises:
         InputError: an image cannot be read.
@@ -249,12 +249,26 @@ def _from_json(content: dict) -> Provenance:
 
 
 def file_key(image: str) -> str | None:
-    """Path, size and time of change of a file; None for a folder, whose own time says little."""
+    """What tells whether a file is still the one that was read: path, size and two times of change.
+
+    The time of its content can be set back, by copying or unpacking with times kept as by intent; that of its
+    inode cannot. It also changes with mode, links or name, which costs one reading. The first stands beside
+    it for systems where the second is the time of creation. The inode's number is left out: some network
+    mounts make it up anew, so that everything would be stored again, and where a file is replaced the
+    times tell. Not seen are only changes within the clock's grain (milliseconds; seconds on FAT), and where
+    the file system itself makes the second time up from the first, as for mounted archives and object stores.
+
+    Args:
+        image: as in the cohort's column.
+
+    Returns:
+        the key; None for a folder, whose own times say little.
+    """
     path = Path(image)
     if not path.is_file():
         return None
     stat = path.stat()
-    return f"{path.absolute()}|{stat.st_size}|{stat.st_mtime_ns}"
+    return f"{path.absolute()}|{stat.st_size}|{stat.st_mtime_ns}|{stat.st_ctime_ns}"
 
 
 def _read_cache(cache: Path | None) -> dict[str, list[str]]:
