@@ -109,7 +109,9 @@ def test_renamed_copy_of_a_held_out_scan_in_a_pool(tmp_path, cohort, cine):
     both = pl.concat([cohort, new_cohort([row])])
     train = both.filter(pl.col("split") == "train")
     guard_training(both, labeled=train.head(2), unlabeled=train.head(2), hashes=hash_scans(both))
-    with pytest.raises(InputError, match=r"unlabeled pool: 'innocent' of t3 is a copy .* held-out d;"):
+    with pytest.raises(
+        InputError, match=r"unlabeled pool: 'innocent' of t3 is, in whole or part, a copy .* held-out d;"
+    ):
         guard_training(both, labeled=train.head(2), unlabeled=train, hashes=hash_scans(both))
 
 
@@ -155,7 +157,7 @@ def test_cache_is_used_until_a_file_changes(tmp_path, cohort, cine, monkeypatch)
     cache = tmp_path / "hashes.json"
     hashes = hash_scans(cohort, cache=cache)
     with monkeypatch.context() as patch:
-        patch.setattr("fewbeats.data.provenance.frame_hashes", lambda scan: pytest.fail("read again"))
+        patch.setattr("fewbeats.data.provenance.content_hashes", lambda scan: pytest.fail("read again"))
         assert hash_scans(cohort, cache=cache) == hashes
     write(tmp_path / "d_0.nii.gz", cine[2])
     assert hash_scans(cohort, cache=cache)["d_0"] != hashes["d_0"]
