@@ -44,8 +44,8 @@ def test_a_run_folder_holds_all_that_prediction_and_proof_need(small_run):
     assert about["versions"]["fewbeats"]
     provenance = json.loads((small_run / "provenance.json").read_text())
     assert {s: len(h) for s, h in provenance["labeled"].items()} == dict.fromkeys(
-        about["labeled_subjects"], 3
-    )
+        about["labeled_subjects"], 3 + 1
+    )  # frames, and their slices in one
     steps = [json.loads(line)["step"] for line in (small_run / "metrics.jsonl").read_text().splitlines()]
     assert steps == list(range(10, 151, 10))
     names = {f.name for f in small_run.iterdir()}

@@ -7,15 +7,17 @@ import shutil
 import tracemalloc
 from dataclasses import replace
 
+import nibabel as nib
 import numpy as np
 import polars as pl
 import pytest
 import torch
 
+import small_nifti
 from fewbeats.cli import main
 from fewbeats.clock import Clock
 from fewbeats.commands.pretrain import Pretrain, choose_pool
-from fewbeats.data.cohort import read_cohort
+from fewbeats.data.cohort import new_cohort, read_cohort
 from fewbeats.data.pool import motion_center, prepare_pool, sample_slices
 from fewbeats.data.sampler import Sampler
 from fewbeats.data.split import labeled_subjects
@@ -123,6 +125,19 @@ def test_what_moves_is_the_middle():
     beating[:, 45:60, 20:35] += 60
     assert motion_center([still, beating], (8.0, 2.0, 2.0)) == pytest.approx((52, 27), abs=3)
     assert motion_center([still], (8.0, 2.0, 2.0)) is None
+
+
+def test_what_is_stored_follows_content_replaced_with_size_and_time_kept(tmp_path):
+    file = small_nifti.image(tmp_path / "x.nii", frames=2)
+    rows = new_cohort([{"subject": "x", "image": str(file), "frames": 2}])
+
+    def pixels():
+        return prepare_pool(rows, GRID, cache=tmp_path / "cache").read(0, 1, 2, 0)
+
+    first = pixels()
+    assert np.array_equal(pixels(), first)
+    small_nifti.replace_unnoticed(file, np.asarray(nib.load(file).dataobj).T[:, :, ::-1])
+    assert not np.array_equal(pixels(), first)
 
 
 def test_a_pool_without_scans_is_refused(phantoms, tmp_path):

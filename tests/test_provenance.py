@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 
 import nibabel as nib
@@ -23,6 +24,7 @@ from fewbeats.data.provenance import (
 from fewbeats.errors import InputError
 from fewbeats.io.nifti import read_nifti
 from fewbeats.scan import ArrayPixels, Scan
+from small_nifti import replace_unnoticed
 
 AFFINE = np.diag([1.4, 1.4, 8.0, 1.0])
 
@@ -107,7 +109,9 @@ def test_renamed_copy_of_a_held_out_scan_in_a_pool(tmp_path, cohort, cine):
     both = pl.concat([cohort, new_cohort([row])])
     train = both.filter(pl.col("split") == "train")
     guard_training(both, labeled=train.head(2), unlabeled=train.head(2), hashes=hash_scans(both))
-    with pytest.raises(InputError, match=r"unlabeled pool: 'innocent' of t3 is a copy .* held-out d;"):
+    with pytest.raises(
+        InputError, match=r"unlabeled pool: 'innocent' of t3 is, in whole or part, a copy .* held-out d;"
+    ):
         guard_training(both, labeled=train.head(2), unlabeled=train, hashes=hash_scans(both))
 
 
@@ -153,12 +157,31 @@ def test_cache_is_used_until_a_file_changes(tmp_path, cohort, cine, monkeypatch)
     cache = tmp_path / "hashes.json"
     hashes = hash_scans(cohort, cache=cache)
     with monkeypatch.context() as patch:
-        patch.setattr("fewbeats.data.provenance.frame_hashes", lambda scan: pytest.fail("read again"))
+        patch.setattr("fewbeats.data.provenance.content_hashes", lambda scan: pytest.fail("read again"))
         assert hash_scans(cohort, cache=cache) == hashes
     write(tmp_path / "d_0.nii.gz", cine[2])
     assert hash_scans(cohort, cache=cache)["d_0"] != hashes["d_0"]
     cache.write_text("{")
     assert hash_scans(cohort.tail(1), cache=cache) == {"d_1": hashes["d_1"]}
+
+
+def test_content_replaced_with_size_and_time_kept_is_read_again(tmp_path, cine):
+    image, cache = write(tmp_path / "x.nii", cine), tmp_path / "hashes.json"
+    rows = new_cohort([{"subject": "x", "image": str(image)}])
+    before = hash_scans(rows, cache=cache)
+    replace_unnoticed(image, cine + 1, affine=AFFINE)
+    after = hash_scans(rows, cache=cache)
+    assert after["x"] == hash_scans(rows)["x"]
+    assert not set(after["x"]) & set(before["x"])
+
+
+def test_a_cache_without_the_second_time_is_not_trusted(tmp_path, cine):
+    """As caches were written before; they know frames alone, and may be stale."""
+    image, cache = write(tmp_path / "x.nii", cine), tmp_path / "hashes.json"
+    stat = image.stat()
+    cache.write_text(json.dumps({f"{image.absolute()}|{stat.st_size}|{stat.st_mtime_ns}": ["0" * 24]}))
+    rows = new_cohort([{"subject": "x", "image": str(image)}])
+    assert hash_scans(rows, cache=cache) == hash_scans(rows)
 
 
 def test_missing_and_damaged_provenance(tmp_path):
