@@ -207,6 +207,12 @@ def test_what_hangs_on_one_subject_is_told():
     assert "against scratch and told apart; found by looking, this is no result of its own." in told
 
 
+def test_what_would_be_told_apart_in_few_draws_is_told_of_these_alone():
+    rows = shift(made_rows({"scratch": 0.0, "mim": 0.02}, seeds=(0, 1)), "mim", "s7", -0.3)
+    result = analyze(rows, ["scratch", "mim"], baseline="scratch", score=DICE)
+    assert "and told apart in these draws alone; found by looking" in result.sentences[3]
+
+
 def test_without_its_extreme_subject_a_contrast_is_adjusted_beside_the_others_as_they_are():
     rows = made_rows({"scratch": 0.0, "a": 0.01, "b": 0.008}, noise=0.05)
     a, b = analyze(rows, ["scratch", "a", "b"], baseline="scratch", score=DICE).contrasts

@@ -111,7 +111,8 @@ def tell_hinge(contrast: Contrast, score: Score) -> str:
     extreme, other = contrast.difference.extreme, contrast.without
     if extreme is None or other is None:
         return ""
-    verdict = "told apart" if other.is_clear else "not told apart"
+    scope = "" if other.crossed else " in these draws alone"
+    verdict = f"told apart{scope}" if other.is_clear else "not told apart"
     return (
         f"Without {extreme.subject} alone ({score.change(extreme.difference)}), {contrast.arm} would be "
         f"{score.change(extreme.mean_without)} {score.unit} against {contrast.baseline} and {verdict}; "
