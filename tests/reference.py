@@ -71,6 +71,31 @@ def holm(p_values: list[float]) -> list[float]:
     return adjusted
 
 
+def crossed_interval(values: np.ndarray) -> tuple[float, float, float]:
+    """Ends of the 95% interval of a mean over random rows crossed with random columns, and its degrees.
+
+    For rows and columns that both vary more than the rest does.
+    """
+    from math import sqrt
+
+    from scipy.stats import t
+
+    n, m = values.shape
+    mean = sum(values[i, j] for i in range(n) for j in range(m)) / (n * m)
+    rows = [sum(values[i, j] for j in range(m)) / m for i in range(n)]
+    columns = [sum(values[i, j] for i in range(n)) / n for j in range(m)]
+    of_rows = m * sum((row - mean) ** 2 for row in rows) / (n - 1)
+    of_columns = n * sum((column - mean) ** 2 for column in columns) / (m - 1)
+    rest = sum((values[i, j] - rows[i] - columns[j] + mean) ** 2 for i in range(n) for j in range(m))
+    rest /= (n - 1) * (m - 1)
+    assert rest < min(of_rows, of_columns)
+    total = of_rows + of_columns - rest
+    parts = ((of_rows, n - 1), (of_columns, m - 1), (rest, (n - 1) * (m - 1)))
+    degrees = total**2 / sum(part**2 / free for part, free in parts)
+    half = t.ppf(0.975, degrees) * sqrt(total / (n * m))
+    return mean - half, mean + half, degrees
+
+
 def info_nce(embeddings: list[list[float]], positives: dict[int, list[int]], temperature: float) -> float:
     """Contrast of anchors with their positives, pair by pair; anchors without one are left out."""
     from math import exp, log, sqrt

@@ -2,20 +2,28 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import polars as pl
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from scipy.stats import permutation_test, ttest_1samp
 
 import reference
 from fewbeats.evaluation.statistics import (
+    Extreme,
     adjust_holm,
     average_subjects,
     bland_altman,
     bootstrap_interval,
     compare_paired,
+    cross_draws,
+    flip_signs,
 )
+
+ROWS = Path(__file__).parents[1] / "benchmarks" / "rows"
 
 
 def test_frames_and_seeds_are_averaged_within_a_subject():
@@ -58,9 +66,85 @@ def test_a_paired_difference():
     assert found.mean == pytest.approx(0.02 + 0.0005 * 5.5)
     assert found.ci95[0] < found.mean < found.ci95[1]
     assert found.p_value == pytest.approx(2 / 2**12)  # every sign is the same: the exact test's smallest p
+    assert found.extreme == Extreme(
+        subject="s0", difference=pytest.approx(0.02), mean_without=pytest.approx(0.023)
+    )
     assert compare_paired(a, a).p_value == 1.0
+    assert compare_paired({"s0": 1.0}, {"s0": 0.5}).extreme is None
     with pytest.raises(ValueError, match="same subjects"):
         compare_paired(a, {"s0": 1.0})
+
+
+@pytest.mark.parametrize("n", [2, 5, 12])
+def test_flipped_signs_agree_with_scipy(n):
+    differences = np.random.default_rng(n).normal(0.4, 1, n).round(1)  # some of a size, some sums alike
+    expected = permutation_test((differences,), np.mean, permutation_type="samples", n_resamples=np.inf)
+    assert flip_signs(differences) == pytest.approx(expected.pvalue)
+
+
+def test_random_signs_agree_with_all_of_them():
+    differences = np.random.default_rng(3).normal(0.4, 1, 18)
+    patterns = np.arange(2**18)[:, None] >> np.arange(18) & 1
+    sums = np.abs((2 * patterns - 1) @ differences)
+    exact = np.mean(sums >= abs(differences.sum()) - 1e-9)
+    assert flip_signs(differences) == pytest.approx(exact, abs=0.003)
+    assert flip_signs(differences) == flip_signs(differences) != flip_signs(differences, seed=1)
+    assert flip_signs(np.ones(25)) == pytest.approx(1 / 100_001)  # never 0
+    assert flip_signs(np.zeros(25)) == 1
+
+
+def test_the_test_speaks_of_the_mean_as_the_interval_does():
+    """natural-7-2800 against plain-7-1400 of the tracked rows: ranks said p 0.003, with 0 in the interval."""
+    rows = pl.read_csv(ROWS / "acdc.csv").filter(pl.col("split") == "dev")
+    averaged = rows.group_by("arm", "seed", "subject").agg(pl.col("dice").mean()).sort("subject", "seed")
+    ours, plain = (
+        averaged.filter(pl.col("arm") == arm)["dice"].to_numpy().reshape(25, 3)
+        for arm in ("natural-7-2800", "plain-7-1400")
+    )
+    found = flip_signs((ours - plain).mean(axis=1))
+    assert found == pytest.approx(0.080, abs=2e-3)
+    low, high = bootstrap_interval((ours - plain).mean(axis=1))
+    assert low < 0 < high
+    assert cross_draws(ours - plain).ci95 == pytest.approx((-0.0022, 0.0202), abs=1e-4)
+
+
+def test_crossed_means_agree_with_loops():
+    rng = np.random.default_rng(0)
+    values = 0.5 + rng.normal(size=(9, 1)) + rng.normal(size=(1, 4)) + 0.5 * rng.normal(size=(9, 4))
+    found, (low, high, degrees) = cross_draws(values), reference.crossed_interval(values)
+    assert found.ci95 == pytest.approx((low, high))
+    assert found.degrees_of_freedom == pytest.approx(degrees)
+    assert (found.p_value < 0.05) == (not low <= 0 <= high)
+    assert found.draws_p_value == pytest.approx(ttest_1samp(values.mean(axis=0), 0).pvalue)
+    assert cross_draws(values[:, :2]) is None
+    assert cross_draws(values[:1]) is None
+    assert cross_draws(np.zeros((5, 3))).ci95 == (0, 0)
+    assert (cross_draws(np.zeros((5, 3))).p_value, cross_draws(np.ones((5, 3))).p_value) == (1, 0)
+
+
+def test_where_draws_do_not_differ_subjects_alone_decide():
+    """The plain estimate would be below the variance of either alone, or negative."""
+    values = np.random.default_rng(1).normal(size=(25, 3))
+    values -= values.mean(axis=0)
+    found, alone = cross_draws(values + 0.3), ttest_1samp(values.mean(axis=1) + 0.3, 0)
+    assert found.ci95 == pytest.approx(alone.confidence_interval(0.95))
+    assert found.p_value == pytest.approx(alone.pvalue)
+
+
+@pytest.mark.parametrize(("draws", "of_subjects", "of_draws", "subjects_alone"), [
+    (3, 1, 0, 0.95), (3, 2, 1, 0.83), (3, 1, 2, 0.49), (3, 0, 0, 0.95), (8, 2, 1, 0.88), (8, 1, 2, 0.57),
+])  # fmt: skip
+def test_the_crossed_interval_covers_the_truth_of_new_draws(draws, of_subjects, of_draws, subjects_alone):
+    """Where draws differ, an interval of subjects alone misses what other draws would have given."""
+    rng, covered, alone = np.random.default_rng(0), [], []
+    for _ in range(800):
+        values = of_subjects * rng.normal(size=(25, 1)) + of_draws * rng.normal(size=(1, draws))
+        values = values + 3 * rng.normal(size=(25, draws))
+        low, high = cross_draws(values).ci95
+        covered.append(low <= 0 <= high)
+        alone.append(ttest_1samp(values.mean(axis=1), 0).pvalue > 0.05)
+    assert 0.91 <= np.mean(covered) <= 0.99
+    assert np.mean(alone) == pytest.approx(subjects_alone, abs=0.06)
 
 
 @given(st.lists(st.floats(0, 1), min_size=1, max_size=8))

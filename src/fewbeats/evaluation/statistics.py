@@ -14,6 +14,11 @@ import polars as pl
 
 Interval = tuple[float, float]
 
+ALL_PATTERNS = 16  # subjects up to which every pattern of signs is looked at
+RANDOM_PATTERNS = 100_000
+FEWEST_DRAWS = 3
+"""Draws from which on they are taken as chance: two have one degree of freedom, which says nothing."""
+
 
 def average_subjects(rows: pl.DataFrame, value: str) -> pl.DataFrame:
     """One row a subject and structure: the mean over its frames (and seeds), missing values left out.
@@ -47,6 +52,42 @@ def bootstrap_interval(values: Sequence[float] | np.ndarray, *, seed: int = 0) -
     return float(low), float(high)
 
 
+def flip_signs(differences: Sequence[float] | np.ndarray, *, seed: int = 0) -> float:
+    """Two-sided p-value of the mean of paired differences, by flipping their signs.
+
+    If neither method is better, a subject's difference might as well have had the other sign. The p-value is
+    the share of sign patterns whose mean is at least as far from 0 as the one found: of all of them up to 16
+    subjects, else of 100,000 random ones and the one found, so that it is never 0. It speaks of the mean, as
+    the interval beside it does; a test of ranks speaks of something else where differences are skewed.
+
+    Args:
+        differences: (N,) one value a subject.
+        seed: of the random patterns.
+    """
+    differences = np.asarray(differences, float)
+    n, found = len(differences), abs(differences.sum())
+    least = found - 1e-12 * np.abs(differences).sum()  # a pattern of the same sum, added in another order
+    if n <= ALL_PATTERNS:
+        patterns = np.arange(2**n)[:, None] >> np.arange(n) & 1
+        return float(np.mean(np.abs((2 * patterns - 1) @ differences) >= least))
+    rng = np.random.default_rng(seed)
+    beyond = 1  # the one found
+    for _ in range(RANDOM_PATTERNS // 10_000):
+        patterns = rng.integers(2, size=(10_000, n), dtype=np.int8)
+        beyond += int(np.count_nonzero(np.abs((2.0 * patterns - 1) @ differences) >= least))
+    return float(beyond / (RANDOM_PATTERNS + 1))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Extreme:
+    """The subject that moves a mean difference most."""
+
+    subject: str
+    difference: float
+    mean_without: float
+    """Mean over the other subjects."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class PairedDifference:
     """Method a minus method b on the same subjects."""
@@ -56,7 +97,9 @@ class PairedDifference:
     ci95: Interval | None
     """Bootstrap over subjects."""
     p_value: float
-    """Wilcoxon signed-rank test, two-sided; 1 where every difference is 0."""
+    """Sign-flip test of the mean, two-sided."""
+    extreme: Extreme | None
+    """None with one subject."""
 
 
 def compare_paired(a: Mapping[str, float], b: Mapping[str, float], *, seed: int = 0) -> PairedDifference:
@@ -65,23 +108,96 @@ def compare_paired(a: Mapping[str, float], b: Mapping[str, float], *, seed: int 
     Args:
         a: subject -> value of the first method, already averaged over seeds.
         b: subject -> value of the second.
-        seed: of the bootstrap.
+        seed: of the bootstrap and of the signs.
 
     Raises:
         ValueError: not the same subjects, or none.
     """
-    from scipy.stats import wilcoxon
-
     if not a or set(a) != set(b):
         raise ValueError("paired comparison needs the same subjects, at least one, in both methods")
-    difference = np.array([a[subject] - b[subject] for subject in sorted(a)])
-    p_value = float(wilcoxon(difference).pvalue) if np.any(difference) else 1.0
+    subjects = sorted(a)
+    difference = np.array([a[subject] - b[subject] for subject in subjects])
     return PairedDifference(
         subjects=len(difference),
         mean=float(difference.mean()),
         ci95=bootstrap_interval(difference, seed=seed),
-        p_value=p_value,
+        p_value=flip_signs(difference, seed=seed),
+        extreme=_find_extreme(subjects, difference),
     )
+
+
+def _find_extreme(subjects: Sequence[str], difference: np.ndarray) -> Extreme | None:
+    if len(subjects) < 2:
+        return None
+    at = int(np.abs(difference - difference.mean()).argmax())  # what moves the mean most when it is left out
+    return Extreme(
+        subject=subjects[at],
+        difference=float(difference[at]),
+        mean_without=float(np.delete(difference, at).mean()),
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class CrossedMean:
+    """What a mean over subjects and draws says of others, both being chance."""
+
+    draws: int
+    ci95: Interval
+    """For new draws and new subjects."""
+    p_value: float
+    """Of the same t."""
+    degrees_of_freedom: float
+    draws_ci95: Interval
+    """For new draws and these subjects: Student's t of the draws' means."""
+    draws_p_value: float
+
+
+def cross_draws(values: np.ndarray) -> CrossedMean | None:
+    """Interval and test of a mean in which subjects and draws are both random, and crossed.
+
+    Two-way analysis of variance without replication: the variance of the mean is estimated by
+    (subjects + draws - rest) / (S D), of mean squares, with the degrees of freedom of Satterthwaite
+    (Biometrics Bull 2:110, 1946). A factor that varies less than the rest does is taken to add nothing: the
+    variance is then the larger one of what subjects alone, or draws alone, would give. In simulations with 3
+    draws that held the truth in 93 to 98%; the estimate as it is may be negative there. With 3 draws it is
+    wide and rough.
+
+    Args:
+        values: (S, D) one value a subject and draw.
+
+    Returns:
+        None with fewer than 3 draws, or than 2 subjects.
+    """
+    subjects, draws = values.shape
+    if subjects < 2 or draws < FEWEST_DRAWS:
+        return None
+    mean, by_subject, by_draw = float(values.mean()), values.mean(axis=1), values.mean(axis=0)
+    rest = values - by_subject[:, None] - by_draw + mean
+    free_s, free_d = subjects - 1, draws - 1
+    of_subjects = draws * float(by_subject.var(ddof=1))
+    of_draws = subjects * float(by_draw.var(ddof=1))
+    of_rest = float((rest**2).sum()) / (free_s * free_d)
+    both = of_subjects + of_draws - of_rest
+    variance, degrees = max((of_subjects, float(free_s)), (of_draws, float(free_d)))
+    if both > variance:  # each varies more than the rest
+        spread = of_subjects**2 / free_s + of_draws**2 / free_d + of_rest**2 / (free_s * free_d)
+        variance, degrees = both, both**2 / spread
+    cells = subjects * draws
+    ci95, p_value = _student(mean, sqrt(variance / cells), degrees)
+    draws_ci95, draws_p_value = _student(mean, sqrt(of_draws / cells), free_d)
+    return CrossedMean(
+        draws=draws, ci95=ci95, p_value=p_value, degrees_of_freedom=degrees,
+        draws_ci95=draws_ci95, draws_p_value=draws_p_value,
+    )  # fmt: skip
+
+
+def _student(mean: float, error: float, degrees: float) -> tuple[Interval, float]:
+    from scipy.stats import t
+
+    if error == 0:
+        return (mean, mean), float(mean == 0)
+    half = float(t.ppf(0.975, degrees)) * error
+    return (mean - half, mean + half), float(2 * t.sf(abs(mean) / error, degrees))
 
 
 def adjust_holm(p_values: Sequence[float]) -> list[float]:

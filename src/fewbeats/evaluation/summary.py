@@ -9,10 +9,9 @@ from typing import Any
 import polars as pl
 
 from fewbeats.evaluation.measure import Heartbeat
+from fewbeats.evaluation.scores import OF_MASKS
 from fewbeats.evaluation.statistics import average_subjects, bland_altman, bootstrap_interval
 from fewbeats.heartbeat import QUANTITIES
-
-SCORES = ("dice", "hd95_mm", "assd_mm")
 
 
 def tabulate_heartbeats(beats: Sequence[Heartbeat]) -> pl.DataFrame:
@@ -77,7 +76,7 @@ def _scores_by(rows: pl.DataFrame, column: str, structures: Sequence[str]) -> di
 
 
 def _scores(rows: pl.DataFrame, structures: Sequence[str]) -> dict[str, Any]:
-    return {score: _score(rows, score, structures) for score in SCORES}
+    return {score: _score(rows, score, structures) for score in OF_MASKS}
 
 
 def _score(rows: pl.DataFrame, score: str, structures: Sequence[str]) -> dict[str, Any]:
@@ -94,7 +93,7 @@ def _score(rows: pl.DataFrame, score: str, structures: Sequence[str]) -> dict[st
 def _intervals(rows: pl.DataFrame, structures: Sequence[str]) -> dict[str, Any]:
     """Score -> structure -> bootstrap interval."""
     found = {}
-    for score in SCORES:
+    for score in OF_MASKS:
         averaged = average_subjects(rows, score)
         found[score] = {
             s: bootstrap_interval(averaged.filter(structure=s)[score].to_numpy()) for s in structures

@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import tyro
 
-from fewbeats.disk import append_locked
 from fewbeats.errors import InputError
 
 if TYPE_CHECKING:
@@ -92,7 +91,7 @@ def check_data(plan: Plan, first: Sequence[Unit], arms: Sequence[Unit]) -> None:
     from fewbeats.commands.start import STARTS, start_network
     from fewbeats.data.cohort import read_cohort
     from fewbeats.study.plan import at_budget
-    from fewbeats.study.units import COLUMNS, pretraining_of
+    from fewbeats.study.units import open_rows, pretraining_of
 
     cohort = read_cohort(plan.cohort)
     if cohort.filter(pl.col("split") == plan.split, pl.col("label").is_not_null()).is_empty():
@@ -117,7 +116,7 @@ def check_data(plan: Plan, first: Sequence[Unit], arms: Sequence[Unit]) -> None:
             pretraining = pretraining_of(plan, unit.name)
             build_method(pretraining)
             choose_pool(pretraining)
-    append_locked(plan.rows, pl.DataFrame(schema=COLUMNS).write_csv())
+    open_rows(plan.rows)
 
 
 def _refuse_labels(plan: Plan, arm: str, init: str, cohort: pl.DataFrame) -> None:

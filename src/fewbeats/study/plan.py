@@ -17,6 +17,7 @@ from fewbeats.commands.pretrain import Pretrain
 from fewbeats.commands.settings import flags_of, parse, read_yaml, settings_of
 from fewbeats.commands.start import STARTS, start_digest
 from fewbeats.errors import InputError
+from fewbeats.evaluation.scores import SCORES, Score
 from fewbeats.ranges import SEEDS
 
 OWN = ("out", "cache", "seed", "labeled", "labeled_subjects", "localizer", "task", "minutes")
@@ -49,10 +50,12 @@ class Plan:
     out: Path
     """Folder for runs, predictions and the report."""
     rows: Path
-    """CSV of results, one row a subject, phase and structure; kept under version control."""
+    """CSV of results, one row a subject, phase, structure and score; kept under version control."""
     split: str
     """Judged on these subjects: tune for choices, dev once a published row."""
     baseline: str
+    score: Score
+    """What is compared."""
     primary: tuple[str, int] | None
     """Arm and budget of the one contrast to the baseline that was named beforehand."""
     pretrainings: dict[str, Pretrain]
@@ -111,7 +114,7 @@ def read_plan(path: Path) -> Plan:
     """
     content = read_yaml(path)
     known = ("cohort", "out", "rows", "split", "labeled", "seeds", "baseline", "primary",
-             "finetune", "pretrain", "pretrainings", "arms")  # fmt: skip
+             "score", "finetune", "pretrain", "pretrainings", "arms")  # fmt: skip
     for key in content:
         if key not in known:
             raise InputError(f"{path}: no setting '{key}'; {_nearest(key, known)}")
@@ -134,6 +137,7 @@ def read_plan(path: Path) -> Plan:
         rows=Path(_text(content, "rows", path)),
         split=content["split"],
         baseline=_text(content, "baseline", path),
+        score=_read_score(content.get("score", "dice"), path),
         primary=_read_primary(content.get("primary"), path),
         pretrainings=pretrainings,
         arms=arms,
@@ -166,8 +170,8 @@ def _read_arm(
 ) -> Arm:
     where = f"arms.{name}"
     own = dict(own)
-    labeled = _numbers(own.pop("labeled", content["labeled"]), f"{where}.labeled", path, least=1)
-    seeds = _numbers(own.pop("seeds", content["seeds"]), f"{where}.seeds", path, least=0)
+    labeled = _numbers(own.pop("labeled", content["labeled"]), f"{where}.labeled", path)
+    seeds = _numbers(own.pop("seeds", content["seeds"]), f"{where}.seeds", path)
     if max(seeds) >= SEEDS:
         raise InputError(f"{path}: {where}.seeds: give numbers below {SEEDS}")
     settings = _merged(content.get("finetune"), own, path)
@@ -182,6 +186,12 @@ def _read_arm(
     if not finetune.steps or finetune.steps < 1:
         raise InputError(f"{path}: {where}.steps: give at least 1, to each arm or to 'finetune' for all")
     return Arm(name=name, finetune=finetune, pretraining=pretraining, labeled=labeled, seeds=seeds)
+
+
+def _read_score(given: Any, path: Path) -> Score:
+    if str(given) not in SCORES:
+        raise InputError(f"{path}: score: '{given}' is none; {_nearest(str(given), SCORES)}")
+    return SCORES[str(given)]
 
 
 def _read_primary(given: Any, path: Path) -> tuple[str, int] | None:
@@ -281,11 +291,11 @@ def _mapping(value: Any, name: str, path: Path) -> dict[str, Any]:
     return value
 
 
-def _numbers(value: Any, name: str, path: Path, *, least: int) -> tuple[int, ...]:
+def _numbers(value: Any, name: str, path: Path) -> tuple[int, ...]:
     listed = value if isinstance(value, list) else [value]
-    sound = listed and all(type(v) is int and v >= least for v in listed)
+    sound = listed and all(type(v) is int and v >= 0 for v in listed)
     if not sound or len(set(listed)) < len(listed):
-        raise InputError(f"{path}: {name}: give different whole numbers from {least} on")
+        raise InputError(f"{path}: {name}: give different whole numbers from 0 on")
     return tuple(listed)
 
 

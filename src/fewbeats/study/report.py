@@ -14,10 +14,12 @@ import polars as pl
 from fewbeats.commands.start import STARTS
 from fewbeats.disk import atomic_path
 from fewbeats.errors import InputError
+from fewbeats.evaluation.scores import Score
 from fewbeats.pages.charts import Chart
 from fewbeats.pages.page import as_markup, flatten, render_page
 from fewbeats.study.plan import Plan
-from fewbeats.study.result import Cell, Result, analyze, describe, points, spread_of
+from fewbeats.study.result import MISSED, Cell, Result, analyze, arm_of
+from fewbeats.study.sentences import ROUGH, describe, spread_of, tell_hinge, tell_p, tell_range
 from fewbeats.study.units import missing_arms, own_rows
 
 COLORS = 12  # of the page; further arms share them
@@ -32,7 +34,14 @@ def write_report(plan: Plan) -> tuple[Path, Result]:
     rows = own_rows(plan)
     if rows.is_empty():
         raise InputError(f"{plan.rows}: no row of split '{plan.split}' yet; run the study first")
-    result = analyze(rows, list(plan.arms), baseline=plan.baseline, primary=plan.primary)
+    result = analyze(
+        rows,
+        list(plan.arms),
+        baseline=plan.baseline,
+        score=plan.score,
+        primary=plan.primary,
+        shared=[arm.name for arm in plan.arms.values() if arm.pretraining and len(arm.seeds) > 1],
+    )
     waiting = len(missing_arms(plan, rows))
     page = render_page(Path(__file__).parent / "study.html.j2", _context(plan, rows, result, waiting=waiting))
     for name, text in (
@@ -42,15 +51,15 @@ def write_report(plan: Plan) -> tuple[Path, Result]:
         with atomic_path(plan.out / name) as partial:
             partial.write_text(text, encoding="utf-8")
     if waiting:
-        print(f"{waiting} runs are missing: what follows is not final")
+        print(f"{waiting} run{'s are' if waiting > 1 else ' is'} missing: what follows is not final")
     return plan.out / f"{plan.name}.html", result
 
 
 def _context(plan: Plan, rows: pl.DataFrame, result: Result, *, waiting: int) -> dict[str, Any]:
     arms = list(dict.fromkeys(cell.arm for cell in result.cells))
     base = plan.arms[plan.baseline].finetune
-    used = {name for arm in arms if (name := plan.arms[arm].pretraining)}
-    starts = {plan.arms[arm].finetune.init for arm in arms} - used
+    used = {name for arm in arms if (name := plan.arms[arm_of(arm)].pretraining)}
+    starts = {plan.arms[arm_of(arm)].finetune.init for arm in arms} - used
     starts |= {plan.pretrainings[name].init for name in used}
     return {
         "today": date.today().isoformat(),
@@ -61,7 +70,11 @@ def _context(plan: Plan, rows: pl.DataFrame, result: Result, *, waiting: int) ->
         "structures": sorted({s for cell in result.cells for s in cell.by_structure}),
         "phases": sorted({p for cell in result.cells for p in cell.by_phase}),
         "subjects": rows["subject"].n_unique(),
-        "chart": as_markup(draw_budgets(result.cells, arms)),
+        "chart": as_markup(draw_budgets(result.cells, arms, score=plan.score)),
+        "score": plan.score,
+        "missed": MISSED,
+        "counted": any(cell.judged for cell in result.cells),
+        "rough": sorted({d for c in result.contrasts if c.crossed and (d := len(c.draws)) <= ROUGH}),
         "steps": sorted({cell.steps for cell in result.cells}),
         "waiting": waiting,
         "commits": sorted(rows["commit"].drop_nulls().unique()),
@@ -76,28 +89,31 @@ def _context(plan: Plan, rows: pl.DataFrame, result: Result, *, waiting: int) ->
         "starts": starts,
         "photographs": base.model.network.kind == "lite0" and base.localizer_steps > 0,
         "elsewhere": sorted(starts - set(STARTS)),
-        "points": points,
+        "level": lambda value: "–" if value is None else plan.score.text(value),
         "describe": describe,
         "spread_of": spread_of,
+        "tell_hinge": tell_hinge,
+        "tell_p": tell_p,
+        "tell_range": tell_range,
     }
 
 
 def find_factors(plan: Plan, arms: Sequence[str]) -> dict[str, dict[str, Any]]:
     """Setting -> its value in each arm, of the settings in which arms differ."""
-    flat = {arm: dict(flatten(asdict(plan.arms[arm].finetune))) for arm in arms}
+    flat = {arm: dict(flatten(asdict(plan.arms[arm_of(arm)].finetune))) for arm in arms}
     values = {name: {arm: flat[arm][name] for arm in arms} for name in flat[arms[0]]}
     return {name.removeprefix("model."): of for name, of in values.items() if len(set(of.values())) > 1}
 
 
-def draw_budgets(cells: Sequence[Cell], arms: Sequence[str]) -> str:
-    """Dice against the number of labeled subjects, a line an arm, with intervals over subjects."""
+def draw_budgets(cells: Sequence[Cell], arms: Sequence[str], *, score: Score) -> str:
+    """A score against the number of labeled subjects, a line an arm, with intervals over subjects."""
     budgets = sorted({cell.labeled for cell in cells})
-    ends = [end for cell in cells for end in (cell.ci95 or (cell.dice, cell.dice))]
+    ends = [end for cell in cells for end in (cell.ci95 or (cell.mean, cell.mean))]
     low, high = min(ends), max(ends)
-    room = max(0.02, 0.08 * (high - low))
-    y = (max(0.0, low - room), min(1.0, high + room))
+    room = max(2 / score.scale, 0.08 * (high - low))
+    y = (max(score.limits[0], low - room), min(score.limits[1], high + room))
     chart = Chart((-0.5, len(budgets) - 0.5), y, width=1040, height=400)
-    chart.y_axis("Dice")
+    chart.y_axis(score.axis)
     for at, labeled in enumerate(budgets):
         chart.text(chart.x(at), chart.bottom + 16, str(labeled))
     chart.text((chart.left + chart.right) / 2, chart.height - 4, "labeled subjects", kind="axis-title")
@@ -111,12 +127,12 @@ def draw_budgets(cells: Sequence[Cell], arms: Sequence[str]) -> str:
             step = min(0.08, 0.5 / max(1, len(there) - 1))
             places.append(at + (there.index(arm) - (len(there) - 1) / 2) * step)
         if len(own) > 1:
-            chart.curve(places, [cell.dice for cell in own], kind=f"curve {kind}")
+            chart.curve(places, [cell.mean for cell in own], kind=f"curve {kind}")
         for x, cell in zip(places, own):
             interval = ""
             if cell.ci95:
                 chart.line(x, cell.ci95[0], x, cell.ci95[1], kind=f"whisker {kind}")
-                interval = f" ({cell.ci95[0]:.3f} to {cell.ci95[1]:.3f})"
-            says = f"{arm}, {cell.labeled} labeled: {cell.dice:.3f}{interval}"
-            chart.dot(x, cell.dice, kind=f"dot {kind}", says=says)
-    return chart.svg("Dice against labeled subjects")
+                interval = f" ({score.text(cell.ci95[0])} to {score.text(cell.ci95[1])})"
+            says = f"{arm}, {cell.labeled} labeled: {score.text(cell.mean)}{interval}"
+            chart.dot(x, cell.mean, kind=f"dot {kind}", says=says)
+    return chart.svg(f"{score.title} against labeled subjects")

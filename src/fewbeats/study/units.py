@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from datetime import date
 from pathlib import Path
@@ -10,23 +11,29 @@ import polars as pl
 
 from fewbeats.commands.finetune import Finetune
 from fewbeats.commands.pretrain import Pretrain
-from fewbeats.disk import append_locked
+from fewbeats.disk import append_locked, atomic_path
 from fewbeats.errors import InputError
+from fewbeats.evaluation.scores import OF_MASKS, SCORES
 from fewbeats.finetuning.segmentation import SegmentationSettings
 from fewbeats.study.plan import Plan, at_budget
 from fewbeats.training.rundir import RunDir, machine
 
 KEY = ("arm", "labeled", "seed", "split")
-CELL = (*KEY, "subject", "phase", "structure")
+CELL = (*KEY, "network", "subject", "phase", "structure", "metric")
 COLUMNS = {
-    "arm": pl.String, "labeled": pl.Int64, "seed": pl.Int64, "split": pl.String,
+    "arm": pl.String, "labeled": pl.Int64, "seed": pl.Int64, "split": pl.String, "network": pl.String,
     "subject": pl.String, "group": pl.String, "phase": pl.String, "structure": pl.String,
-    "dice": pl.Float64, "hd95_mm": pl.Float64, "misses": pl.Int64,
+    "metric": pl.String, "value": pl.Float64, "misses": pl.Int64,
     "settings": pl.String, "data": pl.String, "steps": pl.Int64, "minutes": pl.Float64,
-    "pretraining_steps": pl.Int64, "pretraining_minutes": pl.Float64,
+    "network_seconds": pl.Float64, "pretraining_steps": pl.Int64, "pretraining_minutes": pl.Float64,
     "commit": pl.String, "machine": pl.String, "date": pl.String,
 }  # fmt: skip
-"""Of the table of rows."""
+"""Of the table of rows: one a run's network, subject, phase, structure and score. Phase and structure may be
+empty, and so may `network_seconds`, the training time that was spent in networks alone."""
+NETWORK = "network"
+"""The network that a run is known by; others it exports have names of their own."""
+EARLIER = ("dice", "hd95_mm")
+"""Scores of earlier tables, which had a column for each."""
 
 
 @dataclass(frozen=True)
@@ -150,8 +157,8 @@ def append_rows(plan: Plan, unit: Unit, run: Path, report: Path) -> None:
     before = RunDir(pretrained(plan, arm.pretraining)).read_config() if arm.pretraining else {}
     tags = {
         "arm": unit.name, "labeled": unit.labeled, "seed": unit.seed, "split": plan.split,
-        "settings": plan.digest(arm), "data": plan.data, "steps": about["steps"],
-        "minutes": round(about["seconds"] / 60, 2),
+        "network": NETWORK, "settings": plan.digest(arm), "data": plan.data, "steps": about["steps"],
+        "minutes": round(about["seconds"] / 60, 2), "network_seconds": about.get("network_seconds"),
         "pretraining_steps": before.get("steps"),
         "pretraining_minutes": round(before["seconds"] / 60, 2) if before else None,
         "commit": about["git_commit"], "machine": machine(), "date": date.today().isoformat(),
@@ -159,7 +166,8 @@ def append_rows(plan: Plan, unit: Unit, run: Path, report: Path) -> None:
     rows = (
         pl.read_csv(report / "subjects.csv", schema_overrides={"subject": pl.String, "group": pl.String})
         .group_by("subject", "group", "phase", "structure", maintain_order=True)
-        .agg(pl.col("dice", "hd95_mm").cast(pl.Float64).mean().round(5), misses=pl.col("miss").sum())
+        .agg(pl.col(OF_MASKS).cast(pl.Float64).mean().round(5), misses=pl.col("miss").sum())
+        .pipe(lengthen, OF_MASKS)
         .select(pl.lit(tags[name]).alias(name) if name in tags else name for name in COLUMNS)
     )
     append_locked(plan.rows, rows.write_csv())
@@ -170,7 +178,7 @@ def own_rows(plan: Plan) -> pl.DataFrame:
 
     Raises:
         InputError: some of them were made with other settings than the plan's, or with different data; or
-            some of a run are missing.
+            some of a run are missing, or all of the plan's score.
     """
     digests = {arm.name: plan.digest(arm) for arm in plan.arms.values()}
     wanted = [(u.name, u.labeled, u.seed, plan.split, digests[u.name]) for u in arms_of(plan)]
@@ -184,15 +192,20 @@ def own_rows(plan: Plan) -> pl.DataFrame:
     if rows["data"].n_unique() > 1:
         raise InputError(f"{plan.rows}: has rows of different subjects or labels; take out those of one")
     for (arm, labeled), own in rows.group_by("arm", "labeled", maintain_order=True):
-        if own.group_by("seed").len()["len"].n_unique() > 1:
+        counts = own.group_by("seed").agg((pl.col("metric") == plan.score.name).sum())["metric"]
+        if counts.n_unique() > 1:
             raise InputError(
                 f"{plan.rows}: lacks rows of a seed of '{arm}', {labeled} labeled; take out its others"
+            )
+        if not counts[0]:
+            raise InputError(
+                f"{plan.rows}: has no {plan.score.name} of '{arm}', {labeled} labeled; name another score"
             )
     return rows.drop("asked")
 
 
 def read_rows(file: Path) -> pl.DataFrame:
-    """The rows so far.
+    """The rows so far; a table of earlier studies, with a column a score, is read as a long one.
 
     Raises:
         InputError: not such a table.
@@ -200,21 +213,53 @@ def read_rows(file: Path) -> pl.DataFrame:
     if not file.is_file():
         return pl.DataFrame(schema=COLUMNS)
     try:
-        rows = pl.read_csv(file, schema_overrides=COLUMNS)
+        rows = pl.read_csv(file, schema_overrides=COLUMNS | dict.fromkeys(EARLIER, pl.Float64))
     except pl.exceptions.PolarsError as error:
         raise InputError(f"{file}: not a readable table of rows; name another file for 'rows'") from error
+    if set(EARLIER) <= set(rows.columns):
+        rows = lengthen(rows, EARLIER)
     if other := set(rows.columns) ^ set(COLUMNS):
         raise InputError(
             f"{file}: column '{min(other)}' is missing or none of a study's; name another file for 'rows'"
         )
-    always = (*KEY, "subject", "structure", "dice", "settings", "data", "steps", "minutes")
+    rows = rows.select(*COLUMNS)
+    always = (*KEY, "network", "subject", "metric", "value", "settings", "data", "steps", "minutes")
     if empty := [name for name in always if rows[name].null_count()]:
         raise InputError(f"{file}: has rows without '{empty[0]}'; mend or remove them")
-    if not rows["dice"].is_between(0, 1).all():
-        raise InputError(f"{file}: has a Dice that is not between 0 and 1; mend or remove its row")
+    if other := set(rows["metric"]) - set(SCORES):
+        raise InputError(f"{file}: has rows of '{min(other)}', which is no score; mend or remove them")
+    for score in SCORES.values():
+        low, high = score.limits
+        values = rows.filter(pl.col("metric") == score.name)["value"]
+        if not (values.is_between(low, high) & values.is_finite()).all():
+            raise InputError(
+                f"{file}: has a {score.title} that is not between {low:g} and {high:g}; mend or remove its "
+                "row"
+            )
     if (twice := rows.select(CELL).is_duplicated()).any():
         arm, labeled, seed, split = rows.filter(twice).select(KEY).row(0)
         raise InputError(
             f"{file}: has rows of '{arm}', {labeled} labeled, seed {seed}, {split} twice; take out one"
         )
     return rows
+
+
+def lengthen(rows: pl.DataFrame, scores: Sequence[str]) -> pl.DataFrame:
+    """Rows with a column for each score -> one row a score; a value that is not known is left out."""
+    rest = [name for name in rows.columns if name not in scores]
+    long = rows.unpivot(scores, index=rest, variable_name="metric", value_name="value").drop_nulls("value")
+    seconds = pl.lit(None, pl.Float64)
+    return long.with_columns(network=pl.lit(NETWORK), network_seconds=seconds)
+
+
+def open_rows(file: Path) -> None:
+    """Make sure that rows can be added; a table of earlier studies becomes a long one.
+
+    Raises:
+        InputError: not such a table, or it cannot be written.
+    """
+    if file.is_file() and "value" not in file.read_text(encoding="utf-8").partition("\n")[0].split(","):
+        rows = read_rows(file)
+        with atomic_path(file) as partial:
+            rows.write_csv(partial)
+    append_locked(file, pl.DataFrame(schema=COLUMNS).write_csv())
