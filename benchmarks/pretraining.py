@@ -24,16 +24,20 @@ import torch
 from torchvision.transforms import v2
 
 from fewbeats.clock import Clock
-from fewbeats.commands.pretrain import Pretrain, build_method
+from fewbeats.commands.pretrain import Pretrain
 from fewbeats.data.sampler import Sampler
 from fewbeats.data.store import Stacks, Stored
 from fewbeats.models.heads import pool_features
 from fewbeats.pretraining.dino import Dino
+from fewbeats.pretraining.methods import find_recipe
 from fewbeats.pretraining.simclr import Simclr
+from fewbeats.recipes.encoder import build_method
+from fewbeats.recipes.starts import Start
 from fewbeats.training.loop import FitSettings, fit
+from fewbeats.training.method import Method
 from fewbeats.training.rundir import RunDir
 from fewbeats.training.workers import with_workers
-from fewbeats.transforms.views import Viewed
+from fewbeats.transforms.views import Viewed, Views
 
 
 def main() -> None:
@@ -67,6 +71,12 @@ def main() -> None:
     print(json.dumps(result, indent=1))
 
 
+def make_method(command: Pretrain) -> tuple[Method, Views]:
+    """A command's method on its network, and its views."""
+    own, start = getattr(command, command.file), Start(init=command.init)
+    return build_method(command.settings, find_recipe(command.file), own, start=start, seed=command.seed)
+
+
 def make_pool(folder: Path, *, scans: int = 20, slices: int = 10, side: int = 192) -> Stacks:
     """A pool of smoothed noise; what it shows does not matter for time."""
     rng = np.random.default_rng(0)
@@ -83,7 +93,7 @@ def make_pool(folder: Path, *, scans: int = 20, slices: int = 10, side: int = 19
 
 def data_share(command: Pretrain, pool: Stacks, steps: int, workers: int) -> float:
     """Median share of a step that waits for data, but for the first line of the log."""
-    method, views = build_method(command)
+    method, views = make_method(command)
     shown = Viewed(Sampler(pool, command.batch_size, epochs=False), views, 0)
     with tempfile.TemporaryDirectory() as folder, with_workers(shown, workers) as batches:
         run, settings = (
@@ -106,7 +116,7 @@ def images_per_second(step: Callable[[], None], batch_size: int, steps: int) -> 
 
 def own_step(command: Pretrain, pool: Stacks) -> Callable[[], None]:
     """Draw, view, forward, backward, update."""
-    method, views = build_method(command)
+    method, views = make_method(command)
     batches, steps = Viewed(Sampler(pool, command.batch_size, epochs=False), views, 0), count()
     optimizer = torch.optim.AdamW([p for g in method.parameter_groups() for p in g.parameters], lr=1e-4)
 
@@ -127,7 +137,7 @@ def lightly_step(command: Pretrain, pool: Stacks) -> Callable[[], None]:
     warnings.simplefilter("ignore")
     from lightly.loss import DINOLoss, NTXentLoss
 
-    method, _ = build_method(command)
+    method, _ = make_method(command)
     dino, size = command.dino, command.preprocess.size
     batches, steps = Sampler(pool, command.batch_size, epochs=False), count()
     if isinstance(method, Simclr):

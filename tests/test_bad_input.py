@@ -375,7 +375,7 @@ def test_nothing_but_an_earlier_result_is_written_over(cohort, small_run, tmp_pa
 
 
 def test_the_report_of_an_earlier_prediction_goes_away(tmp_path):
-    from fewbeats.commands.predict import whole_folder
+    from fewbeats.disk import whole_folder
 
     (tmp_path / "report.html").write_text("of something else")
     with (

@@ -145,7 +145,7 @@ def test_a_reader_that_goes_away_is_no_crash(phantoms):
 STEPS = 60
 SLOWLY = (
     "import sys, time, functools, fewbeats.cli, fewbeats.training.loop as l\n"
-    "import fewbeats.commands.finetune as f\n"
+    "import fewbeats.recipes.segmenter as f\n"
     "f.FitSettings = functools.partial(f.FitSettings, checkpoint_seconds=0.0)\n"
     "save = l._Loop.save\n"
     "def slow(self): save(self); print('step', self.step, flush=True); time.sleep(0.02)\n"

@@ -71,12 +71,12 @@ PLANES = [(9, "SAX", True), (9, "", True), (1, "", False), (3, "4CH", False)]
 
 @pytest.mark.parametrize(("slices", "view", "told"), PLANES)
 def test_the_terminal_tells_no_ejection_fraction_of_a_plane(tmp_path, slices, view, told):
-    from fewbeats.commands.predict import Target, _summary
+    from fewbeats.recipes.labeling import Job, summarize
     from fewbeats.scan import Prediction
 
     volumes = {"LV": np.array([100.0, 40.0])}
     found = Prediction(
         mask=tmp_path, structures=("LV",), volumes_ml=volumes, ed_frame=0, es_frame=1, warnings=()
     )
-    line = _summary(Target("a", "a", "a.nii", None, view), found, slices=slices)
+    line = summarize(Job("a", "a", "a.nii", None, view), found, slices=slices)
     assert ("EF 60 %" in line) == ("mL" in line) == told

@@ -3,13 +3,19 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import get_args, get_type_hints
 
 import pytest
 import yaml
 
-from fewbeats.cli import COMMANDS, _command, main
-from fewbeats.commands.pretrain import build_method
+from fewbeats.cli import COMMANDS, main, read_command
+from fewbeats.commands.cohorts import Index
+from fewbeats.commands.pretrain import Pretrain
+from fewbeats.data.layouts import LAYOUTS
+from fewbeats.pretraining.methods import FILES as RECIPES
+from fewbeats.pretraining.methods import find_recipe
 from fewbeats.study.plan import read_plan
+from tiny_training import method_of
 
 CONFIGS = Path(__file__).parents[1] / "configs"
 FILES = sorted(CONFIGS.rglob("*.yaml"))
@@ -18,23 +24,34 @@ PRETRAINING = [f for f in FILES if f.stem in ("simclr", "pcl", "dino", "mim")]
 
 
 def test_all_kinds_are_there():
-    assert len(PRETRAINING) == 8
+    assert PRETRAINING
     assert STUDIES
     assert len(FILES) == len(PRETRAINING) + len(STUDIES) + 1
+
+
+def test_what_may_be_chosen_is_what_there_is():
+    """A choice of a flag that nothing stands behind, or a thing that no flag names."""
+    assert set(choices_of(Pretrain, "method")) == {find_recipe(file).name for file in RECIPES}
+    assert set(choices_of(Index, "layout")) == set(LAYOUTS)
+
+
+def choices_of(command: type, name: str) -> tuple[str, ...]:
+    hint = get_type_hints(command)[name]
+    return get_args(hint)
 
 
 @pytest.mark.parametrize("file", PRETRAINING, ids=lambda f: str(f.relative_to(CONFIGS)))
 def test_a_pretraining_configuration_loads_and_fits_its_method(file):
     budget = [] if "steps" in yaml.safe_load(file.read_text()) else ["--steps=1"]
-    command = _command("pretrain", [file.stem, "cohort.csv", "--out=x", *budget, f"--config={file}"])
+    command = read_command("pretrain", [file.stem, "cohort.csv", "--out=x", *budget, f"--config={file}"])
     if file.parent.name == "small":
-        build_method(command)
+        method_of(command)
     assert command.method == file.stem
 
 
 def test_the_fine_tuning_configuration_loads():
     file = CONFIGS / "ssp_cine" / "finetune.yaml"
-    command = _command("finetune", ["cohort.csv", "--out=x", "--steps=1", f"--config={file}"])
+    command = read_command("finetune", ["cohort.csv", "--out=x", "--steps=1", f"--config={file}"])
     assert (command.model.optim.kind, command.model.network.norm) == ("sgd", "batch")
     assert command.model.optim.weight_decay == 3e-5
 

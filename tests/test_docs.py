@@ -21,7 +21,7 @@ import pytest
 import yaml
 
 from fewbeats import __version__
-from fewbeats.cli import _command, main
+from fewbeats.cli import main, read_command
 
 ROOT = Path(__file__).parents[1]
 PAGES = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/*.md")])
@@ -67,7 +67,7 @@ def test_every_command_exists_with_its_flags(line, monkeypatch):
     if words[0] != "fewbeats":
         assert words[0] in ("cp", "mkdir"), "a command no reader has"
         return
-    _command(words[1], words[2:])
+    read_command(words[1], words[2:])
 
 
 def run_blocks(page: str, *, start: int = 0, stop: int | None = None) -> None:

@@ -79,15 +79,15 @@ def test_the_checkpoint_is_chosen_within_the_label_budget(phantoms, tmp_path, ca
 
 def test_only_manual_labels_are_trained_on(phantoms, tmp_path):
     """A predicted label of a labeled subject is no part of the supervised pool."""
-    from fewbeats.commands.finetune import Finetune, choose_data
+    from fewbeats.commands.finetune import Finetune
 
     cohort = read_cohort(phantoms)
     more = cohort.filter(pl.col("subject") == "phantom000").with_columns(
         scan=pl.lit("again"), label_source=pl.lit("pseudo")
     )
     write_cohort(pl.concat([cohort, more]), tmp_path / "cohort.csv")
-    data = choose_data(Finetune(cohort=tmp_path / "cohort.csv", out=tmp_path / "run", steps=1))
-    assert [row["scan"] for row in data.train_rows] == [f"phantom00{i}_4d" for i in range(3)]
+    pools = Finetune(cohort=tmp_path / "cohort.csv", out=tmp_path / "run", steps=1).choose()
+    assert pools.labeled["scan"].to_list() == [f"phantom00{i}_4d" for i in range(3)]
 
 
 @pytest.mark.parametrize(
@@ -125,8 +125,8 @@ def test_a_hub_encoder_starts_from_what_timm_gives(phantoms, tmp_path, monkeypat
         return made
 
     monkeypatch.setattr(encoders, "get_encoder", offline)
-    from fewbeats.commands.start import start_network
     from fewbeats.models.network import NetworkSettings
+    from fewbeats.recipes.starts import start_network
 
     settings = NetworkSettings(kind="hub", encoder="mobilenetv3_small_050", context=1)
     network = start_network(settings, 4, "natural", seed=0)
@@ -191,7 +191,7 @@ def test_a_corrected_mask_is_another_request_and_another_place_is_not(phantoms, 
     old = nib.load(mask)
     nib.save(nib.Nifti1Image(np.roll(np.asarray(old.dataobj), 4, 0), old.affine, old.header), mask)
     assert main(["finetune", str(tmp_path / "one.csv"), f"--out={tmp_path / 'run'}", *TINY, *FEW]) == 2
-    assert "run of other images and labels" in capfd.readouterr().err
+    assert "run of other labels" in capfd.readouterr().err
 
 
 @pytest.mark.usefixtures("no_onnx")
@@ -265,18 +265,20 @@ def test_batch_norm_is_taken_anew_for_the_exported_network():
     import torch
     from torch import nn
 
-    from fewbeats.finetuning.segmentation import RECALIBRATION, recalibrate
+    from fewbeats.finetuning.segmentation import RECALIBRATION, finish_network
     from fewbeats.sample import Batch
 
     network = nn.Sequential(nn.Conv2d(1, 2, 1), nn.BatchNorm2d(2))
     generator, drawn = torch.Generator().manual_seed(0), []
 
-    def batches(start, rank, world):
-        while True:
-            drawn.append(3 + 2 * torch.randn(4, 1, 8, 8, generator=generator))
-            yield Batch(views={"image": drawn[-1]})
+    def batches(clock):
+        drawn.append(3 + 2 * torch.randn(4, 1, 8, 8, generator=generator))
+        return Batch(views={"image": drawn[-1]})
 
-    assert not recalibrate(network, batches).training
+    trained, network = network, finish_network(network, batches)
+    assert not network.training
+    assert trained.training
+    assert trained[1].running_mean.tolist() == [0, 0]  # what is trained is left as it is
     assert len(drawn) == RECALIBRATION
     seen = network[0](torch.cat(drawn))
     assert network[1].running_mean == pytest.approx(seen.mean((0, 2, 3)).detach(), abs=1e-4)
@@ -331,13 +333,14 @@ def test_a_run_may_learn_only_where_the_heart_is(phantoms, tmp_path, no_onnx, ca
 
 
 def test_labels_of_one_phase_alone_may_be_learned_from(phantoms, tmp_path):
-    from fewbeats.commands.finetune import Finetune, choose_data, read_samples
+    from fewbeats.commands.finetune import Finetune
+    from fewbeats.recipes.segmenter import read_samples
 
     cohort = read_cohort(phantoms)
     about = {"cache": tmp_path / "cache", "out": tmp_path / "run", "steps": 1, "localizer_steps": 0}
     for phase in ("ED", "ES"):
         command = Finetune(cohort=phantoms, phase=phase, **about)
-        found = read_samples(command, choose_data(command)).train
+        found = read_samples(command.choose(), command.model.preprocess, phase=phase)
         column = f"{phase.lower()}_frame"
         wanted = dict(cohort.select("scan", column).iter_rows())
         assert {s.scan: s.frame for s in found} == {s: wanted[s] for s in {f.scan for f in found}}

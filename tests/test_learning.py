@@ -10,15 +10,15 @@ import pytest
 import torch
 
 from conftest import TINY
-from fewbeats.cli import _command, main
+from fewbeats.cli import main, read_command
 from fewbeats.clock import Clock
-from fewbeats.commands.pretrain import build_method
 from fewbeats.data.cohort import read_cohort
 from fewbeats.data.pool import prepare_pool
 from fewbeats.data.sampler import Sampler
 from fewbeats.training.loop import FitSettings, fit
 from fewbeats.training.rundir import RunDir
 from fewbeats.transforms.views import Viewed
+from tiny_training import method_of
 
 
 def dice(run, cohort, folder) -> float:
@@ -69,8 +69,8 @@ def unseen_step(name: str, rate: str, phantoms: Path, folder: Path):
     """What a method says of subjects it has not seen, after 60 steps on others."""
     cohort = read_cohort(phantoms)
     flags = (*PRETRAINED, f"--optim.learning-rate={rate}")
-    command = _command("pretrain", [name, str(phantoms), "--out=x", "--steps=1", *flags])
-    method, views = build_method(command)
+    command = read_command("pretrain", [name, str(phantoms), "--out=x", "--steps=1", *flags])
+    method, views = method_of(command)
     seen, unseen = (
         Viewed(Sampler(pool, size, seed=7, epochs=False), views, 3)
         for pool, size in (

@@ -16,17 +16,14 @@ from fewbeats.anatomy import FEWBEATS_VALUES
 from fewbeats.cli import main
 from fewbeats.data.cohort import read_cohort
 from fewbeats.data.files import open_labels, open_scan
+from fewbeats.data.provenance import Provenance
 from fewbeats.data.samples import prepare_labeled
 from fewbeats.finetuning.segmentation import SegmentationSettings
 from fewbeats.inference.engine import Engine
+from fewbeats.inference.fingerprint import SHORT_AXIS, take_fingerprint
+from fewbeats.inference.labeler import Labeled, RunLabeler
 from fewbeats.inference.localize import Region, whole_image
-from fewbeats.inference.plausibility import (
-    SHORT_AXIS,
-    Inspector,
-    border_length_mm,
-    enclosed_share,
-    take_fingerprint,
-)
+from fewbeats.inference.plausibility import Inspector, border_length_mm, enclosed_share
 from fewbeats.inference.segment import Model
 from fewbeats.phantom.cohort import cohort_subject
 from fewbeats.phantom.scan import PhantomSettings, make_scan
@@ -63,10 +60,14 @@ def phantom(number: int = 4, **changes) -> tuple[Scan, np.ndarray]:
 
 
 def warnings_of(model: Model, scan: Scan, masks: np.ndarray, *, found: bool = True) -> tuple[str, ...]:
-    inspector = Inspector(scan, model, replace(whole_image(scan), found=found))
+    inspector, region = inspector_of(model, scan), replace(whole_image(scan), found=found)
     for t, mask in enumerate(masks):
-        assert inspector.see(t, mask) is mask
+        assert inspector.see(t, Labeled(mask, region=region)) is mask
     return inspector.warnings()
+
+
+def inspector_of(model: Model, scan: Scan) -> Inspector:
+    return Inspector(scan, STRUCTURES, RunLabeler(model, Provenance(run="run")).known)
 
 
 def shown(scan: Scan, frames: np.ndarray, *, scale=1.0, axes=None) -> Scan:
@@ -221,23 +222,23 @@ def test_real_scans_of_the_same_kind_get_no_gray_or_shape_warning(real):
     for row in cohort.filter(pl.col("split") == "tune").iter_rows(named=True):
         scan = replace(open_scan(row), modality="MR")
         labels = swap[next(iter(open_labels(row, scan).values()))]
-        inspector = Inspector(scan, model, region_of(labels))
-        inspector.see(0, labels)
+        inspector = inspector_of(model, scan)
+        inspector.see(0, Labeled(labels, region=region_of(labels)))
         warned += [warning for warning in inspector.warnings() if "mL is far" not in warning]
     assert warned == []
 
 
 @pytest.mark.realdata
 def test_real_scans_of_another_kind_are_warned_about(real, realdata):
-    from fewbeats.commands.files import read_scans
+    from fewbeats.data.files import read_scans
 
     model, _ = real
     (sagittal,) = read_scans(realdata / "cine_dicom")
-    images = Inspector(sagittal, model, whole_image(sagittal))._image_warnings()
+    images = inspector_of(model, sagittal)._image_warnings()
     assert any("direction" in warning for warning in images)
     for cine in sorted((realdata / "cine4d").glob("*_4d.nii.gz")):
         (scan,) = read_scans(cine)
-        assert Inspector(scan, model, whole_image(scan))._image_warnings() == []
+        assert inspector_of(model, scan)._image_warnings() == []
 
 
 def test_the_usual_short_axis_is_a_direction():

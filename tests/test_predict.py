@@ -18,6 +18,7 @@ from fewbeats.anatomy import FEWBEATS_VALUES
 from fewbeats.cli import main
 from fewbeats.finetuning.segmentation import SegmentationSettings, localizer_settings
 from fewbeats.inference.engine import Engine
+from fewbeats.inference.labeler import RunLabeler
 from fewbeats.inference.localize import Region, locate_heart, whole_image
 from fewbeats.inference.segment import Model, find_region, fit_view, segment_frames
 from fewbeats.io.dicom import read_dicom
@@ -441,17 +442,16 @@ class Repeated:
 
 
 def test_memory_is_flat_in_frames(tmp_path):
-    from fewbeats.commands.predict import Predict, Target, predict_scan
+    from fewbeats.recipes.labeling import Job, label_scan
 
     truth = make_truth(shape=(8, 128, 128), center=(60, 70))
     model = Model(ranked(oracle("segmenter")), None)
     peaks = []
     for frames in (4, 10, 100):
         scan = replace(make_scan(truth), pixels=Repeated(GRAY[truth], frames))
-        command = Predict(model=tmp_path, input=tmp_path, out=tmp_path)
+        labeler = RunLabeler(model, None)
         tracemalloc.start()
-        target = Target("scan", "subject", "scan.nii", lambda: None)
-        predict_scan(target, scan, model, tmp_path / "mask.nii.gz", command=command)
+        label_scan(Job("scan", "subject", "scan.nii", lambda: None), scan, labeler, tmp_path)
         peaks.append(tracemalloc.get_traced_memory()[1] / 2**20)
         tracemalloc.stop()
     assert peaks[2] < peaks[1] + 2.0, peaks  # MB; a frame has 0.5, its mask 0.125

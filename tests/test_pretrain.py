@@ -16,7 +16,7 @@ import torch
 import small_nifti
 from fewbeats.cli import main
 from fewbeats.clock import Clock
-from fewbeats.commands.pretrain import Pretrain, choose_pool
+from fewbeats.commands.pretrain import Pretrain
 from fewbeats.data.cohort import new_cohort, read_cohort
 from fewbeats.data.pool import motion_center, prepare_pool, sample_slices
 from fewbeats.data.sampler import Sampler
@@ -286,7 +286,7 @@ def test_a_small_pool_is_drawn_apart_from_the_labeled(phantoms, tmp_path):
         command = Pretrain(
             method="mim", cohort=phantoms, out=tmp_path, batch_size=2, pool_subjects=1, seed=seed
         )
-        rows, _ = choose_pool(command)
+        rows = command.choose().unlabeled
         shared.append(rows["subject"].unique().to_list() == labeled_subjects(cohort, 1, seed))
     assert 0 < sum(shared) < len(shared)  # one in three, by chance
 

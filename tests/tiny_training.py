@@ -7,11 +7,17 @@ import torch
 from torch import nn
 
 from fewbeats.clock import Clock
+from fewbeats.commands.pretrain import Pretrain
 from fewbeats.finetuning.supervised import Supervised
 from fewbeats.models.network import NetworkSettings, build_network
+from fewbeats.pretraining.methods import find_recipe
+from fewbeats.recipes.encoder import build_method
+from fewbeats.recipes.starts import Start
 from fewbeats.sample import Batch
 from fewbeats.training.loop import FitSettings
+from fewbeats.training.method import Method
 from fewbeats.training.optim import OptimSettings
+from fewbeats.transforms.views import Views
 
 RATES = OptimSettings(learning_rate=1e-2)
 FULL = OptimSettings(precision="full")  # where sums in another order must agree
@@ -55,3 +61,10 @@ def short(**changes) -> FitSettings:
 def at(progress: float) -> Clock:
     """A clock so far into a run of 1,000 steps."""
     return Clock(round(1000 * progress), 1000)
+
+
+def method_of(command: Pretrain) -> tuple[Method, Views]:
+    """The method of a pretraining command, and its views."""
+    command.check_settings()
+    own, start = getattr(command, command.file), Start(init=command.init)
+    return build_method(command.settings, find_recipe(command.file), own, start=start, seed=command.seed)

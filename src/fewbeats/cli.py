@@ -57,7 +57,7 @@ def main(arguments: list[str] | None = None) -> int:
         print(f"fewbeats {__version__}")
         return 0
     try:
-        _command(arguments[0], arguments[1:]).run()
+        read_command(arguments[0], arguments[1:]).run()
     except InputError as error:
         return _refuse(str(error))
     except KeyboardInterrupt:
@@ -69,7 +69,7 @@ def main(arguments: list[str] | None = None) -> int:
     return 0
 
 
-def _command(name: str, arguments: list[str]) -> Any:
+def read_command(name: str, arguments: list[str]) -> Any:
     """The command's dataclass, filled from YAML (`--config FILE`) and then from flags."""
     if name not in COMMANDS:
         near = difflib.get_close_matches(name, COMMANDS, n=1)

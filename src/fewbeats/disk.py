@@ -5,8 +5,8 @@ from __future__ import annotations
 import errno
 import os
 import shutil
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from fewbeats.errors import InputError
@@ -54,6 +54,44 @@ def atomic_path(path: Path) -> Iterator[Path]:
             if partial.is_dir():
                 shutil.rmtree(partial, ignore_errors=True)
             partial.unlink(missing_ok=True)
+
+
+@contextmanager
+def whole_folder(out: Path, *, names: Sequence[str], mark: str) -> Iterator[Path]:
+    """A hidden folder in `out` whose content moves into `out` when the block ends well; else it is removed.
+
+    Args:
+        out: made where it is missing.
+        names: files that are part of such a result; what an earlier one has and this one lacks goes away.
+        mark: file that an earlier result holds, without which nothing in `out` is overwritten.
+
+    Raises:
+        InputError: `out` is no folder, or holds files of these names that are not an earlier result.
+    """
+    if out.exists() and not out.is_dir():
+        raise InputError(f"{out}: is a file; choose a folder for --out")
+    if (out / "request.json").exists():
+        raise InputError(f"{out}: is a training run, which would be overwritten; choose another --out")
+    taken = [name for name in names if (out / name).exists()]
+    if taken and not (out / mark).is_file():
+        raise InputError(f"{out / taken[0]}: would be overwritten; choose another --out")
+    fresh, staging = not out.exists(), out / f".{os.getpid()}.partial"
+    try:
+        staging.mkdir(parents=True)
+        yield staging
+        written = {whole.name for whole in staging.iterdir()}
+        for whole in sorted(staging.iterdir()):
+            if (out / whole.name).is_dir():
+                shutil.rmtree(out / whole.name)
+            whole.replace(out / whole.name)
+        for name in taken:
+            if name not in written:
+                shutil.rmtree(out / name) if (out / name).is_dir() else (out / name).unlink(missing_ok=True)
+    finally:
+        shutil.rmtree(staging, ignore_errors=True)
+        if fresh:
+            with suppress(OSError):  # it holds what was written
+                out.rmdir()
 
 
 def append_locked(file: Path, table: str) -> None:

@@ -1,4 +1,8 @@
-"""The one error a user is meant to read."""
+"""The one error a user is meant to read, and its wording."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
 
 
 class InputError(ValueError):
@@ -7,3 +11,10 @@ class InputError(ValueError):
     The message is one line: it names the file (or option) and says how to mend it.
     The command line prints it without a traceback and exits with code 2.
     """
+
+
+def name_some(names: Iterable[str], most: int = 5) -> str:
+    """The first few names and how many more there are."""
+    listed = list(names)
+    more = f" and {len(listed) - most} more" if len(listed) > most else ""
+    return ", ".join(listed[:most]) + more

@@ -42,7 +42,8 @@ class Index:
         """
         from fewbeats.data.cohort import encode_cohort, write_cohort
         from fewbeats.data.index import index
-        from fewbeats.data.split import SPLITS, draw_splits, name_some
+        from fewbeats.data.split import SPLITS, draw_splits
+        from fewbeats.errors import name_some
 
         if self.split and self.draw:
             raise InputError("give either --split or --draw")

@@ -28,10 +28,14 @@ class Evaluate:
         """
         from fewbeats.data.cohort import read_cohort
         from fewbeats.evaluation.evaluate import evaluate
+        from fewbeats.evaluation.predictions import read_predictions
+        from fewbeats.recipes.pools import refuse_seen
 
         cohort = read_cohort(self.cohort)
         writable = os.access(self.predictions, os.W_OK)  # an archive may be closed; the cache only saves time
-        refuse_seen(self.predictions, cohort, cache=self.predictions / "hashes.json" if writable else None)
+        scans = [scan.scan for scan in read_predictions(self.predictions)[0]]
+        cache = self.predictions / "hashes.json" if writable else None
+        refuse_seen(self.predictions, cohort, scans, cache=cache)
         summary = evaluate(self.predictions, cohort, self.out)
         dice = summary["dice"]
         parts = ", ".join(
@@ -43,20 +47,3 @@ class Evaluate:
         print(f"Dice {dice['mean']:.3f} ({interval}) over {summary['subjects']} subjects: {parts}")
         print(f"report: {self.out / 'report.html'}")
         return summary
-
-
-def refuse_seen(predictions: Path, cohort, *, cache: Path | None) -> None:
-    """Refuse to judge a run on scans that it, or what it started from, was trained on.
-
-    Raises:
-        InputError: naming the subjects.
-    """
-    import polars as pl
-
-    from fewbeats.data.provenance import by_subject, guard_ancestors, hash_scans, load_provenance
-    from fewbeats.evaluation.predictions import read_predictions
-
-    judged, _ = read_predictions(predictions)
-    rows = cohort.filter(pl.col("scan").is_in([scan.scan for scan in judged]))
-    seen = by_subject(rows, hash_scans(rows, cache=cache))
-    guard_ancestors([load_provenance(predictions)], seen, mend="predict with --split and judge others")

@@ -3,38 +3,18 @@
 from __future__ import annotations
 
 import json
-import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import tyro
 
+from fewbeats.data.files import bare_name, read_scans
 from fewbeats.errors import InputError
-from fewbeats.io.nifti import read_nifti, write_scan
+from fewbeats.io.nifti import write_scan
 
 if TYPE_CHECKING:
     from fewbeats.scan import Scan
-
-
-def bare_name(path: Path) -> str:
-    """Name of a file or folder without the endings of image files."""
-    return re.sub(r"(?i)\.(nii|nii\.gz|dcm)$", "", path.resolve().name)
-
-
-def read_scans(path: Path, *, frame_time_ms: float | None = None) -> list[Scan]:
-    """Every scan in a NIfTI file or a DICOM file or folder.
-
-    Raises:
-        InputError: nothing readable is there.
-    """
-    from fewbeats.data.files import is_nifti
-
-    if is_nifti(path) or not path.exists():
-        return [read_nifti(path, frame_time_ms=frame_time_ms)]
-    from fewbeats.io.dicom import read_dicom
-
-    return read_dicom(path)
 
 
 def describe(scan: Scan) -> dict[str, Any]:

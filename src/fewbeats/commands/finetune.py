@@ -2,42 +2,22 @@
 
 from __future__ import annotations
 
-import math
-import resource
-import time
-from dataclasses import asdict, dataclass, field
+import contextlib
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import Annotated, Any, Literal
 
 import tyro
 
-from fewbeats.commands.start import (
-    STARTS,
-    copy_localizer,
-    find_localizer,
-    start_digest,
-    start_network,
-    trace_weights,
-    weights_digest,
-)
-from fewbeats.disk import atomic_path
 from fewbeats.errors import InputError
-from fewbeats.finetuning.segmentation import SegmentationSettings, localizer_settings
-from fewbeats.ranges import check_ranges
-from fewbeats.training.loop import FitSettings, check_length
-from fewbeats.training.precision import choose_precision
-from fewbeats.training.rundir import RunDir
+from fewbeats.finetuning.segmentation import SegmentationSettings
+from fewbeats.models.network import NetworkSettings
+from fewbeats.ranges import as_described, check_ranges
 
-if TYPE_CHECKING:
-    from collections.abc import Sequence
-
-    import polars as pl
-    from torch import nn
-
-    from fewbeats.data.provenance import Provenance
-    from fewbeats.sample import Sample
-
-HELD_BACK = 0.25  # share of the labeled subjects that choose the checkpoint with `select: best`
+PLACES = ("cohort", "out", "cache", "init", "localizer")
+"""Where files lie does not decide an outcome; what is in them does."""
+MAY_DIFFER = ("init_parts", "phase", "steps", "optim", "freeze_encoder")
+"""What arms of a comparison may differ in, beside their start; all else is the protocol."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -87,42 +67,57 @@ class Finetune:
         Raises:
             InputError: the cohort, its labels or the settings cannot be used.
         """
-        started = time.perf_counter()
-        self.check_budget()
-        data, run = choose_data(self), RunDir(self.out)
-        samples = read_samples(self, data)  # whatever is wrong with the input shows before the folder is made
-        request = describe_request(self, data, samples)
-        if (run.path / "request.json").is_file() and run.claim(request):
-            print(f"{run.path}: already trained with these settings")
-            return run.path
-        network = None
-        if self.task == "segmentation":
-            network = start_network(
-                self.model.network,
-                len(data.structures) + 1,
-                self.init,
-                seed=self.seed,
-                encoder_only=self.init_parts == "encoder",
+        from fewbeats.recipes.run import Length
+        from fewbeats.recipes.segmenter import Localizer, train_localizer_alone, train_segmenter
+        from fewbeats.recipes.starts import Start
+
+        length = Length(steps=self.steps, minutes=self.minutes)
+        pools, request = self.choose(), {"settings": self.describe()}
+        own: dict[str, Any] = {"seed": self.seed, "phase": self.phase, "request": request}
+        if self.task == "localization":
+            run = train_localizer_alone(
+                self.out, pools, self.model, init=self.init, steps=self.localizer_steps, **own
             )
-        run.claim(request)
-        earlier = run.trained_seconds()  # by processes that were stopped
-        if self.localizer:
-            copy_localizer(self.localizer, run)
-        elif samples.localizer:
-            earlier += RunDir(run.path / "localizer").trained_seconds()
-            _train_localizer(self, data, samples.localizer, RunDir(run.path / "localizer"))
-        if network is None:
-            data.provenance.save(run.path)
-            run.write_config({"task": self.task, "labeled_subjects": data.labeled_subjects})
         else:
-            _train_segmenter(self, data, samples, network, run, started, earlier)
-        print(f"{run.path}: trained on {', '.join(data.labeled_subjects)}")
+            run = train_segmenter(
+                self.out, pools, self.model,
+                start=Start(init=self.init, encoder_only=self.init_parts == "encoder"), length=length,
+                localizer=Localizer(steps=self.localizer_steps, run=self.localizer),
+                about={"cohort": self.cohort, "select": self.select}, **own,
+            )  # fmt: skip
+        print(f"{run.path}: trained on {', '.join(pools.labeled_subjects)}")
         return run.path
 
-    def check_budget(self) -> None:
-        """Raises:
-        InputError: a budget that is missing, given twice, out of range, or none of the task's.
+    def choose(self):
+        """The `Pools` this command learns from.
+
+        Raises:
+            InputError: a budget or labels that cannot be used, or a held-out subject among them.
         """
+        from fewbeats.recipes.pools import Labels, choose_pools
+        from fewbeats.recipes.starts import find_ancestors
+
+        self.check_budget()
+        labels = Labels(
+            budget=self.labeled, subjects=self.labeled_subjects, seed=self.seed,
+            structures=self.structures, hold_back=self.select == "best",
+        )  # fmt: skip
+        return choose_pools(
+            self.cohort,
+            labels=labels,
+            ancestors=find_ancestors(self.init, localizer=self.localizer),
+            cache=self.cache or self.out.parent / "sample-cache",
+            run=self.out.resolve().name,
+        )
+
+    def check_budget(self) -> None:
+        """Refuse a length that is none.
+
+        Raises:
+            InputError: a budget that is missing, given twice, out of range, or none of the task's.
+        """
+        from fewbeats.training.loop import check_length
+
         check_ranges(self, "", not_negative=("localizer_steps",), seeds=("seed",))
         if self.task == "localization":
             if self.steps or self.minutes or self.localizer or self.localizer_steps < 1:
@@ -130,266 +125,48 @@ class Finetune:
             return
         check_length(self.steps, self.minutes)
 
+    def describe(self) -> dict[str, Any]:
+        """What decides the outcome, but for the content of files."""
+        return {name: value for name, value in as_described(self).items() if name not in PLACES}
 
-@dataclass(frozen=True)
-class TrainingData:
-    """What a run may learn from."""
+    # As an arm of a study (`study/trainers.py`)
 
-    structures: tuple[str, ...]
-    train_rows: list[dict[str, Any]]
-    held_back_rows: list[dict[str, Any]]
-    """Labeled subjects that only choose the checkpoint; part of the label budget."""
-    cache: Path
-    provenance: Provenance
+    def at(self, **changes: Any) -> Finetune:
+        """The same command for another budget, seed or place."""
+        return replace(self, **changes)
 
     @property
-    def labeled_subjects(self) -> list[str]:
-        """Every subject whose labels the run uses."""
-        return sorted({row["subject"] for row in self.train_rows + self.held_back_rows})
+    def pretrained_network(self) -> NetworkSettings:
+        """The network that takes the weights of `init`."""
+        return self.model.network
 
+    def protocol(self) -> dict[str, Any]:
+        """What arms that are compared must share."""
+        settings = self.describe()
+        settings |= settings.pop("model")
+        return {name: value for name, value in settings.items() if name not in MAY_DIFFER}
 
-def choose_data(command: Finetune) -> TrainingData:
-    """Labeled subjects of the cohort, checked against the splits."""
-    import polars as pl
+    def localization(self) -> Finetune | None:
+        """The run that trains its localizer alone, from photographs where it can: it is not compared."""
+        from fewbeats.recipes.starts import default_start
 
-    from fewbeats.anatomy import name_structure
-    from fewbeats.data.cohort import read_cohort
-    from fewbeats.data.files import check_files
-    from fewbeats.data.split import labeled_subjects, read_subject_list
+        if not self.localizer_steps:
+            return None
+        default = SegmentationSettings()  # what arms may differ in is no part of it
+        model = replace(self.model, optim=default.optim, freeze_encoder=default.freeze_encoder)
+        init = default_start(model.network)
+        return replace(self, task="localization", steps=None, model=model, init_parts="all", init=init)
 
-    cohort = read_cohort(command.cohort)
-    structures = tuple(dict.fromkeys(name_structure(s, file="--structures") for s in command.structures))
-    structures = structures or spoken_structures(cohort)
-    if command.labeled_subjects and command.labeled is not None:
-        raise InputError("give either --labeled or --labeled-subjects")
-    if command.labeled_subjects:
-        subjects = read_subject_list(command.labeled_subjects, cohort, structures=structures)
-    else:
-        subjects = labeled_subjects(cohort, command.labeled, command.seed, structures=structures)
-    manual = pl.col("label").is_not_null() & (pl.col("label_source") == "manual")
-    rows = cohort.filter(pl.col("subject").is_in(subjects), manual)
-    check_files(rows)
-    cache = command.cache or command.out.parent / "sample-cache"
-    provenance = trace_data(command, cohort, rows, cache)
-    held = []
-    if command.select == "best":
-        if len(subjects) < 2:
-            raise InputError("--select best: needs a second labeled subject to judge by; take --select last")
-        held = subjects[-max(1, math.ceil(HELD_BACK * len(subjects))) :]
-        print(f"{len(held)} of the {len(subjects)} labeled subjects choose the checkpoint: {', '.join(held)}")
-    return TrainingData(
-        structures=structures,
-        train_rows=[row for row in rows.iter_rows(named=True) if row["subject"] not in held],
-        held_back_rows=[row for row in rows.iter_rows(named=True) if row["subject"] in held],
-        cache=cache,
-        provenance=provenance,
-    )
+    def preflight(self) -> None:
+        """Choose the labels and build the start, quietly, to see that both can be used.
 
+        Raises:
+            InputError: they cannot.
+        """
+        from fewbeats.recipes.starts import start_network
 
-def trace_data(command: Finetune, cohort: pl.DataFrame, rows: pl.DataFrame, cache: Path) -> Provenance:
-    """What this run will have seen, once nothing held out is among it, under whatever name.
-
-    Raises:
-        InputError: a held-out scan, or weights that saw one.
-    """
-    import polars as pl
-
-    from fewbeats.data.provenance import (
-        Provenance,
-        by_subject,
-        find_twins,
-        guard_ancestors,
-        guard_training,
-        hash_scans,
-        load_provenance,
-    )
-    from fewbeats.data.split import HELD_OUT
-
-    held_out = cohort.filter(pl.col("split").is_in(HELD_OUT))
-    opened = pl.concat([rows, held_out])
-    hashes = hash_scans(opened, cache=cache / "hashes.json")
-    guard_training(cohort, labeled=rows, hashes=hashes)
-    for names in find_twins(by_subject(opened, hashes)):
-        print(f"{command.cohort}: {' and '.join(names)} are one heart: frames of theirs are equal")
-    ancestors = [] if command.init in STARTS else [trace_weights(Path(command.init))]
-    if command.localizer:
-        ancestors.append(load_provenance(find_localizer(command.localizer)))
-    guard_ancestors(ancestors, by_subject(held_out, hashes))
-    return Provenance(
-        run=command.out.resolve().name, labeled=by_subject(rows, hashes), ancestors=tuple(ancestors)
-    )
-
-
-def spoken_structures(cohort: pl.DataFrame) -> tuple[str, ...]:
-    """Structures the cohort's labels speak of, wholes before parts left out, in the usual order."""
-    from fewbeats.anatomy import FEWBEATS_VALUES, PART_OF, find_convention
-
-    manual = cohort.filter(cohort["label"].is_not_null(), cohort["label_source"] == "manual")
-    conventions = manual["convention"].drop_nulls().unique()
-    spoken = {s for name in conventions for s in find_convention(name).speaks_of}
-    return tuple(s for s in FEWBEATS_VALUES if s in spoken and s not in PART_OF)
-
-
-@dataclass(frozen=True)
-class TrainingSamples:
-    """The labeled frames, prepared for each network of a run."""
-
-    train: list[Sample]
-    held_back: list[Sample]
-    localizer: list[Sample]
-    """Whole slices with one class, the heart; empty where no localizer is wanted."""
-
-
-def read_samples(command: Finetune, data: TrainingData) -> TrainingSamples:
-    """Read all that is trained on.
-
-    Raises:
-        InputError: an image or label cannot be used, or no frame is labeled.
-    """
-    from fewbeats.data.samples import image_center, prepare_labeled
-    from fewbeats.data.store import as_heart
-
-    where: dict[str, Any] = {"structures": data.structures, "cache": data.cache, "phase": command.phase}
-    train, held_back = (
-        prepare_labeled(rows, command.model.preprocess, **where)
-        for rows in (data.train_rows, data.held_back_rows)
-    )
-    missing = {row["subject"] for row in data.train_rows + data.held_back_rows}
-    missing -= {sample.subject for sample in [*train, *held_back]}
-    if command.phase and missing:
-        raise InputError(
-            f"{command.cohort}: {', '.join(sorted(missing))} have no labeled frame of {command.phase}; "
-            "label one, or name the labeled subjects"
-        )
-    if not train:
-        of_phase = f" of {command.phase}" if command.phase else ""
-        raise InputError(
-            f"{command.cohort}: the labeled subjects have no labeled frame{of_phase}; label some"
-        )
-    whole = []
-    if command.localizer_steps and not command.localizer:
-        grid = localizer_settings(command.model).preprocess
-        whole = as_heart(prepare_labeled(data.train_rows, grid, center=image_center, **where))
-    return TrainingSamples(train, held_back, whole)
-
-
-def describe_request(command: Finetune, data: TrainingData, samples: TrainingSamples) -> dict[str, Any]:
-    """What decides the outcome of a run; an unfinished one is resumed only by the same.
-
-    Where files lie does not belong to it, what is in them does: a mask that was corrected since is another
-    request.
-    """
-    places = ("cohort", "out", "cache", "init", "localizer")
-    localizer = weights_digest(find_localizer(command.localizer)) if command.localizer else None
-    return {
-        "settings": {name: value for name, value in asdict(command).items() if name not in places},
-        "start": {"init": start_digest(command.init), "localizer": localizer},
-        "labeled subjects": data.labeled_subjects,
-        "images and labels": [sample.key for sample in samples.train + samples.held_back],
-    }
-
-
-def _train_localizer(command: Finetune, data: TrainingData, samples: Sequence[Sample], run: RunDir) -> None:
-    """A network of the same kind and start that finds "heart" in whole slices at low resolution."""
-    if (run.path / "run.json").is_file():
-        return
-    settings, init = localizer_settings(command.model), command.init
-    if init not in STARTS:  # a run's weights have learned another task
-        init = "natural" if settings.network.kind == "lite0" else "scratch"
-    network = start_network(settings.network, 2, init, seed=command.seed, label="localizer")
-    fit_settings = FitSettings(steps=command.localizer_steps, seed=command.seed, optim=settings.optim)
-    network, _ = _train(network, samples, settings, fit_settings, run, label="localizer")
-    data.provenance.save(run.path)
-    _finish(run, network, settings, {"task": "localizer", "structures": ["heart"], "init": init})
-
-
-def _train_segmenter(
-    command: Finetune,
-    data: TrainingData,
-    samples: TrainingSamples,
-    network: nn.Module,
-    run: RunDir,
-    started: float,
-    earlier: float,
-) -> None:
-    from fewbeats.data.files import open_scan
-    from fewbeats.inference.plausibility import take_fingerprint
-
-    settings = command.model
-    minutes = command.minutes
-    if minutes is not None:
-        minutes = max(0.01, minutes - (time.perf_counter() - started) / 60)
-    fit_settings = FitSettings(steps=command.steps, minutes=minutes, seed=command.seed, optim=settings.optim)
-    network, steps = _train(network, samples.train, settings, fit_settings, run, held=samples.held_back)
-    about = {
-        "task": command.task,
-        "structures": data.structures,
-        "modalities": sorted({row["modality"] or "MR" for row in data.train_rows}),
-        "init": command.init,
-        "cohort": command.cohort,
-        "labeled_subjects": data.labeled_subjects,
-        "select": command.select,
-        "steps": steps,
-        "seed": command.seed,
-        "seconds": time.perf_counter() - started + earlier,
-        "fingerprint": take_fingerprint(
-            samples.train,
-            settings.preprocess,
-            data.structures,
-            scans=map(open_scan, data.train_rows),
-            short_axis=all(row["view"] == "SAX" for row in data.train_rows),
-        ),
-        "peak_memory_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
-    }
-    data.provenance.save(run.path)
-    _finish(run, network, settings, about)
-
-
-def _train(
-    network: nn.Module,
-    samples: Sequence[Sample],
-    settings: SegmentationSettings,
-    fit_settings: FitSettings,
-    run: RunDir,
-    *,
-    held: Sequence[Sample] = (),
-    label: str = "training",
-) -> tuple[nn.Module, int]:
-    """The trained network, and its number of steps."""
-    from fewbeats.data.sampler import Sampler
-    from fewbeats.data.store import stack_samples
-    from fewbeats.finetuning.segmentation import train_segmentation
-
-    batches = Sampler(
-        stack_samples(samples),
-        settings.batch_size,
-        settings.depth,
-        slab=settings.network.dims == 3,
-        seed=fit_settings.seed,
-    )
-    return train_segmentation(
-        network,
-        batches,
-        settings=settings,
-        fit_settings=fit_settings,
-        run=run,
-        label=label,
-        held_back=held,
-    )
-
-
-def _finish(run: RunDir, network: nn.Module, settings: SegmentationSettings, about: dict[str, Any]) -> None:
-    """Export weights, and ONNX where it can be written, time the runtimes, and mark the run finished."""
-    from accelerate import PartialState
-
-    from fewbeats.inference.engine import export_network
-    from fewbeats.models.weights import save_weights
-
-    if not PartialState().is_main_process:
-        return
-    with atomic_path(run.weights()) as partial:
-        save_weights(network.state_dict(), partial)
-    engines = export_network(run.path, network, settings)
-    about |= {"precision": choose_precision(settings.optim.precision), "engines_seconds": engines}
-    run.write_config({**about, "settings": settings})
-    run.drop_checkpoint()
+        with contextlib.redirect_stdout(None):  # the run will say it
+            pools = self.choose()
+        if self.task == "segmentation":
+            classes = len(pools.structures) + 1
+            start_network(self.model.network, classes, self.init, seed=0, label=f"start '{self.init}' fits")

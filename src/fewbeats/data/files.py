@@ -52,6 +52,24 @@ def open_scan(row: Mapping[str, Any]) -> Scan:
     return replace(scan, modality=scan.modality or row["modality"] or "")  # NIfTI does not tell
 
 
+def bare_name(path: Path) -> str:
+    """Name of a file or folder without the endings of image files."""
+    return re.sub(r"(?i)\.(nii|nii\.gz|dcm)$", "", path.resolve().name)
+
+
+def read_scans(path: Path, *, frame_time_ms: float | None = None) -> list[Scan]:
+    """Every scan in a NIfTI file or a DICOM file or folder.
+
+    Raises:
+        InputError: nothing readable is there.
+    """
+    if is_nifti(path) or not path.exists():
+        return [read_nifti(path, frame_time_ms=frame_time_ms)]
+    from fewbeats.io.dicom import read_dicom
+
+    return read_dicom(path)
+
+
 def open_image(image: str, *, frame_time_ms: float | None = None) -> Scan:
     """A NIfTI file, DICOM file or folder, or FOLDER#2, the second scan in a folder.
 

@@ -12,9 +12,9 @@ from fewbeats.anatomy import FEWBEATS_VALUES, absolute_convention, find_conventi
 from fewbeats.data.cohort import ALLOWED, new_cohort
 from fewbeats.data.files import is_nifti, open_labels, open_scan
 from fewbeats.data.layouts import KNOWN_SETS, LAYOUTS, Row, bare_label, list_nifti, stem_of
-from fewbeats.data.split import apply_split_file, name_some
+from fewbeats.data.split import apply_split_file
 from fewbeats.disk import files_below
-from fewbeats.errors import InputError
+from fewbeats.errors import InputError, name_some
 from fewbeats.io.nifti import frame_step_ms, read_nifti
 from fewbeats.scan import is_spacing_nominal
 

@@ -13,9 +13,9 @@ from typing import TYPE_CHECKING, Any
 
 import polars as pl
 
-from fewbeats.data.split import name_some, read_columns
+from fewbeats.data.split import read_columns
 from fewbeats.disk import files_below
-from fewbeats.errors import InputError
+from fewbeats.errors import InputError, name_some
 from fewbeats.io.nifti import read_nifti
 
 if TYPE_CHECKING:

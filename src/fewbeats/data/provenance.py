@@ -19,9 +19,9 @@ import numpy as np
 import polars as pl
 
 from fewbeats.data.files import open_scan
-from fewbeats.data.split import HELD_OUT, check_splits, name_some
+from fewbeats.data.split import HELD_OUT, check_splits
 from fewbeats.disk import atomic_path
-from fewbeats.errors import InputError
+from fewbeats.errors import InputError, name_some
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping
@@ -188,6 +188,11 @@ def by_subject(rows: pl.DataFrame, hashes: Mapping[str, list[str]]) -> Hashes:
     for subject, scan in rows.select("subject", "scan").iter_rows():
         gathered.setdefault(subject, []).extend(hashes[scan])
     return gathered
+
+
+def digest_hashes(*pools: Hashes) -> str:
+    """One short text for all that pools hold, by which a request is known."""
+    return _digest(json.dumps(pools, sort_keys=True).encode()).hex()
 
 
 def find_twins(subjects: Mapping[str, Iterable[str]]) -> list[tuple[str, ...]]:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 import polars as pl
 
 from fewbeats.anatomy import find_convention
-from fewbeats.errors import InputError
+from fewbeats.errors import InputError, name_some
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
@@ -120,11 +120,14 @@ def labeled_subjects(
     return draw_order(usable, seed)[:n]
 
 
+def is_manual() -> pl.Expr:
+    """Rows whose label a person drew: the only ones that are trained on by default, and judged by."""
+    return pl.col("label").is_not_null() & (pl.col("label_source") == "manual")
+
+
 def manual_subjects(cohort: pl.DataFrame, structures: Sequence[str] | None = None) -> list[str]:
     """Subjects of split train with a manual label that speaks of any of the structures, sorted."""
-    manual = cohort.filter(
-        pl.col("label").is_not_null(), pl.col("label_source") == "manual", pl.col("split") == "train"
-    )
+    manual = cohort.filter(is_manual(), pl.col("split") == "train")
     if structures is not None:
         speaking = [
             c for c in manual["convention"].unique() if find_convention(c).speaks_of & set(structures)
@@ -181,13 +184,6 @@ def refuse_unknown(subjects: pl.Series, cohort: pl.DataFrame, *, file: Path | st
         raise InputError(
             f"{file}: not in the cohort: {name_some(unknown)}; take them out or index their scans"
         )
-
-
-def name_some(names: Iterable[str], most: int = 5) -> str:
-    """The first few names and how many more there are."""
-    listed = list(names)
-    more = f" and {len(listed) - most} more" if len(listed) > most else ""
-    return ", ".join(listed[:most]) + more
 
 
 def read_columns(path: Path, *names: str) -> pl.DataFrame:

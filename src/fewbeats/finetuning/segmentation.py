@@ -12,7 +12,7 @@ from fewbeats.clock import Clock
 from fewbeats.errors import InputError
 from fewbeats.metrics import dice
 from fewbeats.models.network import NetworkSettings
-from fewbeats.training.loop import FitSettings, Validation, fit
+from fewbeats.training.loop import Validation
 from fewbeats.training.optim import OptimSettings
 from fewbeats.transforms.inputs import cut_inputs
 from fewbeats.transforms.intensity import IntensitySettings
@@ -24,9 +24,9 @@ if TYPE_CHECKING:
     import numpy as np
     from torch import Generator, nn
 
+    from fewbeats.finetuning.supervised import Supervised
     from fewbeats.sample import Batch, Batches, Sample
     from fewbeats.training.method import Method
-    from fewbeats.training.rundir import RunDir
 
 
 RECALIBRATION = 25  # batches from which the exported network's BatchNorm statistics are taken
@@ -96,29 +96,25 @@ def localizer_settings(model: SegmentationSettings) -> SegmentationSettings:
     )
 
 
-def train_segmentation(
+def supervise(
     network: nn.Module,
     batches: Batches,
-    *,
     settings: SegmentationSettings,
-    fit_settings: FitSettings,
-    run: RunDir,
-    label: str = "training",
+    *,
+    seed: int,
     held_back: Sequence[Sample] = (),
-) -> tuple[nn.Module, int]:
-    """Train a network on batches of wide, raw slices; they are augmented and cut to size here.
+) -> tuple[Supervised, Batches, Validation | None]:
+    """Supervised training of a network on batches of wide, raw slices, which are augmented and cut here.
 
     Args:
         network: from `build_network`, started as wanted; changed in place.
-        batches: yields batches whose "image" is (B, depth, Y, X) and target (B, 1 or depth, Y, X).
+        batches: whose "image" is (B, depth, Y, X) and target (B, 1 or depth, Y, X).
         settings: all but data and start.
-        fit_settings: length and seed.
-        run: folder for metrics and checkpoints.
-        label: name on the progress bar.
+        seed: of the augmentation.
         held_back: samples that choose the best state; the last one is taken without them.
 
     Returns:
-        the network to export (moving average, evaluation mode) and the number of steps.
+        the method, its batches, and what chooses the state, None for the last.
     """
     import torch
 
@@ -129,34 +125,34 @@ def train_segmentation(
     method = Supervised(
         network, optim=settings.optim, ema_decay=settings.ema_decay, freeze=settings.freeze_encoder
     )
-    augmented = Viewed(batches, partial(views, settings=settings), fit_settings.seed)
+    viewed = Viewed(batches, partial(views, settings=settings), seed)
 
     def validate(method: Method) -> dict[str, float]:
-        network = recalibrate(exported(method), augmented)
-        return {"validation": score_samples(network, held_back, settings)}
+        ready = finish_network(method.networks()["network"], viewed)
+        return {"validation": score_samples(ready, held_back, settings)}
 
-    validation = Validation(measure=validate, best="validation") if held_back else None
-    steps = fit(method, augmented, settings=fit_settings, run=run, label=label, validation=validation)
-    return recalibrate(exported(method), augmented), steps
+    return method, viewed, Validation(measure=validate, best="validation") if held_back else None
 
 
-def recalibrate(network: nn.Module, batches: Batches) -> nn.Module:
-    """Take BatchNorm's statistics anew under the averaged weights, which never ran in training mode."""
+def finish_network(network: nn.Module, batches: Batches) -> nn.Module:
+    """A copy of a network that is ready to predict; the one that is trained is left as it is.
+
+    BatchNorm's statistics are taken anew, as averaged weights never ran in training mode.
+
+    Args:
+        network: gives logits for the view "image".
+        batches: what it was trained on.
+    """
     from torch.optim.swa_utils import update_bn
 
+    from fewbeats.models.network import set_deep_supervision
+
+    network = deepcopy(network).eval()
+    set_deep_supervision(network, False)
     device = next(network.parameters()).device
     clocks = (Clock(step, RECALIBRATION) for step in range(RECALIBRATION))
     update_bn((batches(clock).views["image"].to(device) for clock in clocks), network)
     return network.eval()
-
-
-def exported(method: Method) -> nn.Module:
-    """A copy of the network a method exports, ready to predict; the method's own is left as it is."""
-    from fewbeats.models.network import set_deep_supervision
-
-    network = deepcopy(method.networks()["network"]).eval()
-    set_deep_supervision(network, False)
-    return network
 
 
 def views(batch: Batch, generator: Generator, settings: SegmentationSettings) -> Batch:

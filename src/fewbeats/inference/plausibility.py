@@ -6,32 +6,25 @@ from it, or a mask no heart could have, gets a warning, and no ejection fraction
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 from scipy import ndimage
 
 from fewbeats.anatomy import FEWBEATS_VALUES
-from fewbeats.scan import is_orientation_lost
-from fewbeats.transforms.preprocess import middle, prepare_frame
+from fewbeats.inference.fingerprint import describe_gray, slice_normal
+from fewbeats.transforms.preprocess import prepare_frame
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Sequence
 
+    from fewbeats.inference.labeler import Known, Labeled
     from fewbeats.inference.localize import Region
-    from fewbeats.inference.segment import Model
-    from fewbeats.sample import Sample
     from fewbeats.scan import Scan
-    from fewbeats.transforms.preprocess import PreprocessSettings
 
-QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
-LEAST_SPREAD = 0.08  # of a gray-value feature: a handful of training scans underestimates it
 FAR = 4.0  # standard deviations from the training images at which gray values are called unlike them
 SPACING_TOLERANCE = np.array([2.0, 1.6, 1.6])  # factor beyond the training scans' voxel sizes (z, y, x)
 MOST_TURNED_DEGREES = 35.0  # between the slices' normal and the nearest of the training scans'
-SHORT_AXIS = np.array(
-    [-0.62, 0.64, -0.45]
-)  # usual normal, base to apex (RAS), where training files lost theirs
 VOLUME_TOLERANCE = 2.5  # factor beyond the training subjects' volumes
 LEAST_ENCLOSED = 0.75  # share of the LV cavity's in-plane outline that borders on myocardium
 REGULAR_JUMP = 0.35  # change of LV volume between neighboring frames, as a share of its largest
@@ -40,83 +33,34 @@ LONGEST_CUT_MM = 15.0  # outline of a structure along the image's border, over a
 FEW_FRAMES = 4.0  # a beat of so many frames may empty the LV from one to the next
 
 
-def describe_gray(image: np.ndarray) -> np.ndarray:
-    """Features of a normalized field of view (Z, Y, X): quantiles of its values and its mean slope."""
-    seen = image[image != 0]
-    if seen.size == 0:
-        return np.zeros(len(QUANTILES) + 1)
-    slope = np.abs(np.diff(image, axis=-1)).mean() + np.abs(np.diff(image, axis=-2)).mean()
-    return np.array([*np.quantile(seen, QUANTILES), slope])
-
-
-def take_fingerprint(
-    samples: Iterable[Sample],
-    settings: PreprocessSettings,
-    structures: tuple[str, ...],
-    *,
-    scans: Iterable[Scan] = (),
-    short_axis: bool = False,
-) -> dict[str, Any]:
-    """What the training images and labels are like; plain numbers, kept in `run.json`.
+class Inspector:
+    """Looks at each mask as it passes, keeps its volumes, and judges in the end.
 
     Args:
-        samples: labeled training frames.
-        settings: their grid.
-        structures: in class order.
-        scans: the scans they come from, for the direction of their slices.
-        short_axis: whether all of them are known to be short-axis stacks.
+        scan: what was labeled.
+        structures: what was looked for.
+        known: what the labeler was trained on, where it tells.
+        spacing_trusted: whether the voxel size is real.
     """
-    gray, spacing, volumes = [], [], {s: {} for s in structures}  # type: ignore[var-annotated]
-    for sample in samples:
-        side = middle(sample.image.shape[-1], settings.size)
-        gray.append(describe_gray(np.asarray(sample.image[:, side, side], np.float32)))
-        spacing.append(sample.spacing_mm)
-        voxel_ml = sample.spacing_mm[0] * settings.spacing_mm**2 / 1000.0
-        for index, structure in enumerate(structures, 1):
-            if sample.annotated[index - 1]:
-                ml = float((np.asarray(sample.mask) == index).sum() * voxel_ml)
-                volumes[structure].setdefault(sample.subject, []).append(ml)
-    normals = [normal.tolist() for scan in scans if (normal := slice_normal(scan)) is not None]
-    return {
-        "gray_mean": np.mean(gray, 0).tolist(),
-        "gray_spread": np.maximum(np.std(gray, 0), LEAST_SPREAD).tolist(),
-        "spacing_mm": [np.min(spacing, 0).tolist(), np.max(spacing, 0).tolist()],
-        "normals": normals or ([SHORT_AXIS.tolist()] if short_axis else []),
-        "volume_ml": {
-            s: _range(ml for subject in v.values() for ml in subject) for s, v in volumes.items() if v
-        },
-        "largest_ml": {s: _range(map(max, v.values())) for s, v in volumes.items() if v},
-    }
 
-
-def _range(values: Iterable[float]) -> list[float]:
-    listed = sorted(values)
-    return [listed[0], listed[-1]]
-
-
-def slice_normal(scan: Scan) -> np.ndarray | None:
-    """Unit normal (RAS) of a stack's slices; None for a volume, and where a file lost its orientation."""
-    if not scan.is_stack or is_orientation_lost(scan.source.affine, scan.source.shape):
-        return None
-    normal = scan.affine[:3, 2]
-    return normal / np.linalg.norm(normal)
-
-
-class Inspector:
-    """Looks at each mask as it passes, keeps its volumes, and judges in the end."""
-
-    def __init__(self, scan: Scan, model: Model, region: Region, *, spacing_trusted: bool = True):
-        self.scan, self.region = scan, region
-        self.spacing_trusted = spacing_trusted
-        self.fingerprint = model.segmenter.config.get("fingerprint", {})
-        self.modalities = model.modalities
-        self.settings = model.segmenter.settings.preprocess
-        self.volumes_ml = {s: np.zeros(scan.shape[0]) for s in model.structures}
+    def __init__(
+        self,
+        scan: Scan,
+        structures: Sequence[str],
+        known: Known | None = None,
+        *,
+        spacing_trusted: bool = True,
+    ):
+        self.scan, self.known, self.spacing_trusted = scan, known, spacing_trusted
+        self.fingerprint = known.fingerprint if known else {}
+        self.region: Region | None = None
+        self.volumes_ml = {s: np.zeros(scan.shape[0]) for s in structures}
         self._enclosed: list[float] = []
-        self._cut_mm = dict.fromkeys(model.structures, 0.0)
+        self._cut_mm = dict.fromkeys(structures, 0.0)
 
-    def see(self, t: int, mask: np.ndarray) -> np.ndarray:
+    def see(self, t: int, labeled: Labeled) -> np.ndarray:
         """Note volumes and shape of the mask (Z, Y, X) of frame t; returns the mask."""
+        mask, self.region = labeled.mask, labeled.region
         counts = np.bincount(mask.ravel(), minlength=max(FEWBEATS_VALUES.values()) + 1)
         for structure, volumes in self.volumes_ml.items():
             volumes[t] = counts[FEWBEATS_VALUES[structure]] * self.scan.voxel_ml
@@ -134,16 +78,15 @@ class Inspector:
 
     def _image_warnings(self) -> list[str]:
         found = []
-        if not self.region.found:
+        if self.region is not None and not self.region.found:
             found.append("no heart was found at low resolution, the middle of the image was segmented")
         if not self.spacing_trusted:
             found.append("the voxel size is lost, so nothing has a volume")
-        if not self.fingerprint:
+        if self.known is None or not self.fingerprint:
             return found
-        if self.scan.modality and self.scan.modality not in self.modalities:
-            found.append(
-                f"{self.scan.modality}, but the network was trained on {' and '.join(self.modalities)}"
-            )
+        modalities = self.known.modalities
+        if self.scan.modality and self.scan.modality not in modalities:
+            found.append(f"{self.scan.modality}, but the network was trained on {' and '.join(modalities)}")
         least, most = (np.array(v) for v in self.fingerprint["spacing_mm"])
         own = np.array(self.scan.spacing_mm)
         if (own < least / SPACING_TOLERANCE).any() or (own > most * SPACING_TOLERANCE).any():
@@ -156,8 +99,8 @@ class Inspector:
         image, _ = prepare_frame(
             self.scan.frame(middle),
             self.scan.spacing_mm,
-            self.settings,
-            center=self.region.center,
+            self.known.grid,
+            center=self.region.center if self.region else None,
             modality=self.scan.modality or "MR",
         )
         away = np.abs(describe_gray(image) - self.fingerprint["gray_mean"]) / self.fingerprint["gray_spread"]

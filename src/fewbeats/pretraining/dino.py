@@ -30,6 +30,7 @@ from fewbeats.models.heads import (
     gather_ranks,
     pool_features,
 )
+from fewbeats.pretraining.methods import Recipe
 from fewbeats.training.method import Method, ParameterGroup, Step
 from fewbeats.training.optim import OptimSettings, scheduled_group
 from fewbeats.transforms.views import ViewSettings, draw_view
@@ -44,16 +45,16 @@ if TYPE_CHECKING:
 LARGE = ("large0", "large1")
 
 
-def views(batch: Batch, generator: Generator, settings: ViewSettings, *, dino: DinoSettings) -> Batch:
+def views(batch: Batch, generator: Generator, *, settings: ViewSettings, own: DinoSettings) -> Batch:
     """Two large views and several small ones, of the same magnification, from anywhere in the large field."""
     small = replace(
         settings,
-        size=dino.small_px(settings.size),
-        spatial=replace(settings.spatial, shift_px=settings.size * (1 - dino.small_size) / 2),
+        size=own.small_px(settings.size),
+        spatial=replace(settings.spatial, shift_px=settings.size * (1 - own.small_size) / 2),
     )
     image = batch.views["image"]
     found = {name: draw_view(image, settings, generator) for name in LARGE}
-    found |= {f"small{i}": draw_view(image, small, generator) for i in range(dino.small_views)}
+    found |= {f"small{i}": draw_view(image, small, generator) for i in range(own.small_views)}
     return replace(batch, views=found)
 
 
@@ -139,3 +140,15 @@ def answers_apart(answers: Tensor) -> float:
 def _judge(side: nn.ModuleDict, image: Tensor) -> Tensor:
     """Scores (B, K) of a student or teacher."""
     return side["head"](pool_features(side, image)).float()
+
+
+def _small_px(own: DinoSettings, size: int) -> dict[str, int]:
+    return {f"--dino.small-size {own.small_size}": own.small_px(size)} if own.small_views else {}
+
+
+RECIPE = Recipe(
+    name="dino",
+    build=lambda network, own, optim, size: Dino(network, settings=own, optim=optim),
+    views=views,
+    small_px=_small_px,
+)

@@ -21,6 +21,7 @@ from torch import nn
 
 from fewbeats.errors import InputError
 from fewbeats.models.answering import finest
+from fewbeats.pretraining.methods import Recipe
 from fewbeats.training.method import Method, ParameterGroup, Step
 from fewbeats.training.optim import OptimSettings, one_group
 from fewbeats.transforms.views import ViewSettings, draw_view
@@ -33,7 +34,9 @@ if TYPE_CHECKING:
     from fewbeats.sample import Batch
 
 
-def views(batch: Batch, generator: Generator, settings: ViewSettings) -> Batch:
+def views(
+    batch: Batch, generator: Generator, *, settings: ViewSettings, own: MimSettings | SimmimSettings
+) -> Batch:
     """One random view; what of it is blanked is drawn as it is learned from."""
     return replace(batch, views={"image": draw_view(batch.views["image"], settings, generator)})
 
@@ -98,3 +101,10 @@ def draw_blanks(image: Tensor, settings: MimSettings | SimmimSettings) -> Tensor
     order = torch.rand(len(image), rows * columns, device=image.device).argsort(1).argsort(1)
     blank = (order < round(settings.ratio * rows * columns)).view(-1, 1, rows, columns)
     return blank.repeat_interleave(settings.patch_px, 2).repeat_interleave(settings.patch_px, 3)
+
+
+RECIPE = Recipe(
+    name="mim",
+    build=lambda network, own, optim, size: Mim(network, settings=own, optim=optim, size=size),
+    views=views,
+)

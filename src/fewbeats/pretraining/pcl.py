@@ -22,6 +22,8 @@ from torch import nn
 
 from fewbeats.losses import contrastive_loss
 from fewbeats.models.heads import Projector, encoder_of, feature_width, gather_ranks, pool_features, spread
+from fewbeats.pretraining.methods import Recipe
+from fewbeats.pretraining.settings import check_contrast
 from fewbeats.training.method import Method, ParameterGroup, Step
 from fewbeats.training.optim import OptimSettings, one_group
 from fewbeats.transforms.views import ViewSettings, draw_view
@@ -36,7 +38,7 @@ if TYPE_CHECKING:
 ROUNDING = 1e-6  # two slices exactly `distance` apart are not near, whatever float32 makes of them
 
 
-def views(batch: Batch, generator: Generator, settings: ViewSettings) -> Batch:
+def views(batch: Batch, generator: Generator, *, settings: ViewSettings, own: PclSettings) -> Batch:
     """Two random views of the same field of view."""
     image = batch.views["image"]
     return replace(batch, views={name: draw_view(image, settings, generator) for name in ("a", "b")})
@@ -88,3 +90,12 @@ def same_height(position: Tensor, directed: Tensor, scan: Tensor, *, distance: f
     near = (position[:, None] - position[None]).abs() < distance - ROUNDING
     comparable = (directed[:, None] & directed[None]) | (scan[:, None] == scan[None])
     return near & comparable
+
+
+RECIPE = Recipe(
+    name="pcl",
+    build=lambda network, own, optim, size: Pcl(network, settings=own, optim=optim),
+    views=views,
+    check=lambda own, network, batch_size, size: check_contrast("pcl", network, batch_size),
+    positioned=True,
+)

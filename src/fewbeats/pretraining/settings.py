@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from fewbeats.errors import InputError
 from fewbeats.ranges import check_ranges
+
+if TYPE_CHECKING:
+    from fewbeats.models.network import NetworkSettings
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -106,3 +110,15 @@ class MimSettings:
 
     def __post_init__(self) -> None:
         check_ranges(self, "mim.", counts=("patch_px",), shares=("ratio",))
+
+
+def check_contrast(name: str, network: NetworkSettings, batch_size: int) -> None:
+    """What methods that contrast the slices of a batch need.
+
+    Raises:
+        InputError: a transformer, or too few negatives.
+    """
+    if network.kind == "vit":
+        raise InputError(f"{name}: for U-Nets; a vision transformer learns by dino or mim")
+    if batch_size < 4:
+        raise InputError(f"--batch-size {batch_size}: too few negatives; give at least 4")

@@ -21,6 +21,8 @@ from torch import nn
 
 from fewbeats.losses import contrastive_loss
 from fewbeats.models.heads import Projector, encoder_of, feature_width, gather_ranks, pool_features, spread
+from fewbeats.pretraining.methods import Recipe
+from fewbeats.pretraining.settings import check_contrast
 from fewbeats.training.method import Method, ParameterGroup, Step
 from fewbeats.training.optim import OptimSettings, one_group
 from fewbeats.transforms.views import ViewSettings, draw_view
@@ -33,7 +35,7 @@ if TYPE_CHECKING:
     from fewbeats.sample import Batch
 
 
-def views(batch: Batch, generator: Generator, settings: ViewSettings) -> Batch:
+def views(batch: Batch, generator: Generator, *, settings: ViewSettings, own: SimclrSettings) -> Batch:
     """Two random views of the same field of view."""
     image = batch.views["image"]
     return replace(batch, views={name: draw_view(image, settings, generator) for name in ("a", "b")})
@@ -71,3 +73,11 @@ def same_slice(slices: int, device: torch.device) -> Tensor:
     """(2N, 2N) bool: rows i and j are the two views of one slice."""
     index = torch.arange(slices, device=device).repeat(2)
     return index[:, None] == index[None]
+
+
+RECIPE = Recipe(
+    name="simclr",
+    build=lambda network, own, optim, size: Simclr(network, settings=own, optim=optim),
+    views=views,
+    check=lambda own, network, batch_size, size: check_contrast("simclr", network, batch_size),
+)

@@ -21,6 +21,7 @@ from torch import nn
 
 from fewbeats.errors import InputError
 from fewbeats.models.vit import VitEncoder
+from fewbeats.pretraining.methods import Recipe
 from fewbeats.pretraining.mim import check_patches, draw_blanks, views
 from fewbeats.training.method import Method, ParameterGroup, Step
 from fewbeats.training.optim import OptimSettings, one_group
@@ -31,8 +32,6 @@ if TYPE_CHECKING:
     from fewbeats.clock import Clock
     from fewbeats.pretraining.settings import SimmimSettings
     from fewbeats.sample import Batch
-
-__all__ = ["Simmim", "views"]
 
 
 class Simmim(Method):
@@ -86,3 +85,10 @@ class Simmim(Method):
 
     def networks(self) -> dict[str, nn.Module]:
         return {"network": nn.ModuleDict({"encoder": self.encoder})}
+
+
+RECIPE = Recipe(
+    name="mim",
+    build=lambda network, own, optim, size: Simmim(network, settings=own, optim=optim, size=size),
+    views=views,
+)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -86,11 +85,8 @@ def check_data(plan: Plan, first: Sequence[Unit], arms: Sequence[Unit]) -> None:
     """
     import polars as pl
 
-    from fewbeats.commands.finetune import choose_data
-    from fewbeats.commands.pretrain import build_method, choose_pool
-    from fewbeats.commands.start import STARTS, start_network
     from fewbeats.data.cohort import read_cohort
-    from fewbeats.study.plan import at_budget
+    from fewbeats.recipes.starts import STARTS
     from fewbeats.study.units import open_rows, pretraining_of
 
     cohort = read_cohort(plan.cohort)
@@ -101,21 +97,16 @@ def check_data(plan: Plan, first: Sequence[Unit], arms: Sequence[Unit]) -> None:
     by_start: dict[str, list[Unit]] = {}
     for unit in sorted(arms, key=lambda unit: unit.labeled):
         arm = plan.arms[unit.name]
-        by_start.setdefault("scratch" if arm.pretraining else arm.finetune.init, []).append(unit)
+        by_start.setdefault("scratch" if arm.pretraining else arm.trainer.init, []).append(unit)
     for init, units in by_start.items():
         for unit in (units[0], units[-1]):  # the narrowest and the widest budget
-            command = at_budget(plan.arms[unit.name], unit.labeled, unit.seed, init=init, cache=plan.cache)
-            command.check_budget()
-            with contextlib.redirect_stdout(None):  # the runs will say it
-                classes = len(choose_data(command).structures) + 1
-        start_network(command.model.network, classes, init, seed=0, label=f"start '{init}' fits")
+            trainer = plan.arms[unit.name].trainer
+            trainer.at(labeled=unit.labeled, seed=unit.seed, init=init, cache=plan.cache).preflight()
         if init not in STARTS:
             _refuse_labels(plan, unit.name, init, cohort)
     for unit in first:
         if unit.kind == "pretraining":
-            pretraining = pretraining_of(plan, unit.name)
-            build_method(pretraining)
-            choose_pool(pretraining)
+            pretraining_of(plan, unit.name).preflight()
     open_rows(plan.rows)
 
 
@@ -123,15 +114,15 @@ def _refuse_labels(plan: Plan, arm: str, init: str, cohort: pl.DataFrame) -> Non
     """A start that has seen labels of the cohort has more of them than the arm's budget says."""
     import polars as pl
 
-    from fewbeats.commands.start import trace_weights
-    from fewbeats.data.provenance import by_subject, hash_scans
-    from fewbeats.data.split import name_some
+    from fewbeats.data.provenance import by_subject, digests, hash_scans
+    from fewbeats.errors import name_some
+    from fewbeats.recipes.starts import trace_weights
 
     rows = cohort.filter(pl.col("split") == "train", pl.col("label").is_not_null())
     owners = by_subject(rows, hash_scans(rows, cache=plan.cache / "hashes.json"))
     for run in trace_weights(Path(init)).lineage():
-        known = {h for hashes in run.labeled.values() for h in hashes}
-        if seen := sorted(subject for subject, hashes in owners.items() if known & set(hashes)):
+        known = {h for entries in run.labeled.values() for h in digests(entries)}
+        if seen := sorted(name for name, entries in owners.items() if known & set(digests(entries))):
             raise InputError(
                 f"{plan.name}: arms.{arm}.init: run '{run.run}' has seen labels of {name_some(seen)}, which "
                 "the arm's budgets do not count; start from weights that have not"

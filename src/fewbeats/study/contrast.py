@@ -12,8 +12,7 @@ from typing import Literal
 
 import polars as pl
 
-from fewbeats.data.split import name_some
-from fewbeats.errors import InputError
+from fewbeats.errors import InputError, name_some
 from fewbeats.evaluation.scores import Score
 from fewbeats.evaluation.statistics import (
     CrossedMean,

@@ -7,23 +7,22 @@ import hashlib
 import json
 import re
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from fewbeats.commands.finetune import Finetune
+from fewbeats.commands.finetune import MAY_DIFFER
 from fewbeats.commands.pretrain import Pretrain
 from fewbeats.commands.settings import flags_of, parse, read_yaml, settings_of
-from fewbeats.commands.start import STARTS, start_digest
 from fewbeats.errors import InputError
 from fewbeats.evaluation.scores import SCORES, Score
 from fewbeats.ranges import SEEDS
+from fewbeats.recipes.starts import STARTS, start_digest
+from fewbeats.study.trainers import TRAINERS, Trainer
 
 OWN = ("out", "cache", "seed", "labeled", "labeled_subjects", "localizer", "task", "minutes")
 """Settings of the commands that a study decides itself; budgets are steps, so that machines do not matter."""
-MAY_DIFFER = ("init", "init_parts", "phase", "steps", "optim", "freeze_encoder")
-"""What arms of a comparison may differ in; all else is the protocol."""
 DESCRIPTIVE = ("group", "height_cm", "weight_kg", "sequence", "modality", "frame_time_ms")
 """Columns of a cohort that no mask depends on."""
 
@@ -33,7 +32,7 @@ class Arm:
     """One way to train, at several budgets."""
 
     name: str
-    finetune: Finetune
+    trainer: Trainer
     """Without budget, seed and places."""
     pretraining: str | None
     """Name of the pretraining it starts from."""
@@ -95,13 +94,12 @@ class Plan:
         Raises:
             InputError: initial weights cannot be found.
         """
-        aside = {*OWN, "cohort", "init"}
-        about: dict[str, Any] = {k: v for k, v in asdict(arm.finetune).items() if k not in aside}
+        about = {name: value for name, value in arm.trainer.describe().items() if name not in OWN}
         if arm.pretraining:
             before = self.pretrainings[arm.pretraining]
             about["init"] = before.describe() | {"init": start_digest(before.init)}
         else:
-            about["init"] = start_digest(arm.finetune.init)
+            about["init"] = start_digest(arm.trainer.init)
         return hashlib.sha256(json.dumps(about, sort_keys=True, default=str).encode()).hexdigest()[:12]
 
 
@@ -114,7 +112,7 @@ def read_plan(path: Path) -> Plan:
     """
     content = read_yaml(path)
     known = ("cohort", "out", "rows", "split", "labeled", "seeds", "baseline", "primary",
-             "score", "finetune", "pretrain", "pretrainings", "arms")  # fmt: skip
+             "score", "pretrain", *TRAINERS, "pretrainings", "arms")  # fmt: skip
     for key in content:
         if key not in known:
             raise InputError(f"{path}: no setting '{key}'; {_nearest(key, known)}")
@@ -174,18 +172,21 @@ def _read_arm(
     seeds = _numbers(own.pop("seeds", content["seeds"]), f"{where}.seeds", path)
     if max(seeds) >= SEEDS:
         raise InputError(f"{path}: {where}.seeds: give numbers below {SEEDS}")
-    settings = _merged(content.get("finetune"), own, path)
+    command = own.pop("command", next(iter(TRAINERS)))
+    if command not in TRAINERS:
+        raise InputError(f"{path}: {where}.command: '{command}' is none; {_nearest(command, TRAINERS)}")
+    settings = _merged(content.get(command), own, path)
     _refuse_own(settings, where, path, OWN)
-    finetune = _parse(Finetune, [str(cohort), "--out=."], settings, f"{path}: {where}")
-    pretraining = finetune.init if finetune.init in pretrainings else None
-    if not pretraining and finetune.init not in STARTS and not Path(finetune.init).exists():
+    trainer: Trainer = _parse(TRAINERS[command], [str(cohort), "--out=."], settings, f"{path}: {where}")
+    pretraining = trainer.init if trainer.init in pretrainings else None
+    if not pretraining and trainer.init not in STARTS and not Path(trainer.init).exists():
         choices = (*STARTS, *pretrainings)
         raise InputError(
-            f"{path}: {where}.init: '{finetune.init}' is no start; {_nearest(finetune.init, choices)}"
+            f"{path}: {where}.init: '{trainer.init}' is no start; {_nearest(trainer.init, choices)}"
         )
-    if not finetune.steps or finetune.steps < 1:
-        raise InputError(f"{path}: {where}.steps: give at least 1, to each arm or to 'finetune' for all")
-    return Arm(name=name, finetune=finetune, pretraining=pretraining, labeled=labeled, seeds=seeds)
+    if not trainer.steps or trainer.steps < 1:
+        raise InputError(f"{path}: {where}.steps: give at least 1, to each arm or to '{command}' for all")
+    return Arm(name=name, trainer=trainer, pretraining=pretraining, labeled=labeled, seeds=seeds)
 
 
 def _read_score(given: Any, path: Path) -> Score:
@@ -203,8 +204,10 @@ def _read_primary(given: Any, path: Path) -> tuple[str, int] | None:
 
 
 def _check(plan: Plan, path: Path) -> None:
-    """Raises:
-    InputError: names that lead nowhere, or arms that cannot be compared.
+    """Refuse names that lead nowhere, and arms that cannot be compared.
+
+    Raises:
+        InputError: naming them.
     """
     if plan.baseline not in plan.arms:
         raise InputError(f"{path}: baseline: no arm '{plan.baseline}'; {_nearest(plan.baseline, plan.arms)}")
@@ -220,27 +223,23 @@ def _check(plan: Plan, path: Path) -> None:
                 f"{path}: primary: {labeled} labeled is no budget of both '{name}' and the baseline"
             )
     for arm in plan.arms.values():
-        if other := _differences(_protocol(base.finetune), _protocol(arm.finetune)):
+        if other := _differences(base.trainer.protocol(), arm.trainer.protocol()):
             raise InputError(
                 f"{path}: arms '{base.name}' and '{arm.name}' differ in {other[0]}; arms that are compared "
-                f"share all but {', '.join(MAY_DIFFER)}"
+                f"share all but init, {', '.join(MAY_DIFFER)}"
             )
-        if arm.pretraining and plan.pretrainings[arm.pretraining].network != arm.finetune.model.network:
+        if arm.pretraining and plan.pretrainings[arm.pretraining].network != arm.trainer.pretrained_network:
             raise InputError(
                 f"{path}: '{arm.pretraining}' pretrains another network than arm '{arm.name}' fine-tunes; "
                 "give both the same"
             )
 
 
-def _protocol(finetune: Finetune) -> dict[str, Any]:
-    settings = asdict(finetune)
-    settings |= settings.pop("model")
-    return {name: value for name, value in settings.items() if name not in MAY_DIFFER}
-
-
 def _differences(a: Mapping[str, Any], b: Mapping[str, Any], prefix: str = "") -> list[str]:
     found = []
     for name, value in a.items():
+        if name not in b:  # a command of another kind may lack it
+            continue
         if isinstance(value, dict):
             found += _differences(value, b[name], f"{prefix}{name}.")
         elif value != b[name]:
@@ -308,8 +307,3 @@ def _text(content: Mapping[str, Any], key: str, path: Path) -> str:
 def _nearest(name: str, choices: Any) -> str:
     near = difflib.get_close_matches(str(name), list(choices), n=1, cutoff=0.5)
     return f"perhaps you meant '{near[0]}'" if near else f"there are {', '.join(choices)}"
-
-
-def at_budget(arm: Arm, labeled: int, seed: int, **places: Any) -> Finetune:
-    """An arm's command for one budget and seed."""
-    return replace(arm.finetune, labeled=labeled, seed=seed, **places)

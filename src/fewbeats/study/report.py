@@ -4,19 +4,18 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import asdict
 from datetime import date
 from pathlib import Path
 from typing import Any
 
 import polars as pl
 
-from fewbeats.commands.start import STARTS
 from fewbeats.disk import atomic_path
 from fewbeats.errors import InputError
 from fewbeats.evaluation.scores import Score
 from fewbeats.pages.charts import Chart
 from fewbeats.pages.page import as_markup, flatten, render_page
+from fewbeats.recipes.starts import STARTS
 from fewbeats.study.plan import Plan
 from fewbeats.study.result import MISSED, Cell, Result, analyze, arm_of
 from fewbeats.study.sentences import ROUGH, describe, spread_of, tell_hinge, tell_p, tell_range
@@ -57,9 +56,9 @@ def write_report(plan: Plan) -> tuple[Path, Result]:
 
 def _context(plan: Plan, rows: pl.DataFrame, result: Result, *, waiting: int) -> dict[str, Any]:
     arms = list(dict.fromkeys(cell.arm for cell in result.cells))
-    base = plan.arms[plan.baseline].finetune
+    base = plan.arms[plan.baseline].trainer
     used = {name for arm in arms if (name := plan.arms[arm_of(arm)].pretraining)}
-    starts = {plan.arms[arm_of(arm)].finetune.init for arm in arms} - used
+    starts = {plan.arms[arm_of(arm)].trainer.init for arm in arms} - used
     starts |= {plan.pretrainings[name].init for name in used}
     return {
         "today": date.today().isoformat(),
@@ -80,14 +79,14 @@ def _context(plan: Plan, rows: pl.DataFrame, result: Result, *, waiting: int) ->
         "commits": sorted(rows["commit"].drop_nulls().unique()),
         "machines": sorted(rows["machine"].drop_nulls().unique()) if "machine" in rows.columns else [],
         "factors": find_factors(plan, arms),
-        "protocol": list(flatten(asdict(base.model))),
+        "protocol": list(flatten(base.protocol())),
         "pretrainings": {
             name: list(flatten(command.describe()))
             for name, command in plan.pretrainings.items()
             if name in used
         },
         "starts": starts,
-        "photographs": base.model.network.kind == "lite0" and base.localizer_steps > 0,
+        "photographs": (first := base.localization()) is not None and first.init == "natural",
         "elsewhere": sorted(starts - set(STARTS)),
         "level": lambda value: "–" if value is None else plan.score.text(value),
         "describe": describe,
@@ -100,7 +99,14 @@ def _context(plan: Plan, rows: pl.DataFrame, result: Result, *, waiting: int) ->
 
 def find_factors(plan: Plan, arms: Sequence[str]) -> dict[str, dict[str, Any]]:
     """Setting -> its value in each arm, of the settings in which arms differ."""
-    flat = {arm: dict(flatten(asdict(plan.arms[arm_of(arm)].finetune))) for arm in arms}
+    flat = {
+        arm: dict(
+            flatten(
+                {**plan.arms[arm_of(arm)].trainer.describe(), "init": plan.arms[arm_of(arm)].trainer.init}
+            )
+        )
+        for arm in arms
+    }
     values = {name: {arm: flat[arm][name] for arm in arms} for name in flat[arms[0]]}
     return {name.removeprefix("model."): of for name, of in values.items() if len(set(of.values())) > 1}
 

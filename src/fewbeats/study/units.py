@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import date
 from pathlib import Path
@@ -14,8 +14,8 @@ from fewbeats.commands.pretrain import Pretrain
 from fewbeats.disk import append_locked, atomic_path
 from fewbeats.errors import InputError
 from fewbeats.evaluation.scores import OF_MASKS, SCORES
-from fewbeats.finetuning.segmentation import SegmentationSettings
-from fewbeats.study.plan import Plan, at_budget
+from fewbeats.study.plan import Plan
+from fewbeats.study.trainers import Trainer
 from fewbeats.training.rundir import RunDir, machine
 
 KEY = ("arm", "labeled", "seed", "split")
@@ -78,7 +78,7 @@ def missing_units(plan: Plan) -> tuple[list[Unit], list[Unit]]:
     arms = missing_arms(plan, rows)
     starts = {plan.arms[unit.name].pretraining for unit in arms} - {None}
     first = [Unit("pretraining", name) for name in plan.pretrainings if name in starts]
-    if plan.arms[plan.baseline].finetune.localizer_steps:
+    if plan.arms[plan.baseline].trainer.localization():
         pairs = sorted({(unit.labeled, unit.seed) for unit in arms})
         first += [Unit("localizer", "localizer", labeled, seed) for labeled, seed in pairs]
     return first, arms
@@ -98,8 +98,8 @@ def run_unit(plan: Plan, unit: Unit) -> None:
     """
     if unit.kind == "pretraining":
         pretraining_of(plan, unit.name).run()
-    elif unit.kind == "localizer":
-        localizer_of(plan, unit).run()
+    elif unit.kind == "localizer" and (localizer := localizer_of(plan, unit)):
+        localizer.run()
     else:
         _compute_arm(plan, unit)
 
@@ -114,63 +114,79 @@ def pretrained(plan: Plan, name: str) -> Path:
     return plan.out / "pretrained" / name
 
 
-def localizer_of(plan: Plan, unit: Unit) -> Finetune:
-    """One for all arms of a budget and seed, from photographs where the network can: not what is compared."""
-    base = plan.arms[plan.baseline]
-    phases = {arm.finetune.phase for arm in plan.arms.values()}
-    natural = base.finetune.model.network.kind == "lite0"
-    default = SegmentationSettings()  # what arms may differ in is no part of it
-    model = replace(base.finetune.model, optim=default.optim, freeze_encoder=default.freeze_encoder)
-    return at_budget(
-        base,
-        unit.labeled,
-        unit.seed,
-        task="localization",
-        steps=None,
+def localizer_of(plan: Plan, unit: Unit) -> Finetune | None:
+    """One for all arms of a budget and seed, as the baseline asks for it; None where it wants none."""
+    first = plan.arms[plan.baseline].trainer.localization()
+    if first is None:
+        return None
+    phases = {arm.trainer.describe().get("phase") for arm in plan.arms.values()}
+    return first.at(
+        labeled=unit.labeled,
+        seed=unit.seed,
         phase=phases.pop() if len(phases) == 1 else None,
-        model=model,
-        init_parts="all",
-        init="natural" if natural else "scratch",
         out=plan.out / "localizers" / f"{unit.labeled}_seed{unit.seed}",
         cache=plan.cache,
     )
 
 
+def trainer_of(plan: Plan, unit: Unit) -> Trainer:
+    """An arm's command at its budget, with its places."""
+    arm, localizer = plan.arms[unit.name], localizer_of(plan, unit)
+    return arm.trainer.at(
+        labeled=unit.labeled,
+        seed=unit.seed,
+        init=str(pretrained(plan, arm.pretraining)) if arm.pretraining else arm.trainer.init,
+        localizer=localizer.out if localizer and arm.trainer.localization() else None,
+        out=plan.out / "arms" / f"{unit.name}_{unit.labeled}_seed{unit.seed}",
+        cache=plan.cache,
+    )
+
+
 def _compute_arm(plan: Plan, unit: Unit) -> None:
+    """Train, label and judge; rows of all networks that the run exports are added together."""
     from fewbeats.commands.evaluate import Evaluate
     from fewbeats.commands.predict import Predict
 
-    arm = plan.arms[unit.name]
-    run = plan.out / "arms" / f"{unit.name}_{unit.labeled}_seed{unit.seed}"
-    found = run.with_name(f"{run.name}_{plan.split}")
-    init = str(pretrained(plan, arm.pretraining)) if arm.pretraining else arm.finetune.init
-    localizer = localizer_of(plan, unit).out if arm.finetune.localizer_steps else None
-    at_budget(arm, unit.labeled, unit.seed, init=init, localizer=localizer, out=run, cache=plan.cache).run()
-    Predict(model=run, input=plan.cohort, split=plan.split, out=found).run()
-    Evaluate(predictions=found, cohort=plan.cohort, out=found / "report").run()
-    append_rows(plan, unit, run, found / "report")
+    run, reports = trainer_of(plan, unit).run(), {}
+    for network in RunDir(run).read_config().get("networks", [NETWORK]):
+        main = network == NETWORK
+        found = run.with_name(f"{run.name}_{plan.split}" if main else f"{run.name}_{network}_{plan.split}")
+        Predict(model=run if main else run / network, input=plan.cohort, split=plan.split, out=found).run()
+        Evaluate(predictions=found, cohort=plan.cohort, out=found / "report").run()
+        reports[network] = found / "report"
+    append_rows(plan, unit, run, reports)
 
 
-def append_rows(plan: Plan, unit: Unit, run: Path, report: Path) -> None:
-    """Add an evaluated run to the study's rows."""
+def append_rows(plan: Plan, unit: Unit, run: Path, reports: Mapping[str, Path]) -> None:
+    """Add an evaluated run to the study's rows.
+
+    Args:
+        plan: the study.
+        unit: what was run.
+        run: its run folder.
+        reports: network -> folder of its evaluation.
+    """
     arm, about = plan.arms[unit.name], RunDir(run).read_config()
     before = RunDir(pretrained(plan, arm.pretraining)).read_config() if arm.pretraining else {}
     tags = {
         "arm": unit.name, "labeled": unit.labeled, "seed": unit.seed, "split": plan.split,
-        "network": NETWORK, "settings": plan.digest(arm), "data": plan.data, "steps": about["steps"],
+        "settings": plan.digest(arm), "data": plan.data, "steps": about["steps"],
         "minutes": round(about["seconds"] / 60, 2), "network_seconds": about.get("network_seconds"),
         "pretraining_steps": before.get("steps"),
         "pretraining_minutes": round(before["seconds"] / 60, 2) if before else None,
         "commit": about["git_commit"], "machine": machine(), "date": date.today().isoformat(),
     }  # fmt: skip
-    rows = (
-        pl.read_csv(report / "subjects.csv", schema_overrides={"subject": pl.String, "group": pl.String})
-        .group_by("subject", "group", "phase", "structure", maintain_order=True)
-        .agg(pl.col(OF_MASKS).cast(pl.Float64).mean().round(5), misses=pl.col("miss").sum())
-        .pipe(lengthen, OF_MASKS)
-        .select(pl.lit(tags[name]).alias(name) if name in tags else name for name in COLUMNS)
-    )
-    append_locked(plan.rows, rows.write_csv())
+    tables = []
+    for network, report in reports.items():
+        own = tags | {"network": network}
+        tables.append(
+            pl.read_csv(report / "subjects.csv", schema_overrides={"subject": pl.String, "group": pl.String})
+            .group_by("subject", "group", "phase", "structure", maintain_order=True)
+            .agg(pl.col(OF_MASKS).cast(pl.Float64).mean().round(5), misses=pl.col("miss").sum())
+            .pipe(lengthen, OF_MASKS)
+            .select(pl.lit(own[name], COLUMNS[name]).alias(name) if name in own else name for name in COLUMNS)
+        )
+    append_locked(plan.rows, pl.concat(tables).write_csv())
 
 
 def own_rows(plan: Plan) -> pl.DataFrame:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from torch import nn
 
@@ -60,6 +60,10 @@ class Method(nn.Module, ABC):
 
     def after_update(self, clock: Clock) -> None:
         """Called after each optimizer step (moving averages)."""
+
+    def describe(self) -> dict[str, Any]:
+        """What a run is to say of what was learned, beside its settings."""
+        return {}
 
     def show(self, batch: Batch) -> dict[str, torch.Tensor]:
         """Pictures for the run's page: name -> (B, C, Y, X); by default the views it learns from."""

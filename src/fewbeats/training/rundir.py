@@ -14,6 +14,7 @@ import json
 import platform
 import shutil
 import subprocess
+from collections.abc import Mapping
 from dataclasses import asdict, is_dataclass
 from importlib import metadata
 from pathlib import Path
@@ -64,7 +65,7 @@ class RunDir:
             raise damaged(file)
         return content
 
-    def write_config(self, config: dict[str, Any]) -> None:
+    def write_config(self, config: Mapping[str, Any]) -> None:
         """Write `run.json`: the given settings and what identifies this software."""
         self.write_json("run.json", {"format": FORMAT, **identity(), **config})
 
@@ -82,22 +83,40 @@ class RunDir:
             )
         return config
 
-    def claim(self, request: dict[str, Any]) -> bool:
-        """Make the folder this request's own; returns True where the request is already fulfilled.
+    def is_finished(self, request: Mapping[str, Any], *, weights: bool = True) -> bool:
+        """Whether the folder holds the finished run of this request; nothing is written.
+
+        What a run of an earlier version did not note in its request is not compared.
+
+        Args:
+            request: what decides the outcome.
+            weights: whether such a run has weights of its own.
 
         Raises:
-            InputError: the folder holds a run of other settings or data.
+            InputError: the folder holds a run of other settings or data, or one that lost its weights.
         """
-        request = json.loads(json.dumps(_plain(request)))
-        earlier = self.read_json("request.json") if (self.path / "request.json").is_file() else request
-        if other := [name for name in request if earlier.get(name) != request[name]]:
+        if self.path.exists() and not self.path.is_dir():
+            raise InputError(f"{self.path}: is a file; choose a folder for --out")
+        if not (self.path / "request.json").is_file():
+            return False
+        earlier, wanted = self.read_json("request.json"), _as_json(request)
+        if other := [name for name, value in wanted.items() if earlier.get(name, value) != value]:
             raise InputError(
                 f"{self.path}: holds a run of other {', '.join(other)}; choose another --out or delete it"
             )
-        if self.path.exists() and not self.path.is_dir():
-            raise InputError(f"{self.path}: is a file; choose a folder for --out")
-        self.write_json("request.json", request)
-        return (self.path / "run.json").is_file()
+        finished = (self.path / "run.json").is_file()
+        if finished and weights and not self.weights().is_file():
+            raise damaged(self.weights())
+        return finished
+
+    def claim(self, request: Mapping[str, Any]) -> None:
+        """Make the folder this request's own, to be resumed by the same alone.
+
+        Raises:
+            InputError: see `is_finished`.
+        """
+        self.is_finished(request, weights=False)
+        self.write_json("request.json", _as_json(request))
 
     def append_metrics(self, row: dict[str, Any]) -> None:
         """Add one line to the metrics."""
@@ -122,6 +141,15 @@ class RunDir:
         for row in self.read_metrics():
             if "step_seconds" in row:
                 total += row["step_seconds"] * (row["step"] - last)
+                last = row["step"]
+        return total
+
+    def network_seconds(self) -> float:
+        """What of them was spent in the networks, not in waiting for data, s."""
+        total, last = 0.0, 0
+        for row in self.read_metrics():
+            if "step_seconds" in row:
+                total += row["step_seconds"] * (1 - row.get("data_share", 0.0)) * (row["step"] - last)
                 last = row["step"]
         return total
 
@@ -194,6 +222,11 @@ def _git_commit() -> str | None:
         ["git", "rev-parse", "--short=12", "HEAD"], cwd=here, capture_output=True, text=True, check=False
     )
     return answer.stdout.strip() or None
+
+
+def _as_json(content: Mapping[str, Any]) -> dict[str, Any]:
+    """As it comes back from a JSON file."""
+    return json.loads(json.dumps(_plain(content)))
 
 
 def _plain(value: Any) -> Any:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -18,6 +19,41 @@ if TYPE_CHECKING:
 
 STARTS = ("scratch", "natural")
 """Starts that no run made; anything else is a run folder or a .safetensors file."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Start:
+    """What a network starts from."""
+
+    init: str = "natural"
+    """scratch, natural, a run folder, or a .safetensors file."""
+    encoder_only: bool = False
+    """Of a run or file, leave all but the encoder at its random start."""
+
+    def build(
+        self, settings: NetworkSettings, classes: int, *, seed: int, label: str = "training"
+    ) -> nn.Module:
+        """A network with this start; see `start_network`."""
+        return start_network(
+            settings, classes, self.init, seed=seed, label=label, encoder_only=self.encoder_only
+        )
+
+
+def default_start(settings: NetworkSettings) -> str:
+    """What a network starts from where nobody says it: photographs where it can take their weights."""
+    return "natural" if settings.kind == "lite0" else "scratch"
+
+
+def find_ancestors(init: str, *, localizer: Path | None = None) -> list[Provenance]:
+    """What a start and a localizer that is taken over have seen.
+
+    Raises:
+        InputError: of a run, its provenance is missing or damaged; or the run has no localizer.
+    """
+    from fewbeats.data.provenance import load_provenance
+
+    found = [] if init in STARTS else [trace_weights(Path(init))]
+    return [*found, *([load_provenance(find_localizer(localizer))] if localizer else [])]
 
 
 def start_network(

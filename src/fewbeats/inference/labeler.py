@@ -1,0 +1,120 @@
+"""What puts masks on a scan: a run of ours, or a model from outside; votes and filters see no difference."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from fewbeats.data.provenance import Provenance
+    from fewbeats.inference.localize import Region
+    from fewbeats.inference.segment import Model
+    from fewbeats.scan import Scan
+    from fewbeats.transforms.preprocess import PreprocessSettings
+
+
+@dataclass(frozen=True)
+class Labeled:
+    """One frame with its labels."""
+
+    mask: np.ndarray
+    """(Z, Y, X) uint8 in the `fewbeats` convention, on the scan's canonical grid."""
+    confidence: np.ndarray | None = None
+    """(Z, Y, X) in [0, 1], None where the labeler tells none."""
+    region: Region | None = None
+    """Where the labeler looked, None where it saw all of the image."""
+
+
+@dataclass(frozen=True)
+class Known:
+    """What a labeler was trained on, as far as it tells: scans unlike it get a warning."""
+
+    modalities: tuple[str, ...]
+    """MR, CT or both."""
+    fingerprint: dict[str, Any]
+    """See `take_fingerprint`; empty where there is none."""
+    grid: PreprocessSettings
+    """On which the fingerprint was taken."""
+
+
+class Labeler(Protocol):
+    """Labels every frame of a scan."""
+
+    @property
+    def structures(self) -> tuple[str, ...]:
+        """What it looks for."""
+
+    @property
+    def provenance(self) -> Provenance:
+        """What it has seen."""
+
+    @property
+    def known(self) -> Known | None:
+        """What it was trained on, None where it does not tell."""
+
+    def label(self, scan: Scan) -> Iterator[Labeled]:
+        """The frames of a scan in order, one at a time.
+
+        Raises:
+            InputError: a frame cannot be read, or the scan is none for this labeler.
+        """
+
+    def describe(self) -> dict[str, Any]:
+        """What a folder of its masks says of it in `run.json`."""
+
+
+def open_run(run: Path, *, runtime: str | None = None) -> RunLabeler:
+    """A run folder as a `Labeler`.
+
+    Args:
+        run: its folder.
+        runtime: torch, onnxruntime or openvino; by default the fastest, as measured.
+
+    Raises:
+        InputError: not a finished run of segmentation.
+    """
+    from fewbeats.data.provenance import load_provenance
+    from fewbeats.inference.segment import load_model
+
+    return RunLabeler(load_model(run, runtime=runtime), load_provenance(run))
+
+
+@dataclass(frozen=True)
+class RunLabeler:
+    """A run's network, behind its localizer."""
+
+    model: Model
+    provenance: Provenance
+
+    @property
+    def structures(self) -> tuple[str, ...]:
+        return self.model.structures
+
+    @property
+    def known(self) -> Known:
+        config = self.model.segmenter.config
+        grid = self.model.segmenter.settings.preprocess
+        return Known(self.model.modalities, config.get("fingerprint", {}), grid)
+
+    def label(self, scan: Scan) -> Iterator[Labeled]:
+        from fewbeats.inference.segment import find_region, segment_frames
+
+        region = find_region(scan, self.model)
+        for mask in segment_frames(scan, self.model, region):
+            yield Labeled(mask, region=region)
+
+    def describe(self) -> dict[str, Any]:
+        config = self.model.segmenter.config
+        same = ("format", "versions", "git_commit", "machine", "structures")
+        aside = ("versions", "machine", "fingerprint")
+        return {
+            **{name: config.get(name) for name in same},
+            "model": self.model.segmenter.run,
+            "training": {name: value for name, value in config.items() if name not in aside},
+            "labeled_subjects": config.get("labeled_subjects", []),
+            "runtime": self.model.segmenter.runtime,
+        }

@@ -1,0 +1,264 @@
+"""Pretrain an encoder on slices without labels, whatever the method."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from fewbeats.clock import Clock
+from fewbeats.disk import atomic_path
+from fewbeats.errors import InputError
+from fewbeats.models.network import NetworkSettings
+from fewbeats.pretraining.methods import Recipe
+from fewbeats.recipes.pools import Pools
+from fewbeats.recipes.run import Exported, Length, Training, carry_out
+from fewbeats.recipes.starts import Start
+from fewbeats.training.loop import FitSettings, Validation
+from fewbeats.training.optim import OptimSettings
+from fewbeats.training.rundir import RunDir
+from fewbeats.transforms.intensity import IntensitySettings
+from fewbeats.transforms.preprocess import PreprocessSettings
+from fewbeats.transforms.spatial import SpatialSettings
+from fewbeats.transforms.views import Viewed, ViewSettings
+
+if TYPE_CHECKING:
+    import polars as pl
+    from torch import nn
+
+    from fewbeats.data.pool import Centering
+    from fewbeats.data.store import Stacks
+    from fewbeats.sample import Batch
+    from fewbeats.training.method import Method
+    from fewbeats.transforms.views import Views
+
+COLLAPSED = 0.1  # spread of embeddings below which different slices are all one to the encoder
+
+
+@dataclass(frozen=True, kw_only=True)
+class EncoderSettings:
+    """Everything that decides what a pretrained encoder becomes, but for its method, data and start."""
+
+    network: NetworkSettings
+    preprocess: PreprocessSettings
+    spatial: SpatialSettings
+    intensity: IntensitySettings
+    optim: OptimSettings
+    batch_size: int
+    """Slices a step and process."""
+    center: Centering
+    """Middle of the field of view: image or motion."""
+
+    @property
+    def views(self) -> ViewSettings:
+        """What a random view is."""
+        return ViewSettings(size=self.preprocess.size, spatial=self.spatial, intensity=self.intensity)
+
+
+def train_encoder(
+    out: Path,
+    pools: Pools,
+    settings: EncoderSettings,
+    *,
+    recipe: Recipe,
+    own: Any,
+    start: Start,
+    length: Length,
+    seed: int,
+    workers: int = 0,
+    request: Mapping[str, Any],
+    about: Mapping[str, Any],
+) -> RunDir:
+    """A run of pretraining: weights of an encoder (MIM: of all but the last layer), and its page.
+
+    Args:
+        out: run folder.
+        pools: whose pixels.
+        settings: all that methods share.
+        recipe: the method's views and how it is built.
+        own: the method's own settings.
+        start: of the network.
+        length: of the training.
+        seed: start of the weights, order of the slices.
+        workers: processes that make batches.
+        request: settings that decide the outcome; the pool is added.
+        about: what `run.json` says of the settings.
+
+    Raises:
+        InputError: settings that do not fit each other, images that cannot be used, or another run in `out`.
+    """
+
+    def build() -> Training:
+        method, views = build_method(settings, recipe, own, start=start, seed=seed)
+        return pretraining(method, views, pools, settings, seed=seed, about={"task": "pretraining", **about})
+
+    if recipe.positioned:
+        request = {**request, "slice order": dict(pools.unlabeled.select("scan", "slice_order").iter_rows())}
+    return carry_out(
+        out,
+        request={**request, **pools.describe()},
+        provenance=pools.provenance,
+        build=build,
+        length=length,
+        settings=FitSettings(seed=seed, optim=settings.optim),
+        label=recipe.name,
+        workers=workers,
+    )
+
+
+def build_method(
+    settings: EncoderSettings, recipe: Recipe, own: Any, *, start: Start, seed: int
+) -> tuple[Method, Views]:
+    """The method on its network, and the views it wants.
+
+    Raises:
+        InputError: the start does not fit, or the method's settings not the views.
+    """
+    import torch
+
+    network = start.build(settings.network, settings.network.in_channels, seed=seed)
+    network.to(memory_format=torch.channels_last)
+    method = recipe.build(network, own, settings.optim, settings.views.size)
+    return method, partial(recipe.views, settings=settings.views, own=own)
+
+
+def check_views(settings: EncoderSettings, recipe: Recipe, own: Any) -> None:
+    """Refuse views of a size that the network cannot take, and networks that cannot learn this way.
+
+    Raises:
+        InputError: naming the setting.
+    """
+    network = settings.network
+    if network.dims != 2:
+        raise InputError(f"--network.kind {network.kind}: pretraining is for 2D networks")
+    size, stride = settings.views.size, network.stride
+    norms_a_point = (network.kind, network.norm) == ("unet2d", "instance")  # which it cannot
+    least = 2 * stride if norms_a_point else stride
+    if size % stride or size < least:
+        raise InputError(f"--preprocess.size {size}: must be a multiple of {stride}, at least {least}")
+    recipe.check(own, network, settings.batch_size, size)
+    for flag, small in recipe.small_px(own, size).items():
+        if small % stride or small < least:
+            raise InputError(
+                f"{flag}: makes views of {small} pixels; must be a multiple of {stride}, at least {least}"
+            )
+
+
+def pretraining(
+    method: Method,
+    views: Views,
+    pools: Pools,
+    settings: EncoderSettings,
+    *,
+    seed: int,
+    about: Mapping[str, Any],
+) -> Training:
+    """A self-supervised training on a pool's slices."""
+    from fewbeats.data.pool import prepare_pool
+    from fewbeats.data.sampler import Sampler
+
+    stacks = prepare_pool(pools.unlabeled, settings.preprocess, cache=pools.cache, center=settings.center)
+    sampler = Sampler(stacks, settings.batch_size, settings.network.in_channels, seed=seed, epochs=False)
+    batches = Viewed(sampler, views, seed)
+
+    def write(network: nn.Module, folder: RunDir) -> dict[str, Any]:
+        from fewbeats.models.network import LAST_LAYERS
+        from fewbeats.models.weights import save_weights
+
+        state = network.state_dict()
+        with atomic_path(folder.weights()) as file:  # a last layer paints gray values, whatever it may fit
+            save_weights({n: value for n, value in state.items() if not n.startswith(LAST_LAYERS)}, file)
+        return {"collapsed": last_spread(folder) < COLLAPSED, **method.describe()}
+
+    def finish(run: RunDir, method: Method, steps: int) -> None:
+        tell(run, slices=len(stacks))
+        write_page(run, method, batches(Clock(0, steps)), channel=settings.network.context, seed=seed)
+
+    return Training(
+        method=method,
+        batches=batches,
+        validation=watch_heights(stacks, settings),
+        exports={"network": Exported(about={**about, "slices": len(stacks)}, write=write)},
+        finish=finish,
+    )
+
+
+def check_pool(rows: pl.DataFrame, *, recipe: Recipe, batch_size: int, cohort: Path) -> None:
+    """Refuse a pool of too few slices, or for heights one whose deepest stack has a single slice.
+
+    Args:
+        rows: of the cohort, whose sizes are judged where it has them.
+        recipe: of the method.
+        batch_size: slices a step and process.
+        cohort: named in errors.
+
+    Raises:
+        InputError: naming the cohort.
+    """
+    from accelerate import PartialState
+
+    counts = rows.select("frames", "slices").drop_nulls()
+    if len(counts) < len(rows):  # nobody knows before they are read
+        return
+    if recipe.positioned and counts["slices"].max() < 2:  # type: ignore[operator]
+        raise InputError(
+            f"{cohort}: scans of one slice have no neighbors; take simclr instead of {recipe.name}"
+        )
+    slices = int((counts["frames"] * counts["slices"]).sum())
+    if slices < (wanted := batch_size * PartialState().num_processes):
+        processes = f" of {PartialState().num_processes} processes" if wanted > batch_size else ""
+        raise InputError(
+            f"{cohort}: {slices} slices are fewer than --batch-size {batch_size}{processes}; lower it"
+        )
+
+
+def watch_heights(stacks: Stacks, settings: EncoderSettings) -> Validation | None:
+    """A probe of the encoder ten times a run; None where too few stacks say which end is the base."""
+    import torch
+
+    from fewbeats.data.pool import sample_slices
+    from fewbeats.pretraining.probe import MOST, height_probe
+
+    images, heights, subjects = sample_slices(
+        stacks, MOST, size=settings.views.size, context=settings.network.context
+    )
+    if not len(images):
+        return None
+    shown = torch.from_numpy(images).contiguous(memory_format=torch.channels_last)
+    return Validation(measure=height_probe(shown, heights, subjects))
+
+
+def tell(run: RunDir, *, slices: int) -> None:
+    """Say what was done, and where it learned nothing."""
+    config = run.read_config()
+    print(f"{run.path}: {config['method']} saw {slices} slices in {config['steps']} steps")
+    if config["collapsed"]:
+        print(
+            f"{run.path}: collapsed, to the encoder all slices are one; lower --optim.learning-rate, or make "
+            "views more alike (--spatial, --intensity)"
+        )
+
+
+def write_page(run: RunDir, method: Method, batch: Batch, *, channel: int, seed: int) -> None:
+    """Write the run's `report.html`: curves, and what the method was shown."""
+    import torch
+
+    from fewbeats.pages.training import SHOWN, render_training
+
+    torch.manual_seed(seed)
+    few = replace(batch, views={name: view[:SHOWN] for name, view in batch.views.items()})
+    shown = method.eval().show(few.to(next(method.parameters()).device))
+    pictures = {name: view[:, channel].cpu().numpy() for name, view in shown.items()}
+    page = render_training(run.read_config(), run.read_metrics(), pictures)
+    with atomic_path(run.path / "report.html") as file:
+        file.write_text(page, encoding="utf-8")
+    print(f"report: {run.path / 'report.html'}")
+
+
+def last_spread(run: RunDir) -> float:
+    """Mean spread of the embeddings over the last tenth of the log; infinite where the method has none."""
+    values = [row["spread"] for row in run.read_metrics() if "spread" in row]
+    last = values[-max(1, len(values) // 10) :]
+    return sum(last) / len(last) if last else float("inf")

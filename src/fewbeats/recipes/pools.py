@@ -1,0 +1,218 @@
+"""Whose labels and whose pixels a run may see: one choice, one leak guard, one provenance."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+
+from fewbeats.anatomy import FEWBEATS_VALUES, PART_OF, find_convention, name_structure
+from fewbeats.data.cohort import read_cohort
+from fewbeats.data.files import check_files, content_digest
+from fewbeats.data.provenance import (
+    Provenance,
+    by_subject,
+    digest_hashes,
+    find_twins,
+    guard_ancestors,
+    guard_training,
+    hash_scans,
+    load_provenance,
+)
+from fewbeats.data.split import HELD_OUT, draw_order, is_manual, labeled_subjects, read_subject_list
+from fewbeats.errors import InputError, name_some
+
+HELD_BACK = 0.25  # share of the labeled subjects that choose the checkpoint
+
+
+@dataclass(frozen=True, kw_only=True)
+class Labels:
+    """Which manual labels are learned from."""
+
+    budget: int | None = None
+    """Number of subjects, drawn by the seed; all where not given."""
+    subjects: str | None = None
+    """File that names them instead (`read_subject_list`)."""
+    seed: int = 0
+    structures: tuple[str, ...] = ()
+    """By default all that the cohort's labels speak of."""
+    hold_back: bool = False
+    """Keep a quarter of the subjects to choose the checkpoint by."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Pool:
+    """Which scans are learned from without their labels."""
+
+    subjects: int | None = None
+    """Number of subjects of split train, drawn by the seed and nested; all where not given."""
+    seed: int = 0
+    check: Callable[[pl.DataFrame], None] = lambda rows: None
+    """Refuses rows that cannot be used, before any image is read."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Pools:
+    """What a run may learn from, and what it will have seen then."""
+
+    provenance: Provenance
+    cache: Path
+    """Folder of prepared scans."""
+    structures: tuple[str, ...] = ()
+    """In class order."""
+    labeled: pl.DataFrame
+    """Rows of the cohort whose labels are learned from."""
+    held_back: pl.DataFrame
+    """Labeled rows that only choose the checkpoint; part of the label budget."""
+    unlabeled: pl.DataFrame
+    """Rows whose pixels alone are seen."""
+
+    @property
+    def labeled_subjects(self) -> list[str]:
+        """Every subject whose labels the run uses."""
+        return sorted({*self.labeled["subject"], *self.held_back["subject"]})
+
+    def describe(self) -> dict[str, Any]:
+        """What of the pools decides the outcome of a run; no image is read for it that was not changed."""
+        rows = pl.concat([self.labeled, self.held_back])
+        return {
+            "labeled subjects": self.labeled_subjects,
+            "labels": [_describe_label(row) for row in rows.iter_rows(named=True)],
+            "pixels": digest_hashes(self.provenance.labeled, self.provenance.unlabeled),
+        }
+
+
+def choose_pools(
+    file: Path,
+    *,
+    labels: Labels | None = None,
+    pool: Pool | None = None,
+    ancestors: Sequence[Provenance] = (),
+    cache: Path,
+    run: str,
+) -> Pools:
+    """Choose what a run learns from, and refuse held-out subjects in it, under whatever name.
+
+    Args:
+        file: cohort table.
+        labels: manual labels; none are opened where None, and no start may have seen any then.
+        pool: scans without labels.
+        ancestors: what the run starts from (`recipes.starts`).
+        cache: folder that remembers hashes of files.
+        run: name of the run, for its provenance.
+
+    Raises:
+        InputError: a cohort that cannot be used, a missing file, too few subjects, a held-out subject in a
+            pool or in a start's lineage, or a start that has seen labels where none may be.
+    """
+    cohort = read_cohort(file)
+    structures, chosen, held = _choose_labels(cohort, labels) if labels else ((), cohort.clear(), [])
+    unlabeled = _choose_pool(cohort, pool, file) if pool else cohort.clear()
+    if labels is None:
+        _refuse_labels(ancestors)
+    check_files(chosen)
+    held_out = cohort.filter(pl.col("split").is_in(HELD_OUT))
+    seen = pl.concat([chosen, unlabeled]).unique("scan", maintain_order=True)
+    hashes = hash_scans(pl.concat([seen, held_out]), cache=cache / "hashes.json")
+    guard_training(cohort, labeled=chosen, unlabeled=unlabeled, hashes=hashes)
+    if labels:
+        for names in find_twins(by_subject(pl.concat([seen, held_out]), hashes)):
+            print(f"{file}: {' and '.join(names)} are one heart: frames of theirs are equal")
+    guard_ancestors(ancestors, by_subject(held_out, hashes))
+    return Pools(
+        structures=structures,
+        labeled=chosen.filter(~pl.col("subject").is_in(held)),
+        held_back=chosen.filter(pl.col("subject").is_in(held)),
+        unlabeled=unlabeled,
+        cache=cache,
+        provenance=Provenance(
+            run=run,
+            labeled=by_subject(chosen, hashes),
+            unlabeled=by_subject(unlabeled, hashes),
+            ancestors=tuple(ancestors),
+        ),
+    )
+
+
+def _describe_label(row: Mapping[str, Any]) -> list[str]:
+    """A label's content, which frames it is of, and what its values mean."""
+    meaning = row["convention"]
+    frames = [row[name] for name in ("label_frames", "phase", "ed_frame", "es_frame")]
+    return [
+        content_digest(row["label"]),
+        content_digest(meaning) if Path(meaning).is_file() else meaning,
+        ";".join("" if value is None else str(value) for value in frames),
+    ]
+
+
+def _choose_labels(cohort: pl.DataFrame, labels: Labels) -> tuple[tuple[str, ...], pl.DataFrame, list[str]]:
+    """Structures, labeled rows, and the subjects held back to choose the checkpoint."""
+    structures = tuple(dict.fromkeys(name_structure(s, file="--structures") for s in labels.structures))
+    structures = structures or spoken_structures(cohort)
+    if labels.subjects and labels.budget is not None:
+        raise InputError("give either --labeled or --labeled-subjects")
+    if labels.subjects:
+        subjects = read_subject_list(labels.subjects, cohort, structures=structures)
+    else:
+        subjects = labeled_subjects(cohort, labels.budget, labels.seed, structures=structures)
+    rows = cohort.filter(pl.col("subject").is_in(subjects), is_manual())
+    held: list[str] = []
+    if labels.hold_back:
+        if len(subjects) < 2:
+            raise InputError("--select best: needs a second labeled subject to judge by; take --select last")
+        held = subjects[-max(1, math.ceil(HELD_BACK * len(subjects))) :]
+        print(f"{len(held)} of the {len(subjects)} labeled subjects choose the checkpoint: {', '.join(held)}")
+    return structures, rows, held
+
+
+def _choose_pool(cohort: pl.DataFrame, pool: Pool, file: Path) -> pl.DataFrame:
+    rows = cohort.filter(pl.col("split") == "train")
+    # With one order for both, a small pool would be the labeled subjects first of all.
+    subjects = draw_order(rows["subject"].unique(), pool.seed, purpose="pool ")
+    if not subjects:
+        raise InputError(
+            f"{file}: no subject of split train to learn from; write train into its split column"
+        )
+    if pool.subjects is not None and not 1 <= pool.subjects <= len(subjects):
+        raise InputError(f"--pool-subjects {pool.subjects}: split train has {len(subjects)}")
+    rows = rows.filter(pl.col("subject").is_in(subjects[: pool.subjects]))
+    check_files(rows, labels=False)
+    pool.check(rows)
+    return rows
+
+
+def _refuse_labels(ancestors: Sequence[Provenance]) -> None:
+    """A run that opens no label must not start from one that did."""
+    for start in (run for ancestor in ancestors for run in ancestor.lineage() if run.labeled):
+        raise InputError(
+            f"--init: run '{start.run}' has seen labels, of {name_some(sorted(start.labeled))}; pretraining "
+            "sees none: start from weights that have not"
+        )
+
+
+def spoken_structures(cohort: pl.DataFrame) -> tuple[str, ...]:
+    """Structures the cohort's manual labels speak of, wholes before parts left out, in the usual order."""
+    conventions = cohort.filter(is_manual())["convention"].drop_nulls().unique()
+    spoken = {s for name in conventions for s in find_convention(name).speaks_of}
+    return tuple(s for s in FEWBEATS_VALUES if s in spoken and s not in PART_OF)
+
+
+def refuse_seen(predictions: Path, cohort: pl.DataFrame, scans: Sequence[str], *, cache: Path | None) -> None:
+    """Refuse to judge a run on scans that it, or what it started from, was trained on.
+
+    Args:
+        predictions: folder with the run's provenance.
+        cohort: the table.
+        scans: those of its scans that are judged.
+        cache: file that remembers hashes.
+
+    Raises:
+        InputError: naming the subjects.
+    """
+    rows = cohort.filter(pl.col("scan").is_in(list(scans)))
+    seen = by_subject(rows, hash_scans(rows, cache=cache))
+    guard_ancestors([load_provenance(predictions)], seen, mend="predict with --split and judge others")

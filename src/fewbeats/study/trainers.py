@@ -1,0 +1,51 @@
+"""What can be an arm of a study: a command that trains on a label budget and ends in a run folder."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, Protocol
+
+from fewbeats.commands.finetune import Finetune
+from fewbeats.models.network import NetworkSettings
+
+
+class Trainer(Protocol):
+    """A way to train, without budget, seed and places until `at` gives them."""
+
+    @property
+    def init(self) -> str:
+        """What it starts from, perhaps the name of one of the study's pretrainings."""
+
+    @property
+    def steps(self) -> int | None:
+        """Its length; budgets are steps, so that machines do not matter."""
+
+    @property
+    def pretrained_network(self) -> NetworkSettings:
+        """The network that takes the weights of `init`."""
+
+    def at(self, **changes: Any) -> Trainer:
+        """The same at a budget: labeled, seed, out, cache, init, localizer (a run, or None)."""
+
+    def describe(self) -> dict[str, Any]:
+        """What decides the outcome, but for the content of files."""
+
+    def protocol(self) -> dict[str, Any]:
+        """What arms that are compared must share: grid, augmentation, localizer."""
+
+    def localization(self) -> Finetune | None:
+        """The run whose localizer it takes over, None where it wants none."""
+
+    def preflight(self) -> None:
+        """Look for what would stop `run`, before time is spent on others.
+
+        Raises:
+            InputError: a budget, labels, a pool or a start that cannot be used.
+        """
+
+    def run(self) -> Path:
+        """Train; returns the run folder."""
+
+
+TRAINERS: dict[str, type[Trainer]] = {"finetune": Finetune}
+"""By the command's name: an arm says which with `command`, the first by default."""
