@@ -81,6 +81,30 @@ def test_files_and_functions_stay_small(file):
             assert node.end_lineno - node.lineno < 60, f"{node.name} is too long"
 
 
+def test_commands_are_their_fields():
+    for file in (SOURCE / "commands").glob("*.py"):
+        assert len(file.read_text().splitlines()) < 160, file.name
+
+
+def test_no_function_takes_a_command():
+    """What a command needs it hands over in parts, so that whoever has the parts can call the same."""
+    commands = {
+        node.name
+        for file in [*(SOURCE / "commands").glob("*.py"), SOURCE / "study" / "command.py"]
+        for node in ast.parse(file.read_text()).body
+        if isinstance(node, ast.ClassDef)
+    }
+    for file in FILES:
+        for node in ast.walk(ast.parse(file.read_text())):
+            if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)):
+                given = {
+                    ast.unparse(a.annotation)
+                    for a in ast.walk(node.args)
+                    if isinstance(a, ast.arg) and a.annotation
+                }
+                assert not given & commands, f"{file.name}: {node.name}"
+
+
 @pytest.mark.parametrize("file", FILES, ids=module_of)
 def test_everything_public_has_a_docstring(file):
     tree = ast.parse(file.read_text())

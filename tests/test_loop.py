@@ -26,7 +26,8 @@ from fewbeats.training.loop import FitSettings, Validation, fit
 from fewbeats.training.method import Method, ParameterGroup, Step
 from fewbeats.training.optim import OptimSettings, encoder_groups, warmup_decay
 from fewbeats.training.precision import choose_precision, full_depthwise
-from fewbeats.training.rundir import RunDir, restore_settings
+from fewbeats.training.runconfig import restore_settings
+from fewbeats.training.rundir import RunDir
 from tiny_training import RATES, batches, norm_method, short, unet_method
 
 METHODS = {"unet": unet_method, "norm": norm_method}
@@ -459,13 +460,19 @@ def test_a_disk_that_is_really_full(small_disk):
 
 def test_a_folder_belongs_to_one_request(tmp_path):
     run = RunDir(tmp_path / "run")
-    assert run.claim({"steps": 3, "optim": RATES}) is False
-    assert run.claim({"steps": 3, "optim": RATES}) is False  # to be resumed
+    assert run.is_finished({"steps": 3, "optim": RATES}) is False
+    assert not run.path.exists()
+    run.claim({"steps": 3, "optim": RATES})
+    assert run.is_finished({"steps": 3, "optim": RATES}) is False  # to be resumed
     with pytest.raises(InputError, match="holds a run of other steps"):
         run.claim({"steps": 4, "optim": RATES})
-    run.write_config({"steps": 3})
-    assert run.claim({"steps": 3, "optim": RATES}) is True
-    assert run.read_config()["steps"] == 3
+    run.write_config({"task": "segmentation", "steps": 3})
+    with pytest.raises(InputError, match=r"network\.safetensors: missing"):
+        run.is_finished({"steps": 3, "optim": RATES})
+    run.weights().write_bytes(b"")
+    assert run.is_finished({"steps": 3, "optim": RATES}) is True
+    assert run.is_finished({"steps": 3, "noted since": 1}) is True
+    assert run.read_config().steps == 3
     (tmp_path / "file").write_text("")
     with pytest.raises(InputError, match="is a file"):
         RunDir(tmp_path / "file").claim({})

@@ -28,6 +28,7 @@ from fewbeats.inference.segment import Model
 from fewbeats.phantom.cohort import cohort_subject
 from fewbeats.phantom.scan import PhantomSettings, make_scan
 from fewbeats.scan import ArrayPixels, Scan
+from fewbeats.training.runconfig import RunConfig
 from fewbeats.transforms.preprocess import PreprocessSettings
 
 STRUCTURES = ("LV", "MYO", "RV")
@@ -45,7 +46,7 @@ def model_of(cohort: Path, cache: Path, *, settings=SETTINGS, subjects: int = 3)
         short_axis=all(row["view"] == "SAX" for row in rows),
     )  # fmt: skip
     fingerprint = json.loads(json.dumps(fingerprint))  # as it comes back from run.json
-    config = {"fingerprint": fingerprint, "modalities": ["MR"]}
+    config = RunConfig(task="segmentation", fingerprint=fingerprint, modalities=("MR",))
     return Model(Engine(Path("run"), settings, STRUCTURES, "none", None, config), None)  # type: ignore[arg-type]
 
 
@@ -171,7 +172,7 @@ def test_a_lost_orientation_is_not_judged(model):
 
 def test_runs_without_a_fingerprint_still_judge_masks(model):
     scan, masks = phantom()
-    bare = replace(model, segmenter=replace(model.segmenter, config={}))
+    bare = replace(model, segmenter=replace(model.segmenter, config=RunConfig(task="segmentation")))
     assert warnings_of(bare, scan, masks) == ()
     assert warnings_of(bare, scan, np.zeros_like(masks))
 

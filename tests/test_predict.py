@@ -25,6 +25,7 @@ from fewbeats.io.dicom import read_dicom
 from fewbeats.io.dicom_seg import read_seg
 from fewbeats.models.network import NetworkSettings
 from fewbeats.scan import ArrayPixels, Scan, Source
+from fewbeats.training.runconfig import RunConfig
 from fewbeats.transforms.preprocess import PreprocessSettings
 from small_nifti import read_labels
 
@@ -313,7 +314,7 @@ def oracle(kind: str, *, dims: int = 2, size: int = SIDE, spacing_mm: float = 2.
         levels = LEVELS[kind](gray)
         return np.stack([-np.abs(gray - level) * 50 for level in levels], 1).astype(np.float32)
 
-    return Engine(Path("oracle"), settings, structures, "oracle", call, {})
+    return Engine(Path("oracle"), settings, structures, "oracle", call, RunConfig(task="segmentation"))
 
 
 def _class_levels(gray: np.ndarray) -> list[float]:

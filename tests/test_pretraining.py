@@ -7,6 +7,7 @@ import torch
 from torch import nn
 
 import reference
+from fewbeats.clock import Clock
 from fewbeats.errors import InputError
 from fewbeats.losses import contrastive_loss
 from fewbeats.models.heads import PrototypeHead, spread
@@ -181,10 +182,34 @@ def test_the_exported_teacher_has_its_own_statistics():
     for seed in range(3):
         method(shown(("large0", "large1"), seed=seed), at(0.5))
         method.after_update(at(0.5))
+    method.start_left.fill_(0.0)  # as after a long run: the teacher is handed on
     state = method.networks()["network"].state_dict()
     means = [value for name, value in state.items() if name.endswith("running_mean")]
     assert means
     assert all(value.abs().max() > 0 for value in means)
+
+
+@pytest.mark.parametrize(("steps", "left", "side"), [(600, 0.30, "student"), (4000, 0.000335, "teacher")])
+def test_what_is_handed_on_is_no_average_with_the_random_start(steps, left, side):
+    method = small_dino()
+    for step in range(steps):
+        method.start_left.mul_(method.momentum(Clock(step, steps)))
+    assert float(method.start_left) == pytest.approx(left, rel=0.02, abs=2e-5)
+    assert method.describe()["handed_on"] == side
+    encoder = method.networks()["network"]["encoder"]
+    assert encoder is getattr(method, side)["encoder"]
+
+
+def test_the_share_of_the_start_is_counted_as_the_teacher_moves():
+    method = small_dino(teacher_momentum=0.9)
+    start = next(method.teacher.parameters()).clone()
+    with torch.no_grad():
+        for parameter in method.student.parameters():
+            parameter.zero_()
+    for step in range(5):
+        method.after_update(Clock(step, 10))
+    moved = next(method.teacher.parameters())
+    torch.testing.assert_close(moved, start * float(method.start_left), rtol=1e-5, atol=1e-7)
 
 
 def test_the_teachers_temperature_warms_up():

@@ -40,22 +40,22 @@ class Export:
             plain_unet_plan,
         )
         from fewbeats.models.weights import read_weights, transfer_weights
-        from fewbeats.training.rundir import restore_settings
+        from fewbeats.training.runconfig import restore_settings
 
         if self.out.suffix != ".pth":
             raise InputError(f"{self.out}: nnU-Net's weights are called .pth; name the file so")
         if (self.out.parent / "request.json").is_file():
             raise InputError(f"{self.out}: would lie among the files of a run; choose another folder")
         run, config = RunDir(self.model), RunDir(self.model).read_config()
-        stored = config.get("network") or (config.get("settings") or {}).get("network")
+        stored = config.network_settings
         if stored is None:
-            raise InputError(f"{self.model}: a run of {config.get('task')} has no network to export")
+            raise InputError(f"{self.model}: a run of {config.task} has no network to export")
         settings = restore_settings(NetworkSettings, stored)
         if settings.kind not in ("unet2d", "unet3d"):
             raise InputError(
                 f"{self.model}: nnU-Net has no '{settings.kind}'; train with --network.kind unet2d or unet3d"
             )
-        torch.manual_seed(int(config.get("seed", 0)))
+        torch.manual_seed(config.seed)
         network = build_network(settings, classes=2)
         moved = transfer_weights(network, read_weights(run.weights()), source=self.model)
         start = {n for n in moved.missing if ".seg_layers." not in n}

@@ -13,6 +13,10 @@ from fewbeats.errors import InputError
 from fewbeats.finetuning.segmentation import SegmentationSettings
 from fewbeats.models.network import NetworkSettings
 from fewbeats.ranges import as_described, check_ranges
+from fewbeats.recipes.run import Length
+from fewbeats.recipes.segmenter import Localizer, train_localizer_alone, train_segmenter
+from fewbeats.recipes.starts import Start, default_start, find_ancestors, start_network
+from fewbeats.training.loop import check_length
 
 PLACES = ("cohort", "out", "cache", "init", "localizer")
 """Where files lie does not decide an outcome; what is in them does."""
@@ -67,10 +71,6 @@ class Finetune:
         Raises:
             InputError: the cohort, its labels or the settings cannot be used.
         """
-        from fewbeats.recipes.run import Length
-        from fewbeats.recipes.segmenter import Localizer, train_localizer_alone, train_segmenter
-        from fewbeats.recipes.starts import Start
-
         length = Length(steps=self.steps, minutes=self.minutes)
         pools, request = self.choose(), {"settings": self.describe()}
         own: dict[str, Any] = {"seed": self.seed, "phase": self.phase, "request": request}
@@ -95,7 +95,6 @@ class Finetune:
             InputError: a budget or labels that cannot be used, or a held-out subject among them.
         """
         from fewbeats.recipes.pools import Labels, choose_pools
-        from fewbeats.recipes.starts import find_ancestors
 
         self.check_budget()
         labels = Labels(
@@ -106,8 +105,8 @@ class Finetune:
             self.cohort,
             labels=labels,
             ancestors=find_ancestors(self.init, localizer=self.localizer),
-            cache=self.cache or self.out.parent / "sample-cache",
-            run=self.out.resolve().name,
+            out=self.out,
+            cache=self.cache,
         )
 
     def check_budget(self) -> None:
@@ -116,8 +115,6 @@ class Finetune:
         Raises:
             InputError: a budget that is missing, given twice, out of range, or none of the task's.
         """
-        from fewbeats.training.loop import check_length
-
         check_ranges(self, "", not_negative=("localizer_steps",), seeds=("seed",))
         if self.task == "localization":
             if self.steps or self.minutes or self.localizer or self.localizer_steps < 1:
@@ -128,12 +125,6 @@ class Finetune:
     def describe(self) -> dict[str, Any]:
         """What decides the outcome, but for the content of files."""
         return {name: value for name, value in as_described(self).items() if name not in PLACES}
-
-    # As an arm of a study (`study/trainers.py`)
-
-    def at(self, **changes: Any) -> Finetune:
-        """The same command for another budget, seed or place."""
-        return replace(self, **changes)
 
     @property
     def pretrained_network(self) -> NetworkSettings:
@@ -148,8 +139,6 @@ class Finetune:
 
     def localization(self) -> Finetune | None:
         """The run that trains its localizer alone, from photographs where it can: it is not compared."""
-        from fewbeats.recipes.starts import default_start
-
         if not self.localizer_steps:
             return None
         default = SegmentationSettings()  # what arms may differ in is no part of it
@@ -163,10 +152,7 @@ class Finetune:
         Raises:
             InputError: they cannot.
         """
-        from fewbeats.recipes.starts import start_network
-
         with contextlib.redirect_stdout(None):  # the run will say it
             pools = self.choose()
-        if self.task == "segmentation":
-            classes = len(pools.structures) + 1
-            start_network(self.model.network, classes, self.init, seed=0, label=f"start '{self.init}' fits")
+        classes, label = len(pools.structures) + 1, f"start '{self.init}' fits"
+        start_network(self.model.network, classes, self.init, seed=0, label=label)

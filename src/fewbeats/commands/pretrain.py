@@ -11,7 +11,7 @@ import tyro
 
 from fewbeats.errors import InputError
 from fewbeats.models.network import NetworkSettings
-from fewbeats.pretraining.methods import FILES, file_of
+from fewbeats.pretraining.methods import FILES, Recipe, file_of, find_recipe, refuse_twin
 from fewbeats.pretraining.settings import (
     DinoSettings,
     MimSettings,
@@ -20,13 +20,16 @@ from fewbeats.pretraining.settings import (
     SimmimSettings,
 )
 from fewbeats.ranges import as_described, check_ranges
+from fewbeats.recipes.encoder import EncoderSettings, build_method, check_pool, check_views, train_encoder
+from fewbeats.recipes.run import Length
+from fewbeats.recipes.starts import Start, find_ancestors, start_digest
+from fewbeats.training.loop import check_length
 from fewbeats.training.optim import OptimSettings
 from fewbeats.transforms.intensity import IntensitySettings
 from fewbeats.transforms.preprocess import PreprocessSettings
 from fewbeats.transforms.spatial import SpatialSettings
 
 if TYPE_CHECKING:
-    from fewbeats.recipes.encoder import EncoderSettings
     from fewbeats.recipes.pools import Pools
 
 
@@ -78,18 +81,12 @@ class Pretrain:
         Raises:
             InputError: the cohort, its scans or the settings cannot be used.
         """
-        from fewbeats.pretraining.methods import find_recipe
-        from fewbeats.recipes.encoder import train_encoder
-        from fewbeats.recipes.run import Length
-        from fewbeats.recipes.starts import Start, start_digest
-
-        length = Length(steps=self.steps, minutes=self.minutes)
+        length, about = Length(steps=self.steps, minutes=self.minutes), self.describe()
         self.check_settings()
-        request = {"settings": self.describe() | {"init": start_digest(self.init)}}
         return train_encoder(
-            self.out, self.choose(), self.settings, recipe=find_recipe(self.file),
-            own=getattr(self, self.file), start=Start(init=self.init), length=length, seed=self.seed,
-            workers=self.workers, request=request, about=self.describe(),
+            self.out, self.choose(), self.settings, recipe=self.recipe, own=self.own,
+            start=Start(init=self.init), length=length, seed=self.seed, workers=self.workers,
+            request={"settings": about | {"init": start_digest(self.init)}}, about=about,
         ).path  # fmt: skip
 
     def choose(self) -> Pools:
@@ -98,20 +95,15 @@ class Pretrain:
         Raises:
             InputError: too few scans, or a held-out subject among them or in the start's lineage.
         """
-        from fewbeats.pretraining.methods import find_recipe
-        from fewbeats.recipes.encoder import check_pool
         from fewbeats.recipes.pools import Pool, choose_pools
-        from fewbeats.recipes.starts import find_ancestors
 
-        check = partial(
-            check_pool, recipe=find_recipe(self.file), batch_size=self.batch_size, cohort=self.cohort
-        )
+        check = partial(check_pool, recipe=self.recipe, batch_size=self.batch_size, cohort=self.cohort)
         return choose_pools(
             self.cohort,
             pool=Pool(subjects=self.pool_subjects, seed=self.seed, check=check),
             ancestors=find_ancestors(self.init),
-            cache=self.cache or self.out.parent / "sample-cache",
-            run=self.out.resolve().name,
+            out=self.out,
+            cache=self.cache,
         )
 
     def preflight(self) -> None:
@@ -120,13 +112,8 @@ class Pretrain:
         Raises:
             InputError: they cannot.
         """
-        from fewbeats.pretraining.methods import find_recipe
-        from fewbeats.recipes.encoder import build_method
-        from fewbeats.recipes.starts import Start
-
         self.check_settings()
-        own = getattr(self, self.file)
-        build_method(self.settings, find_recipe(self.file), own, start=Start(init=self.init), seed=self.seed)
+        build_method(self.settings, self.recipe, self.own, start=Start(init=self.init), seed=self.seed)
         self.choose()
 
     @property
@@ -135,10 +122,18 @@ class Pretrain:
         return file_of(self.method, self.network)
 
     @property
+    def recipe(self) -> Recipe:
+        """How the method is trained."""
+        return find_recipe(self.file)
+
+    @property
+    def own(self) -> Any:
+        """The method's own settings."""
+        return getattr(self, self.file)
+
+    @property
     def settings(self) -> EncoderSettings:
         """What all methods share."""
-        from fewbeats.recipes.encoder import EncoderSettings
-
         return EncoderSettings(
             network=self.network, preprocess=self.preprocess, spatial=self.spatial, intensity=self.intensity,
             optim=self.optim, batch_size=self.batch_size, center=self.center,
@@ -147,7 +142,7 @@ class Pretrain:
     def describe(self) -> dict[str, Any]:
         """What decides the outcome: all but places, and of the methods the chosen one."""
         aside = {"cohort", "out", "cache", "workers", *FILES} - {self.file}
-        return {name: value for name, value in as_described(self).items() if name not in aside}
+        return {n: value for n, value in as_described(self).items() if n not in aside}
 
     def check_settings(self) -> None:
         """Refuse settings that are out of range, do not fit, or look like the method's and are not.
@@ -155,19 +150,10 @@ class Pretrain:
         Raises:
             InputError: naming the setting.
         """
-        from fewbeats.pretraining.methods import find_recipe
-        from fewbeats.recipes.encoder import check_views
-        from fewbeats.training.loop import check_length
-
         check_length(self.steps, self.minutes)
         check_ranges(self, "", several=("batch_size",), not_negative=("workers",), seeds=("seed",))
-        twin = {"mim": "simmim", "simmim": "mim"}.get(self.file)
-        if twin and getattr(self, twin) != type(getattr(self, twin))():
-            raise InputError(
-                f"--{twin}: with --network.kind {self.network.kind} mim looks at --{self.file} instead"
-            )
+        refuse_twin(self, self.file, kind=self.network.kind)
         if (self.optim.encoder_rate_factor, self.optim.layer_decay) != (1.0, 1.0):
-            raise InputError(
-                "--optim.encoder-rate-factor, --optim.layer-decay: are for fine-tuning; take them out"
-            )
-        check_views(self.settings, find_recipe(self.file), getattr(self, self.file))
+            flags = "--optim.encoder-rate-factor, --optim.layer-decay"
+            raise InputError(f"{flags}: are for fine-tuning; take them out")
+        check_views(self.settings, self.recipe, self.own)

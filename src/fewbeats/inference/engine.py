@@ -17,15 +17,18 @@ from fewbeats.models.export import (
     open_torch,
     time_engine,
 )
-from fewbeats.training.rundir import RunDir, restore_settings
+from fewbeats.training.runconfig import RunConfig, restore_settings
+from fewbeats.training.rundir import RunDir
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Mapping
 
     import numpy as np
     from torch import nn
 
 ONNX = "network.onnx"
+LABELING = ("segmentation", "localizer")
+"""Tasks whose networks put labels on images."""
 FINGERPRINT = {"gray_mean", "gray_spread", "spacing_mm"}  # what a scan is compared with
 
 
@@ -40,7 +43,7 @@ class Engine:
     """torch, onnxruntime or openvino."""
     call: Callable[[np.ndarray], np.ndarray]
     """(B, C, [Z,] Y, X) float32 -> logits (B, 1 + structures, [Z,] Y, X) float32."""
-    config: dict
+    config: RunConfig
     """The run's `run.json`."""
 
 
@@ -57,18 +60,18 @@ def load_engine(run: Path | str, *, runtime: str | None = None) -> Engine:
     """
     folder = RunDir(run)
     config = folder.read_config()
-    if config.get("task") in ("pretraining", "localization"):
-        raise InputError(f"{folder.path}: a run of {config['task']} labels nothing; give one of segmentation")
+    if config.task not in LABELING:
+        raise InputError(f"{folder.path}: a run of {config.task} labels nothing; give one of segmentation")
     try:
-        settings = restore_settings(SegmentationSettings, config["settings"])
-        structures = tuple(config["structures"])
-        if (known := config.get("fingerprint")) and not known.keys() >= FINGERPRINT:
-            raise KeyError(FINGERPRINT - known.keys())
+        settings, structures = restore_settings(SegmentationSettings, config.settings), config.structures
     except InputError as error:
         raise InputError(f"{folder.path}: {error}") from error
-    except (KeyError, TypeError, AttributeError) as error:
+    except (TypeError, AttributeError) as error:
         raise InputError(f"{folder.path}: damaged run.json; restore the run folder from a copy") from error
-    runtime = runtime or _fastest(config.get("engines_seconds", {}), folder.path)
+    known = config.fingerprint.keys()
+    if not structures or (known and not known >= FINGERPRINT):
+        raise InputError(f"{folder.path}: damaged run.json; restore the run folder from a copy")
+    runtime = runtime or _fastest(config.engines_seconds, folder.path)
     if runtime == "torch":
         call = open_torch(_network(folder, settings, len(structures) + 1))
     else:
@@ -87,7 +90,7 @@ def _open_onnx(file: Path, runtime: str) -> Callable[[np.ndarray], np.ndarray]:
         raise InputError(f"{file}: damaged; take --runtime torch or restore the run folder") from error
 
 
-def _fastest(seconds: dict[str, float], run: Path) -> str:
+def _fastest(seconds: Mapping[str, float], run: Path) -> str:
     """The installed runtime with the least measured time."""
     if not (run / ONNX).is_file() or _has_gpu():
         return "torch"

@@ -98,7 +98,7 @@ class RunLabeler:
     def known(self) -> Known:
         config = self.model.segmenter.config
         grid = self.model.segmenter.settings.preprocess
-        return Known(self.model.modalities, config.get("fingerprint", {}), grid)
+        return Known(self.model.modalities, dict(config.fingerprint), grid)
 
     def label(self, scan: Scan) -> Iterator[Labeled]:
         from fewbeats.inference.segment import find_region, segment_frames
@@ -112,9 +112,9 @@ class RunLabeler:
         same = ("format", "versions", "git_commit", "machine", "structures")
         aside = ("versions", "machine", "fingerprint")
         return {
-            **{name: config.get(name) for name in same},
+            **{name: config.record.get(name) for name in same},
             "model": self.model.segmenter.run,
-            "training": {name: value for name, value in config.items() if name not in aside},
-            "labeled_subjects": config.get("labeled_subjects", []),
+            "training": {name: value for name, value in config.record.items() if name not in aside},
+            "labeled_subjects": config.labeled_subjects,
             "runtime": self.model.segmenter.runtime,
         }

@@ -40,7 +40,7 @@ class Model:
     @property
     def modalities(self) -> tuple[str, ...]:
         """MR, CT or both: what it was trained on."""
-        return tuple(self.segmenter.config.get("modalities", ("MR",)))
+        return self.segmenter.config.modalities
 
 
 def load_model(run: Path | str, *, runtime: str | None = None) -> Model:

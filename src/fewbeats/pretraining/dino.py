@@ -9,7 +9,7 @@ https://arxiv.org/abs/2104.14294; for cine MR de Mooij et al., https://arxiv.org
         q_g = softmax((t(g) - c) / tau_t) for g in G;  p_v = softmax(s(v) / tau_s) for v in G and L
         loss = mean over g, v != g of -sum q_g log p_v
         c = m c + (1 - m) mean t(G);  t = l t + (1 - l) s, l from 0.996 to 1 by a cosine
-    keep the teacher's encoder
+    keep the teacher's encoder where its start is gone, else the student's
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from __future__ import annotations
 import math
 from copy import deepcopy
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.nn.functional as F
@@ -43,6 +43,7 @@ if TYPE_CHECKING:
     from fewbeats.sample import Batch
 
 LARGE = ("large0", "large1")
+START_GONE = 0.01  # share of its start below which the teacher is an average of students
 
 
 def views(batch: Batch, generator: Generator, *, settings: ViewSettings, own: DinoSettings) -> Batch:
@@ -68,6 +69,8 @@ class Dino(Method):
     """
 
     center: Tensor
+    start_left: Tensor
+    """Share of the teacher that is still its start: the product of all momenta so far."""
 
     def __init__(self, network: nn.Module, *, settings: DinoSettings, optim: OptimSettings):
         super().__init__()
@@ -85,6 +88,7 @@ class Dino(Method):
         self.student = nn.ModuleDict({"encoder": encoder, "head": head})
         self.teacher = deepcopy(self.student).requires_grad_(False)
         self.register_buffer("center", torch.zeros(settings.prototypes))
+        self.register_buffer("start_left", torch.ones((), dtype=torch.float64))
 
     def forward(self, batch: Batch, clock: Clock) -> Step:
         large = torch.cat([batch.views[name] for name in LARGE])
@@ -108,10 +112,20 @@ class Dino(Method):
         return [scheduled_group("network", rest, self.optim), scheduled_group("prototypes", last, self.optim)]
 
     def networks(self) -> dict[str, nn.Module]:
-        return {"network": nn.ModuleDict({"encoder": self.teacher["encoder"]})}
+        return {"network": nn.ModuleDict({"encoder": self.best["encoder"]})}
+
+    @property
+    def best(self) -> nn.ModuleDict:
+        """Whose encoder is handed on: after a short run the teacher is an average with its random start."""
+        return self.teacher if float(self.start_left) < START_GONE else self.student
+
+    def describe(self) -> dict[str, Any]:
+        side = "teacher" if self.best is self.teacher else "student"
+        return {"handed_on": side, "teacher_start_left": float(self.start_left)}
 
     def after_update(self, clock: Clock) -> None:
         momentum = self.momentum(clock)
+        self.start_left.mul_(momentum)
         with torch.no_grad():
             for mine, students in zip(self.teacher.parameters(), self.student.parameters()):
                 mine.mul_(momentum).add_(students, alpha=1 - momentum)

@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from fewbeats.errors import InputError
+
 if TYPE_CHECKING:
     from torch import nn
 
@@ -45,3 +47,19 @@ def file_of(method: str, network: NetworkSettings) -> str:
 def find_recipe(file: str) -> Recipe:
     """The recipe of a file in `FILES`."""
     return import_module(f"fewbeats.pretraining.{file}").RECIPE
+
+
+def refuse_twin(settings: Any, file: str, *, kind: str) -> None:
+    """Refuse settings of the mim that the network does not learn by.
+
+    Args:
+        settings: has the settings of each file under its name.
+        file: the one that is taken.
+        kind: of the network.
+
+    Raises:
+        InputError: naming both.
+    """
+    twin = {"mim": "simmim", "simmim": "mim"}.get(file)
+    if twin and getattr(settings, twin) != type(getattr(settings, twin))():
+        raise InputError(f"--{twin}: with --network.kind {kind} mim looks at --{file} instead")

@@ -13,7 +13,6 @@ from fewbeats.disk import atomic_path
 from fewbeats.errors import InputError
 from fewbeats.models.network import NetworkSettings
 from fewbeats.pretraining.methods import Recipe
-from fewbeats.recipes.pools import Pools
 from fewbeats.recipes.run import Exported, Length, Training, carry_out
 from fewbeats.recipes.starts import Start
 from fewbeats.training.loop import FitSettings, Validation
@@ -30,6 +29,7 @@ if TYPE_CHECKING:
 
     from fewbeats.data.pool import Centering
     from fewbeats.data.store import Stacks
+    from fewbeats.recipes.pools import Pools
     from fewbeats.sample import Batch
     from fewbeats.training.method import Method
     from fewbeats.transforms.views import Views
@@ -232,7 +232,7 @@ def watch_heights(stacks: Stacks, settings: EncoderSettings) -> Validation | Non
 
 def tell(run: RunDir, *, slices: int) -> None:
     """Say what was done, and where it learned nothing."""
-    config = run.read_config()
+    config = run.read_config().record
     print(f"{run.path}: {config['method']} saw {slices} slices in {config['steps']} steps")
     if config["collapsed"]:
         print(
@@ -251,7 +251,7 @@ def write_page(run: RunDir, method: Method, batch: Batch, *, channel: int, seed:
     few = replace(batch, views={name: view[:SHOWN] for name, view in batch.views.items()})
     shown = method.eval().show(few.to(next(method.parameters()).device))
     pictures = {name: view[:, channel].cpu().numpy() for name, view in shown.items()}
-    page = render_training(run.read_config(), run.read_metrics(), pictures)
+    page = render_training(run.read_config().record, run.read_metrics(), pictures)
     with atomic_path(run.path / "report.html") as file:
         file.write_text(page, encoding="utf-8")
     print(f"report: {run.path / 'report.html'}")

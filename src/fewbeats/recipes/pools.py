@@ -92,8 +92,8 @@ def choose_pools(
     labels: Labels | None = None,
     pool: Pool | None = None,
     ancestors: Sequence[Provenance] = (),
-    cache: Path,
-    run: str,
+    out: Path,
+    cache: Path | None = None,
 ) -> Pools:
     """Choose what a run learns from, and refuse held-out subjects in it, under whatever name.
 
@@ -102,14 +102,14 @@ def choose_pools(
         labels: manual labels; none are opened where None, and no start may have seen any then.
         pool: scans without labels.
         ancestors: what the run starts from (`recipes.starts`).
-        cache: folder that remembers hashes of files.
-        run: name of the run, for its provenance.
+        out: run folder, whose name goes into its provenance.
+        cache: folder of prepared scans and of hashes of files; `sample-cache` beside the run by default.
 
     Raises:
         InputError: a cohort that cannot be used, a missing file, too few subjects, a held-out subject in a
             pool or in a start's lineage, or a start that has seen labels where none may be.
     """
-    cohort = read_cohort(file)
+    cohort, cache = read_cohort(file), cache or out.parent / "sample-cache"
     structures, chosen, held = _choose_labels(cohort, labels) if labels else ((), cohort.clear(), [])
     unlabeled = _choose_pool(cohort, pool, file) if pool else cohort.clear()
     if labels is None:
@@ -121,7 +121,7 @@ def choose_pools(
     guard_training(cohort, labeled=chosen, unlabeled=unlabeled, hashes=hashes)
     if labels:
         for names in find_twins(by_subject(pl.concat([seen, held_out]), hashes)):
-            print(f"{file}: {' and '.join(names)} are one heart: frames of theirs are equal")
+            print(f"{file}: {' and '.join(names)} are one heart: frames or slices of theirs are equal")
     guard_ancestors(ancestors, by_subject(held_out, hashes))
     return Pools(
         structures=structures,
@@ -130,7 +130,7 @@ def choose_pools(
         unlabeled=unlabeled,
         cache=cache,
         provenance=Provenance(
-            run=run,
+            run=out.resolve().name,
             labeled=by_subject(chosen, hashes),
             unlabeled=by_subject(unlabeled, hashes),
             ancestors=tuple(ancestors),

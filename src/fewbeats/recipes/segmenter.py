@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Any
 from fewbeats.disk import atomic_path
 from fewbeats.errors import InputError
 from fewbeats.finetuning.segmentation import SegmentationSettings, localizer_settings
-from fewbeats.recipes.pools import Pools
 from fewbeats.recipes.run import Exported, Length, Training, carry_out
 from fewbeats.recipes.starts import (
     STARTS,
@@ -28,6 +27,7 @@ from fewbeats.training.rundir import RunDir
 if TYPE_CHECKING:
     from torch import nn
 
+    from fewbeats.recipes.pools import Pools
     from fewbeats.sample import Sample
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -50,7 +50,7 @@ class Study:
             raise InputError("--cluster-options: are for --cluster; give it, or take them out")
         plan = read_plan(self.config)
         if not self.report_only:
-            executor = _cluster(self, plan) if self.cluster else None
+            executor = _cluster(self.cluster, self.cluster_options, plan) if self.cluster else None
             waves = missing_units(plan)
             check_data(plan, *waves)
             for wave in waves:
@@ -100,8 +100,8 @@ def check_data(plan: Plan, first: Sequence[Unit], arms: Sequence[Unit]) -> None:
         by_start.setdefault("scratch" if arm.pretraining else arm.trainer.init, []).append(unit)
     for init, units in by_start.items():
         for unit in (units[0], units[-1]):  # the narrowest and the widest budget
-            trainer = plan.arms[unit.name].trainer
-            trainer.at(labeled=unit.labeled, seed=unit.seed, init=init, cache=plan.cache).preflight()
+            trainer, budget = plan.arms[unit.name].trainer, {"labeled": unit.labeled, "seed": unit.seed}
+            replace(trainer, init=init, cache=plan.cache, **budget).preflight()
         if init not in STARTS:
             _refuse_labels(plan, unit.name, init, cohort)
     for unit in first:
@@ -160,7 +160,7 @@ def _take_threads(threads: int) -> None:
     torch.set_num_threads(threads)
 
 
-def _cluster(command: Study, plan: Plan) -> Any:
+def _cluster(cluster: str, given: Sequence[str], plan: Plan) -> Any:
     """Where to submit to.
 
     Raises:
@@ -170,14 +170,12 @@ def _cluster(command: Study, plan: Plan) -> Any:
         import submitit
     except ImportError as error:
         raise InputError("--cluster: needs submitit; pip install 'fewbeats[cluster]'") from error
-    options = dict(_option(text) for text in command.cluster_options)
+    options = dict(_option(text) for text in given)
     try:
-        executor = submitit.AutoExecutor(folder=plan.out / "jobs", cluster=command.cluster)
+        executor = submitit.AutoExecutor(folder=plan.out / "jobs", cluster=cluster)
         executor.update_parameters(name=plan.name, **options)
     except (RuntimeError, NameError, TypeError, ValueError, AssertionError) as error:
-        raise InputError(
-            f"--cluster {command.cluster}: submitit says: {str(error).splitlines()[0]}"
-        ) from error
+        raise InputError(f"--cluster {cluster}: submitit says: {str(error).splitlines()[0]}") from error
     return executor
 
 

@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, ClassVar, Protocol
 
 from fewbeats.commands.finetune import Finetune
 from fewbeats.models.network import NetworkSettings
 
 
 class Trainer(Protocol):
-    """A way to train, without budget, seed and places until `at` gives them."""
+    """A way to train: a dataclass with, besides, the fields labeled, seed, out, cache and localizer.
+
+    These a study sets, which is why they say nothing of an arm.
+    """
+
+    __dataclass_fields__: ClassVar[dict[str, Any]]
 
     @property
     def init(self) -> str:
@@ -23,9 +28,6 @@ class Trainer(Protocol):
     @property
     def pretrained_network(self) -> NetworkSettings:
         """The network that takes the weights of `init`."""
-
-    def at(self, **changes: Any) -> Trainer:
-        """The same at a budget: labeled, seed, out, cache, init, localizer (a run, or None)."""
 
     def describe(self) -> dict[str, Any]:
         """What decides the outcome, but for the content of files."""

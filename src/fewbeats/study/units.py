@@ -16,6 +16,7 @@ from fewbeats.errors import InputError
 from fewbeats.evaluation.scores import OF_MASKS, SCORES
 from fewbeats.study.plan import Plan
 from fewbeats.study.trainers import Trainer
+from fewbeats.training.runconfig import RunConfig
 from fewbeats.training.rundir import RunDir, machine
 
 KEY = ("arm", "labeled", "seed", "split")
@@ -120,7 +121,8 @@ def localizer_of(plan: Plan, unit: Unit) -> Finetune | None:
     if first is None:
         return None
     phases = {arm.trainer.describe().get("phase") for arm in plan.arms.values()}
-    return first.at(
+    return replace(
+        first,
         labeled=unit.labeled,
         seed=unit.seed,
         phase=phases.pop() if len(phases) == 1 else None,
@@ -132,7 +134,8 @@ def localizer_of(plan: Plan, unit: Unit) -> Finetune | None:
 def trainer_of(plan: Plan, unit: Unit) -> Trainer:
     """An arm's command at its budget, with its places."""
     arm, localizer = plan.arms[unit.name], localizer_of(plan, unit)
-    return arm.trainer.at(
+    return replace(
+        arm.trainer,
         labeled=unit.labeled,
         seed=unit.seed,
         init=str(pretrained(plan, arm.pretraining)) if arm.pretraining else arm.trainer.init,
@@ -148,7 +151,7 @@ def _compute_arm(plan: Plan, unit: Unit) -> None:
     from fewbeats.commands.predict import Predict
 
     run, reports = trainer_of(plan, unit).run(), {}
-    for network in RunDir(run).read_config().get("networks", [NETWORK]):
+    for network in RunDir(run).read_config().networks:
         main = network == NETWORK
         found = run.with_name(f"{run.name}_{plan.split}" if main else f"{run.name}_{network}_{plan.split}")
         Predict(model=run if main else run / network, input=plan.cohort, split=plan.split, out=found).run()
@@ -167,14 +170,14 @@ def append_rows(plan: Plan, unit: Unit, run: Path, reports: Mapping[str, Path]) 
         reports: network -> folder of its evaluation.
     """
     arm, about = plan.arms[unit.name], RunDir(run).read_config()
-    before = RunDir(pretrained(plan, arm.pretraining)).read_config() if arm.pretraining else {}
+    before = RunDir(pretrained(plan, arm.pretraining)).read_config() if arm.pretraining else None
     tags = {
         "arm": unit.name, "labeled": unit.labeled, "seed": unit.seed, "split": plan.split,
-        "settings": plan.digest(arm), "data": plan.data, "steps": about["steps"],
-        "minutes": round(about["seconds"] / 60, 2), "network_seconds": about.get("network_seconds"),
-        "pretraining_steps": before.get("steps"),
-        "pretraining_minutes": round(before["seconds"] / 60, 2) if before else None,
-        "commit": about["git_commit"], "machine": machine(), "date": date.today().isoformat(),
+        "settings": plan.digest(arm), "data": plan.data, "steps": about.steps,
+        "minutes": _minutes(about), "network_seconds": about.network_seconds,
+        "pretraining_steps": before.steps if before else None,
+        "pretraining_minutes": _minutes(before) if before else None,
+        "commit": about.record["git_commit"], "machine": machine(), "date": date.today().isoformat(),
     }  # fmt: skip
     tables = []
     for network, report in reports.items():
@@ -187,6 +190,10 @@ def append_rows(plan: Plan, unit: Unit, run: Path, reports: Mapping[str, Path]) 
             .select(pl.lit(own[name], COLUMNS[name]).alias(name) if name in own else name for name in COLUMNS)
         )
     append_locked(plan.rows, pl.concat(tables).write_csv())
+
+
+def _minutes(config: RunConfig) -> float:
+    return round((config.seconds or 0.0) / 60, 2)
 
 
 def own_rows(plan: Plan) -> pl.DataFrame:

@@ -18,14 +18,12 @@ from collections.abc import Mapping
 from dataclasses import asdict, is_dataclass
 from importlib import metadata
 from pathlib import Path
-from typing import Any, TypeVar, get_type_hints
+from typing import Any
 
 from fewbeats.disk import atomic_path, name_disk_trouble
 from fewbeats.errors import InputError
+from fewbeats.training.runconfig import FORMATS, RunConfig, read_config
 
-Settings = TypeVar("Settings")
-
-FORMAT = 1
 VERSIONED = ("fewbeats", "torch", "timm", "segmentation-models-pytorch", "numpy")
 
 
@@ -66,22 +64,18 @@ class RunDir:
         return content
 
     def write_config(self, config: Mapping[str, Any]) -> None:
-        """Write `run.json`: the given settings and what identifies this software."""
-        self.write_json("run.json", {"format": FORMAT, **identity(), **config})
+        """Write `run.json`: the given settings, what identifies this software, and what `RunConfig` names."""
+        content = _as_json({"format": FORMATS[-1], **identity(), **config})
+        read_config(content, file=self.path / "run.json")
+        self.write_json("run.json", content)
 
-    def read_config(self) -> dict[str, Any]:
+    def read_config(self) -> RunConfig:
         """Read `run.json`.
 
         Raises:
-            InputError: the folder is no run, or was written by another format of run folders.
+            InputError: the folder is no finished run, is damaged, or of another format.
         """
-        config = self.read_json("run.json")
-        if (found := config.get("format")) != FORMAT:
-            raise InputError(
-                f"{self.path}: run folder of format {found}, this version reads {FORMAT}; "
-                "use the version named in its run.json or train again"
-            )
-        return config
+        return read_config(self.read_json("run.json"), file=self.path / "run.json")
 
     def is_finished(self, request: Mapping[str, Any], *, weights: bool = True) -> bool:
         """Whether the folder holds the finished run of this request; nothing is written.
@@ -170,25 +164,6 @@ def damaged(file: Path) -> InputError:
     return InputError(
         f"{file}: missing or damaged; restore it from a copy, or delete the folder and train again"
     )
-
-
-def restore_settings(cls: type[Settings], content: Any) -> Settings:
-    """A settings dataclass from what `write_json` made of it.
-
-    Raises:
-        InputError: a field is unknown, so the run is of another version, or these are no settings.
-    """
-    if not isinstance(content, dict):
-        raise InputError(f"settings of a run are '{content}': damaged; restore its run.json from a copy")
-    hints = get_type_hints(cls)
-    values: dict[str, Any] = {}
-    for name, value in content.items():
-        if name not in hints:
-            raise InputError(f"setting '{name}' is unknown to this version; use the one named in run.json")
-        if is_dataclass(hints[name]) and isinstance(hints[name], type):
-            value = restore_settings(hints[name], value)
-        values[name] = tuple(value) if isinstance(value, list) else value
-    return cls(**values)
 
 
 def identity() -> dict[str, Any]:
