@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import gzip
+import io
 import os
+from pathlib import Path
 
 import nibabel as nib
 import numpy as np
+from hypothesis import strategies as st
 
 from fewbeats.anatomy import whole_labels
 from fewbeats.io.nifti import read_nifti
 
 SHAPE = (4, 10, 12)  # (Z, Y, X)
+suffixes = st.sampled_from([".nii", ".nii.gz"])
 AFFINE = np.array([[1.4, 0, 0, 5], [0, 1.4, 0, 6], [0, 0, 8.0, 7], [0, 0, 0, 1]])
 
 
@@ -53,3 +58,31 @@ def replace_unnoticed(path, array, *, affine=AFFINE):
 
 def rows_of(cohort):
     return {row["scan"]: row for row in cohort.iter_rows(named=True)}
+
+
+def exact_values(shape: tuple[int, ...], dtype: str, seed: int) -> np.ndarray:
+    """Random numbers of the type that float32 holds exactly."""
+    rng = np.random.default_rng(seed)
+    if np.dtype(dtype).kind == "f":
+        return rng.normal(0, 500, shape).astype("f4").astype(dtype)
+    limits = np.iinfo(dtype)
+    return rng.integers(max(limits.min, -(2**24)), min(limits.max, 2**24), shape, endpoint=True, dtype=dtype)
+
+
+def save_plain(path: Path, array: np.ndarray, affine: np.ndarray | None = None) -> Path:
+    """A (T, Z, Y, X) or (Z, Y, X) array with nibabel."""
+    nib.save(nib.Nifti1Image(array.T, np.diag([1.5, 1.5, 8, 1]) if affine is None else affine), path)
+    return path
+
+
+def gzip_of(array: np.ndarray) -> bytes:
+    """A packed NIfTI file, the same each time."""
+    stream = io.BytesIO()
+    with gzip.GzipFile(fileobj=stream, mode="wb", mtime=0) as file:
+        file.write(nib.Nifti1Image(array.T, np.eye(4)).to_bytes())
+    return stream.getvalue()
+
+
+def nifti_folder(tmp_path_factory) -> Path:
+    """One folder for the examples of many tests."""
+    return tmp_path_factory.mktemp("nifti")

@@ -24,6 +24,8 @@ from pydicom.uid import (
     generate_uid,
 )
 
+from fewbeats.scan import Scan
+
 PATIENT_NAME = "Secretname^Patricia"
 AXIAL = (1.0, 0.0, 0.0, 0.0, 1.0, 0.0)
 CORONAL = (1.0, 0.0, 0.0, 0.0, 0.0, -1.0)
@@ -283,3 +285,19 @@ def write_color(file: Path, *, grid: Grid | None = None, **tags: object) -> Path
         setattr(data, tag, value)
     data.PixelData = bytes(grid.rows * grid.columns * 3)
     return save(data, file)
+
+
+def assert_truth(scan: Scan, frames: int, *, tolerance: float = 0.5) -> None:
+    """Every voxel has the brightness of its own place, which the affine alone gives."""
+    z, y, x = np.meshgrid(*(np.arange(n) for n in scan.shape[1:]), indexing="ij")
+    world_ras = np.stack([x, y, z], -1) @ scan.affine[:3, :3].T + scan.affine[:3, 3]
+    assert scan.shape[0] == frames
+    for t in range(frames):
+        error = np.abs(scan.frame(t) - brightness(world_ras * [-1, -1, 1], t)).max()
+        assert error <= tolerance + 1e-3, f"frame {t} is off by {error}"
+
+
+def only(scans: list[Scan]) -> Scan:
+    """The one scan that was found."""
+    assert len(scans) == 1, [scan.shape for scan in scans]
+    return scans[0]

@@ -105,6 +105,11 @@ def test_no_function_takes_a_command():
                 assert not given & commands, f"{file.name}: {node.name}"
 
 
+def test_files_of_tests_stay_small():
+    lines = {file.name: len(file.read_text().splitlines()) for file in Path(__file__).parent.rglob("*.py")}
+    assert {name: count for name, count in lines.items() if count > 400} == {}
+
+
 @pytest.mark.parametrize("file", FILES, ids=module_of)
 def test_everything_public_has_a_docstring(file):
     tree = ast.parse(file.read_text())

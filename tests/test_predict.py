@@ -1,4 +1,4 @@
-"""From a scan to masks on its own grid: kinds of files, exact places, flat memory, runtimes that agree."""
+"""The command that predicts: kinds of files, masks on their own grid, and flat memory."""
 
 from __future__ import annotations
 
@@ -16,46 +16,16 @@ import pytest
 import synthetic_dicom
 from fewbeats.anatomy import FEWBEATS_VALUES
 from fewbeats.cli import main
-from fewbeats.finetuning.segmentation import SegmentationSettings, localizer_settings
-from fewbeats.inference.engine import Engine
 from fewbeats.inference.labeler import RunLabeler
-from fewbeats.inference.localize import Region, locate_heart, whole_image
-from fewbeats.inference.segment import Model, find_region, fit_view, segment_frames
+from fewbeats.inference.segment import Model
 from fewbeats.io.dicom import read_dicom
 from fewbeats.io.dicom_seg import read_seg
-from fewbeats.models.network import NetworkSettings
-from fewbeats.scan import ArrayPixels, Scan, Source
-from fewbeats.training.runconfig import RunConfig
-from fewbeats.transforms.preprocess import PreprocessSettings
+from oracle import GRAY, STRUCTURES, make_scan, make_truth, oracle, ranked
+from predicting import find_cine, masks_of, predict, predict_cine
 from small_nifti import read_labels
 
-STRUCTURES = ("LV", "MYO", "RV")
-SIDE = 32
-
-
-def predict(run, path, out, *flags) -> list[dict]:
-    """Rows of predictions.csv."""
-    assert main(["predict", str(run), str(path), f"--out={out}", *map(str, flags)]) == 0
-    return pl.read_csv(out / "predictions.csv", infer_schema=False).rows(named=True)
-
-
-@pytest.fixture
-def cine(phantoms) -> Path:
-    return phantoms.parent / "source" / "images" / "phantom004_4d.nii.gz"
-
-
-@pytest.fixture(scope="module")
-def expected(phantoms, small_run, tmp_path_factory) -> np.ndarray:
-    """Mask of `cine`, (x, y, z, t)."""
-    out = tmp_path_factory.mktemp("expected")
-    predict(small_run, phantoms.parent / "source" / "images" / "phantom004_4d.nii.gz", out)
-    mask = np.asarray(nib.load(out / "phantom004_4d.nii.gz").dataobj)
-    assert all((mask == value).sum() > 50 for value in (1, 2, 3)), "the network must find something"
-    return mask
-
-
-def masks_of(folder: Path, name: str):
-    return nib.load(folder / f"{name}.nii.gz")
+cine = pytest.fixture(find_cine)
+expected = pytest.fixture(predict_cine, scope="module")
 
 
 def test_a_cine_comes_back_on_its_own_grid(cine, small_run, tmp_path, expected):
@@ -108,14 +78,6 @@ def test_single_frames_equal_those_of_the_cine(cine, small_run, tmp_path, expect
     assert mask.shape == image.shape[:3]
     assert (mask == expected[..., 1]).mean() > 0.9999
     assert (row["ed_frame"], row["es_frame"]) == (None, None)
-
-
-def test_runtimes_agree(cine, small_run, tmp_path, expected):
-    for runtime in ("torch", "onnxruntime", "openvino"):
-        predict(small_run, cine, tmp_path / runtime, f"--runtime={runtime}")
-        mask = np.asarray(masks_of(tmp_path / runtime, "phantom004_4d").dataobj)
-        assert (mask == expected).mean() > 0.9999
-        assert json.loads((tmp_path / runtime / "run.json").read_text())["runtime"] == runtime
 
 
 def test_end_diastole_and_end_systole(cine, small_run, tmp_path, expected):
@@ -218,23 +180,6 @@ def test_each_of_two_scans_in_a_folder_is_shown_under_its_own_masks(tmp_path, sm
         np.testing.assert_array_equal(shown.frame(1), scan.frame(1))
 
 
-@pytest.mark.parametrize("corner", [0, SIDE - 3])
-def test_a_heart_seen_only_beside_the_image_is_no_heart(corner):
-    """The field of view reaches beyond a small image; what is found there has no voxel."""
-
-    def logits(batch):
-        out = np.zeros((len(batch), 4, SIDE, SIDE), np.float32)
-        out[:, 1, corner : corner + 3, corner : corner + 3] = 5.0
-        return out
-
-    model = Model(replace(oracle("segmenter"), call=logits), None)
-    pixels = np.random.default_rng(0).normal(size=(1, 4, 8, 8)).astype(np.float32)
-    scan = Scan(pixels=ArrayPixels(pixels), affine=np.diag([2.5, 2.5, 8.0, 1.0]))
-    (mask,) = segment_frames(scan, model, whole_image(scan))
-    assert mask.shape == (4, 8, 8)
-    assert not mask.any()
-
-
 def answer_with_squares(monkeypatch) -> None:
     """Networks of a run that find three nested squares in the middle of whatever they are shown."""
 
@@ -291,145 +236,7 @@ def test_converted_drawn_and_corrected_labels_come_back(dicom, small_run, tmp_pa
     assert labeled["label_source"].to_list() == ["manual", "manual"]
 
 
-# Geometry without learning: a network that knows the answer
-
-
-def oracle(kind: str, *, dims: int = 2, size: int = SIDE, spacing_mm: float = 2.5) -> Engine:
-    """A network that reads the answer off the image: `GRAY` has a value for each class, evenly apart."""
-    if kind == "localizer":
-        settings = localizer_settings(
-            SegmentationSettings(network=NetworkSettings(kind="unet2d", levels=4, context=0))
-        )
-        structures: tuple[str, ...] = ("heart",)
-    else:
-        settings = SegmentationSettings(
-            network=NetworkSettings(kind="unet2d" if dims == 2 else "unet3d", levels=3, context=0),
-            preprocess=PreprocessSettings(size=size, spacing_mm=spacing_mm, clip_percent=(0.0, 100.0)),
-            slab_slices=8,
-        )
-        structures = STRUCTURES
-
-    def call(batch: np.ndarray) -> np.ndarray:
-        gray = batch[:, 0]
-        levels = LEVELS[kind](gray)
-        return np.stack([-np.abs(gray - level) * 50 for level in levels], 1).astype(np.float32)
-
-    return Engine(Path("oracle"), settings, structures, "oracle", call, RunConfig(task="segmentation"))
-
-
-def _class_levels(gray: np.ndarray) -> list[float]:
-    low, high = float(gray.min()), float(gray.max())
-    return [low + (high - low) * share for share in (0, 1 / 3, 2 / 3, 1)]
-
-
-LEVELS = {
-    "segmenter": _class_levels,
-    "localizer": lambda gray: _class_levels(gray)[:2],
-}
-
-
-def make_truth(shape=(6, 60, 70), center=(22, 45), reach=(9, 6, 3)) -> np.ndarray:
-    """(Z, Y, X) nested boxes RV, MYO, LV off the middle; slices 0 and 5 are empty."""
-    truth = np.zeros(shape, np.uint8)
-    for value, side in zip((3, 2, 1), reach):
-        rows, columns = (slice(c - side, c + side + 1) for c in center)
-        truth[1:5, rows, columns] = value
-    return truth
-
-
-GRAY = np.array([0, 300, 200, 100], np.float32)  # of background, LV, MYO, RV
-
-
-def make_scan(truth: np.ndarray, *, spacing=(8.0, 2.5, 2.5), frames: int = 1) -> Scan:
-    image = np.repeat(GRAY[truth][None], frames, 0)
-    affine = np.diag([spacing[2], spacing[1], spacing[0], 1.0])
-    source = Source(affine=affine, shape=truth.shape)
-    return Scan(pixels=ArrayPixels(image), affine=affine, modality="MR", source=source)
-
-
-RANKED = ("RV", "MYO", "LV")  # classes of the oracle in the order of their gray values
-
-
-def ranked(engine: Engine) -> Engine:
-    return replace(engine, structures=RANKED)
-
-
-@pytest.mark.parametrize("dims", [2, 3])
-def test_the_answer_lands_where_it_belongs(dims):
-    truth = make_truth()
-    scan = make_scan(truth)
-    model = Model(ranked(oracle("segmenter", dims=dims)), None)
-    region = Region((22.0, 45.0), 50.0)
-    (found,) = segment_frames(scan, model, region)
-    np.testing.assert_array_equal(found, truth)
-
-
-def test_the_localizer_leads_there():
-    truth = make_truth(shape=(6, 120, 140), center=(40, 95))
-    scan = make_scan(truth, spacing=(8.0, 2.5, 2.5))
-    model = Model(ranked(oracle("segmenter")), oracle("localizer"))
-    region = find_region(scan, model)
-    assert region.center == pytest.approx((40, 95), abs=2)
-    (found,) = segment_frames(scan, model, region)
-    np.testing.assert_array_equal(found, truth)
-
-
-@pytest.mark.parametrize("spacing", [1.25, 1.7, 3.1])
-def test_other_pixel_sizes_are_off_by_less_than_half_a_pixel_of_the_network(spacing):
-    truth = make_truth(reach=(10, 8, 4)) if spacing < 2.5 else make_truth(reach=(7, 5, 3))
-    scan = make_scan(truth, spacing=(8.0, spacing, spacing))
-    (found,) = segment_frames(scan, Model(ranked(oracle("segmenter")), None), Region((22.0, 45.0), 0.0))
-    for value in (1, 2, 3):
-        for axis in (1, 2):
-            here, there = (np.flatnonzero((m >= 1).any((0, 3 - axis)) if value == 3 else
-                           (m == value).any((0, 3 - axis))) for m in (found, truth))  # fmt: skip
-            assert abs(here[[0, -1]] - there[[0, -1]]).max() * spacing <= 0.5 * 2.5 + 0.5 * spacing
-
-
-def test_a_cropped_image_is_padded_and_no_localizer_is_asked():
-    truth = make_truth(shape=(6, 22, 24), center=(11, 12))
-    asked = []
-    localizer = replace(oracle("localizer"), call=lambda batch: asked.append(1))
-    model = Model(ranked(oracle("segmenter")), localizer)
-    scan = make_scan(truth)
-    region = find_region(scan, model)
-    assert region == whole_image(scan)
-    assert not asked
-    (found,) = segment_frames(scan, model, region)
-    np.testing.assert_array_equal(found, truth)
-
-
-def test_a_heart_larger_than_the_field_of_view_is_zoomed_out():
-    truth = make_truth(shape=(6, 160, 160), center=(80, 80), reach=(22, 15, 8))  # 112 mm; the view is 80 mm
-    scan = make_scan(truth)
-    model = Model(ranked(oracle("segmenter")), oracle("localizer"))
-    region = find_region(scan, model)
-    view = fit_view(model.segmenter.settings.preprocess, region)
-    assert 112 <= view.field_of_view_mm <= 1.5 * 80
-    (found,) = segment_frames(scan, model, region)
-    for value in (1, 2, 3):
-        both = 2 * ((found == value) & (truth == value)).sum()
-        assert both / ((found == value).sum() + (truth == value).sum()) > 0.85
-
-
-def test_no_heart_at_low_resolution_is_said():
-    scan = make_scan(np.zeros((4, 100, 100), np.uint8))
-    nothing = replace(
-        oracle("localizer"), call=lambda batch: np.stack([batch[:, 0] * 0 + 1, batch[:, 0] * 0], 1)
-    )
-    assert locate_heart(scan, nothing) == whole_image(scan, found=False)
-
-
-def test_slab_by_slab_is_the_whole_at_once(monkeypatch):
-    truth = np.concatenate([make_truth(), make_truth(center=(30, 40)), make_truth()])
-    scan, region = make_scan(truth), Region((24.0, 43.0), 0.0)
-    model = Model(ranked(oracle("segmenter")), None)
-    results = []
-    for slab in (1, 5, 16, 100):
-        monkeypatch.setattr("fewbeats.inference.segment.SLAB", slab)
-        results.append(next(segment_frames(scan, model, region)))
-    assert all(np.array_equal(results[0], other) for other in results[1:])
-    assert results[0].any()
+# Memory
 
 
 class Repeated:

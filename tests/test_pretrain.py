@@ -1,196 +1,19 @@
-"""The command that pretrains, the pool it draws from and its probe."""
+"""The command that pretrains."""
 
 from __future__ import annotations
 
 import json
 import shutil
-import tracemalloc
-from dataclasses import replace
 
-import nibabel as nib
-import numpy as np
 import polars as pl
 import pytest
-import torch
 
-import small_nifti
 from fewbeats.cli import main
-from fewbeats.clock import Clock
 from fewbeats.commands.pretrain import Pretrain
-from fewbeats.data.cohort import new_cohort, read_cohort
-from fewbeats.data.pool import motion_center, prepare_pool, sample_slices
-from fewbeats.data.sampler import Sampler
+from fewbeats.data.cohort import read_cohort
 from fewbeats.data.split import labeled_subjects
-from fewbeats.errors import InputError
 from fewbeats.models.network import NetworkSettings, build_network
 from fewbeats.models.weights import read_weights, transfer_weights
-from fewbeats.pretraining.pcl import same_height
-from fewbeats.pretraining.probe import explained, height_probe
-from fewbeats.pretraining.settings import SimclrSettings
-from fewbeats.pretraining.simclr import Simclr
-from fewbeats.training.loop import FitSettings, fit
-from fewbeats.training.method import Method, Step
-from fewbeats.training.optim import OptimSettings, one_group
-from fewbeats.training.rundir import RunDir
-from fewbeats.transforms.preprocess import PreprocessSettings
-from fewbeats.transforms.views import Viewed
-
-# The pool
-
-
-GRID = PreprocessSettings(size=64, spacing_mm=2.5)
-
-
-@pytest.fixture(scope="module")
-def pool(phantoms, tmp_path_factory):
-    rows = read_cohort(phantoms).filter(pl.col("split") == "train")
-    return prepare_pool(rows, GRID, cache=tmp_path_factory.mktemp("pool"))
-
-
-def test_every_slice_of_every_frame_is_in_the_pool(pool, phantoms):
-    rows = read_cohort(phantoms).filter(pl.col("split") == "train")
-    assert len(pool) == (rows["frames"] * rows["slices"]).sum()
-    assert len(pool.images) == len(rows) == 3
-
-
-def test_a_step_draws_different_slices_and_ranks_share_them(pool):
-    whole = Sampler(pool, 16, seed=1, epochs=False)(Clock(5, 9))
-    halves = [Sampler(pool, 8, seed=1, epochs=False)(Clock(5, 9, rank, 2)) for rank in range(2)]
-    joined = torch.stack([half.views["image"] for half in halves], 1).flatten(0, 1)
-    assert torch.equal(joined, whole.views["image"])
-    assert len({image.numpy().tobytes() for image in whole.views["image"]}) == 16
-    assert not torch.equal(
-        Sampler(pool, 16, seed=1, epochs=False)(Clock(6, 9)).views["image"], whole.views["image"]
-    )
-
-
-def test_slices_come_with_their_height_and_scan(pool):
-    batch = Sampler(pool, 32, depth=3, seed=0, epochs=False)(Clock(0, 1))
-    assert batch.views["image"].shape == (32, 3, 96, 96)
-    for image, height, scan in zip(batch.views["image"].numpy(), batch.position, batch.scan):
-        stored = pool.images[pool.which[scan]][...]
-        z = round(float(height) * stored.shape[1])
-        assert any(np.array_equal(image[1], stored[t, z].astype(np.float32)) for t in range(len(stored)))
-    assert batch.directed.all()
-
-
-def test_apex_first_is_turned_and_unknown_is_said(phantoms, tmp_path):
-    rows = read_cohort(phantoms).filter(pl.col("split") == "train")
-    order = pl.Series("slice_order", ["base_first", "apex_first", None])
-    found = prepare_pool(rows.with_columns(order), GRID, cache=tmp_path)
-    assert found.order.tolist() == [1, -1, 0]
-    slices = found.slices[1]
-    assert found.heights(np.array([0, 1, 2]), np.array([0, 0, 0])).tolist() == [0, (slices - 1) / slices, 0]
-
-
-@pytest.mark.parametrize("slices", [7, 10, 20, 21])
-def test_what_is_near_does_not_hang_on_rounding(slices):
-    """Neighbors of a stack of 10 are a tenth apart, not less; in float32 it may look so."""
-    height = torch.arange(slices) / slices
-    near = same_height(height, torch.ones(slices, dtype=torch.bool), torch.arange(slices), distance=0.1)
-    apart = (torch.arange(slices)[:, None] - torch.arange(slices)).abs()
-    assert torch.equal(near, 10 * apart < slices)
-
-
-def test_what_is_blanked_does_not_follow_how_a_slice_is_turned(pool, tmp_path):
-    """Both draw from (seed, step, rank); the same numbers in both would tie them together."""
-    drawn = []
-
-    class Listens(Method):
-        def __init__(self):
-            super().__init__()
-            self.weight = torch.nn.Parameter(torch.zeros(1))
-
-        def forward(self, batch, clock):
-            drawn.append((batch.views["numbers"][:, 0], torch.rand(4)))
-            return Step(self.weight.sum())
-
-        def parameter_groups(self):
-            return one_group(self, OptimSettings())
-
-        def networks(self):
-            return {}
-
-    images = Sampler(pool, 4, seed=3, epochs=False)
-    numbers = Viewed(
-        images, lambda batch, g: replace(batch, views={"numbers": torch.rand(4, 1, generator=g)}), 3
-    )
-    fit(Listens(), numbers, settings=FitSettings(steps=5, seed=3), run=RunDir(tmp_path / "run"))
-    assert not any(torch.equal(*pair) for pair in drawn)
-
-
-def test_what_moves_is_the_middle():
-    still = np.random.default_rng(0).normal(100, 5, (2, 80, 80))
-    beating = still.copy()
-    beating[:, 45:60, 20:35] += 60
-    assert motion_center([still, beating], (8.0, 2.0, 2.0)) == pytest.approx((52, 27), abs=3)
-    assert motion_center([still], (8.0, 2.0, 2.0)) is None
-
-
-def test_what_is_stored_follows_content_replaced_with_size_and_time_kept(tmp_path):
-    file = small_nifti.image(tmp_path / "x.nii", frames=2)
-    rows = new_cohort([{"subject": "x", "image": str(file), "frames": 2}])
-
-    def pixels():
-        return prepare_pool(rows, GRID, cache=tmp_path / "cache").read(0, 1, 2, 0)
-
-    first = pixels()
-    assert np.array_equal(pixels(), first)
-    small_nifti.replace_unnoticed(file, np.asarray(nib.load(file).dataobj).T[:, :, ::-1])
-    assert not np.array_equal(pixels(), first)
-
-
-def test_a_pool_without_scans_is_refused(phantoms, tmp_path):
-    with pytest.raises(InputError, match="no unlabeled scan"):
-        prepare_pool(read_cohort(phantoms).clear(), GRID, cache=tmp_path)
-
-
-# The probe
-
-
-def test_the_probe_tells_what_features_know():
-    rng = np.random.default_rng(0)
-    height, subject = rng.random(120), np.repeat(np.arange(6), 20)
-    angle = height * np.pi / 2
-    knowing = np.stack([np.cos(angle), np.sin(angle)], 1)
-    assert explained(knowing, height, subject) > 0.95
-    assert explained(rng.normal(size=(120, 16)), height, subject) < 0.2
-
-
-def test_neighbors_of_the_same_heart_do_not_help_the_probe():
-    """Features that name the subject alone: within it heights would be told, from others they are not."""
-    subject = np.repeat(np.arange(4), 30)
-    height = subject / 3 + np.random.default_rng(0).normal(0, 0.01, 120)
-    features = np.eye(4)[subject] + np.random.default_rng(1).normal(0, 0.01, (120, 4))
-    assert explained(features, height, subject) < 0
-
-
-def test_slices_for_the_probe_are_the_same_each_time_and_of_known_direction(pool):
-    first, second = (sample_slices(pool, 24, size=64, context=1) for _ in range(2))
-    assert all(np.array_equal(a, b) for a, b in zip(first, second))
-    images, heights, subjects = first
-    assert images.shape == (24, 3, 64, 64)
-    assert set(subjects) == {1, 2, 3}
-    assert heights.min() >= 0
-    assert heights.max() <= 1
-    unknown = replace(pool, order=np.zeros(3, int))
-    assert len(sample_slices(unknown, 24, size=64, context=0)[0]) == 0
-
-
-def test_the_probe_leaves_the_method_as_it_was(pool):
-    torch.manual_seed(0)
-    network = build_network(NetworkSettings(kind="unet2d", base_channels=4, levels=3), classes=3)
-    method = Simclr(network, settings=SimclrSettings(), optim=OptimSettings()).train()
-    before = {n: v.clone() for n, v in method.state_dict().items()}
-    images, heights, subjects = sample_slices(pool, 24, size=64, context=0)
-    measure = height_probe(torch.from_numpy(images), heights, subjects)
-    assert measure(method) == measure(method)
-    assert all(torch.equal(v, before[n]) for n, v in method.state_dict().items())
-    assert method.training
-
-
-# The command
-
 
 LITTLE = (
     "--network.kind=unet2d", "--network.base-channels=4", "--network.levels=4", "--preprocess.size=64",
@@ -309,12 +132,6 @@ def test_damaged_runs_are_told_in_one_line(name, text, phantoms, tmp_path, capfd
         assert "network.safetensors: missing or damaged" in capfd.readouterr().err
 
 
-def test_a_damaged_log_is_told(tmp_path):
-    (tmp_path / "metrics.jsonl").write_text('{"step": 1}\nx}\n{"step"')
-    with pytest.raises(InputError, match=r"metrics.jsonl: missing or damaged"):
-        RunDir(tmp_path).read_metrics()
-
-
 def test_no_label_is_needed_and_a_start_that_saw_one_is_refused(phantoms, small_run, tmp_path, capfd):
     bare = tmp_path / "bare.csv"
     read_cohort(phantoms).with_columns(label=None, label_source=None, convention=None).write_csv(bare)
@@ -345,39 +162,9 @@ def test_a_start_is_known_by_its_weights_and_a_scan_by_its_direction(phantoms, t
     assert "holds a run of other slice order" in capfd.readouterr().err
 
 
-def test_the_time_of_a_resumed_run_is_of_all_its_parts(tmp_path):
-    run = RunDir(tmp_path)
-    assert run.trained_seconds() == 0
-    for row in (
-        {"step": 10, "step_seconds": 0.5},
-        {"step": 10, "probe": 1.0},
-        {"step": 14, "step_seconds": 2.0},
-    ):
-        run.append_metrics(row)
-    with run.metrics.open("a") as file:
-        file.write('{"step": 20, "step_sec')  # killed while writing
-    assert run.trained_seconds() == 10 * 0.5 + 4 * 2.0
-
-
 def test_workers_change_nothing(phantoms, tmp_path):
     words = ["pretrain", "simclr", str(phantoms), "--steps=4", *LITTLE, f"--cache={tmp_path / 'cache'}"]
     for workers in (0, 2):
         assert main([*words, f"--out={tmp_path / str(workers)}", f"--workers={workers}"]) == 0
     one, two = ((tmp_path / name / "network.safetensors").read_bytes() for name in ("0", "2"))
     assert one == two
-
-
-def test_memory_does_not_grow_with_the_table(phantoms, tmp_path):
-    """10,000 rows that point at three files need no more than 100 do."""
-    rows = read_cohort(phantoms).filter(pl.col("split") == "train")
-    peaks = []
-    for count in (100, 10_000):
-        many = pl.concat([rows] * (count // 3 + 1)).head(count)
-        sampler = Sampler(prepare_pool(many, GRID, cache=tmp_path), 16, epochs=False)
-        sampler(Clock(0, 200))
-        tracemalloc.start()
-        for step in range(200):
-            sampler(Clock(step, 200))
-        peaks.append(tracemalloc.get_traced_memory()[1])
-        tracemalloc.stop()
-    assert peaks[1] < 1.1 * peaks[0] + 100_000

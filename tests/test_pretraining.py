@@ -91,6 +91,15 @@ def test_anchors_without_a_positive_are_left_out():
     assert float(contrastive_loss(z, pairs, temperature=0.5)) == pytest.approx(expected)
 
 
+@pytest.mark.parametrize("slices", [7, 10, 20, 21])
+def test_what_is_near_does_not_hang_on_rounding(slices):
+    """Neighbors of a stack of 10 are a tenth apart, not less; in float32 it may look so."""
+    height = torch.arange(slices) / slices
+    near = same_height(height, torch.ones(slices, dtype=torch.bool), torch.arange(slices), distance=0.1)
+    apart = (torch.arange(slices)[:, None] - torch.arange(slices)).abs()
+    assert torch.equal(near, 10 * apart < slices)
+
+
 def test_simclr_and_pcl_train_their_encoder():
     for method in (
         Simclr(network(), settings=SimclrSettings(), optim=OPTIM),
@@ -240,9 +249,9 @@ def test_prototypes_count_by_direction_alone():
 
 def test_small_views_are_cut_from_the_field_of_view():
     settings = ViewSettings(size=32)
-    image = torch.randn(2, 1, 48, 48)
-    found = dino.views(image, torch.Generator().manual_seed(0), settings, dino=DinoSettings(small_views=3))
-    assert {name: v.shape[-1] for name, v in found.items()} == {
+    wide, own = Batch(views={"image": torch.randn(2, 1, 48, 48)}), DinoSettings(small_views=3)
+    found = dino.views(wide, torch.Generator().manual_seed(0), settings=settings, own=own)
+    assert {name: v.shape[-1] for name, v in found.views.items()} == {
         "large0": 32, "large1": 32, "small0": 16, "small1": 16, "small2": 16,
     }  # fmt: skip
 
@@ -302,7 +311,8 @@ def test_a_collapse_has_no_spread():
 
 @pytest.mark.parametrize("module", [simclr, pcl, mim], ids=lambda m: m.__name__)
 def test_views_are_named_and_of_the_networks_size(module):
-    found = module.views(torch.randn(2, 1, 48, 48), torch.Generator().manual_seed(0), ViewSettings(size=32))
+    wide, draw = Batch(views={"image": torch.randn(2, 1, 48, 48)}), torch.Generator().manual_seed(0)
+    found = module.views(wide, draw, settings=ViewSettings(size=32), own=None).views
     assert all(view.shape == (2, 1, 32, 32) for view in found.values())
     if len(found) == 2:
         a, b = found.values()

@@ -2,25 +2,37 @@
 
 from __future__ import annotations
 
+import json
+from collections.abc import Iterator
+
 import numpy as np
+import polars as pl
 import torch
+from safetensors.torch import load_file
 from torch import nn
 
 from fewbeats.clock import Clock
 from fewbeats.commands.pretrain import Pretrain
+from fewbeats.data.cohort import read_cohort
+from fewbeats.data.pool import prepare_pool
+from fewbeats.data.store import Stacks
 from fewbeats.finetuning.supervised import Supervised
 from fewbeats.models.network import NetworkSettings, build_network
 from fewbeats.pretraining.methods import find_recipe
 from fewbeats.recipes.encoder import build_method
 from fewbeats.recipes.starts import Start
 from fewbeats.sample import Batch
+from fewbeats.training.checkpoint import STATE
 from fewbeats.training.loop import FitSettings
 from fewbeats.training.method import Method
 from fewbeats.training.optim import OptimSettings
+from fewbeats.training.rundir import RunDir
+from fewbeats.transforms.preprocess import PreprocessSettings
 from fewbeats.transforms.views import Views
 
 RATES = OptimSettings(learning_rate=1e-2)
 FULL = OptimSettings(precision="full")  # where sums in another order must agree
+GRID = PreprocessSettings(size=64, spacing_mm=2.5)
 
 
 def batches(clock: Clock, *, size: int = 2) -> Batch:
@@ -68,3 +80,46 @@ def method_of(command: Pretrain) -> tuple[Method, Views]:
     command.check_settings()
     own, start = getattr(command, command.file), Start(init=command.init)
     return build_method(command.settings, find_recipe(command.file), own, start=start, seed=command.seed)
+
+
+class Killed(BaseException):
+    """What stops a run in the middle of a step."""
+
+
+def killed_at(step: int):
+    """Batches up to a step that never comes."""
+
+    def until(clock: Clock) -> Batch:
+        if clock.step >= step:
+            raise Killed
+        return batches(clock)
+
+    return until
+
+
+def everything(run: RunDir) -> dict[str, torch.Tensor]:
+    """Weights, moving average and optimizer, as last saved."""
+    return load_file(run.checkpoint / STATE)
+
+
+def equal(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> bool:
+    return a.keys() == b.keys() and all(torch.equal(value, b[name]) for name, value in a.items())
+
+
+def logged(run: RunDir) -> list[dict]:
+    """Rows of the log."""
+    return [json.loads(line) for line in run.metrics.read_text().splitlines()]
+
+
+def one_thread() -> Iterator[None]:
+    """Sums in the same order each time; other numbers of threads are put back."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+def train_pool(phantoms, tmp_path_factory) -> Stacks:
+    """The pool of the training phantoms."""
+    rows = read_cohort(phantoms).filter(pl.col("split") == "train")
+    return prepare_pool(rows, GRID, cache=tmp_path_factory.mktemp("pool"))

@@ -189,7 +189,7 @@ def content_digest(text: str) -> str:
             try:
                 content = gzip.decompress(content)
             except (OSError, EOFError, zlib.error) as error:
-                raise InputError(f"{file}: damaged; restore it from a copy") from error
+                raise InputError(f"{file}: truncated or damaged; restore it from a copy") from error
         digest.update(hashlib.sha256(content).digest())
     return digest.hexdigest()[:16]
 

@@ -1,0 +1,40 @@
+"""Learning rates: over time, and from stage to stage of an encoder."""
+
+from __future__ import annotations
+
+import pytest
+
+from fewbeats.clock import Clock
+from fewbeats.models.network import NetworkSettings, build_network
+from fewbeats.training.optim import OptimSettings, encoder_groups, warmup_decay
+
+
+def test_the_rate_rises_linearly_and_falls_as_a_cosine():
+    rate = warmup_decay(2.0, warmup=0.1, final=0.01)
+    assert [rate(Clock(s, 100)) for s in (0, 5, 10)] == pytest.approx([0.02, 1.01, 2.0])
+    assert rate(Clock(55, 100)) == pytest.approx(0.02 + 1.98 / 2)
+    assert rate(Clock(100, 100)) == pytest.approx(0.02)
+    falling = [rate(Clock(s, 100)) for s in range(10, 101)]
+    assert falling == sorted(falling, reverse=True)
+    assert warmup_decay(2.0, warmup=0.0, final=0.5)(Clock(0, 1)) == pytest.approx(2.0)
+
+
+def test_the_rate_may_fall_as_a_power():
+    rate = warmup_decay(2.0, warmup=0.0, final=0.0, decay="poly")
+    assert [rate(Clock(s, 2)) for s in (0, 1, 2)] == pytest.approx([2.0, 2.0 * 0.5**0.9, 0.0])
+
+
+@pytest.mark.parametrize("kind", ["unet2d", "lite0"])
+def test_with_layer_decay_earlier_stages_learn_less(kind):
+    network = build_network(NetworkSettings(kind=kind, base_channels=4, levels=3), classes=2)
+    optim = OptimSettings(learning_rate=1.0, layer_decay=0.5, warmup=0.0, encoder_rate_factor=0.8)
+    groups = encoder_groups(network, optim)
+    rates = [group.rate(Clock(0, 1)) for group in groups]
+    stages = {"unet2d": 3, "lite0": 8}[kind]
+    assert rates == pytest.approx([0.8 * 0.5**i for i in reversed(range(stages))])
+    found = [id(p) for group in groups for p in group.parameters]
+    wanted = [id(p) for n, p in network.named_parameters() if n.startswith("encoder.")]
+    assert sorted(found) == sorted(wanted)
+    first = next(p for n, p in network.named_parameters() if n.startswith("encoder."))
+    assert any(first is p for p in groups[0].parameters)
+    assert [g.name for g in encoder_groups(network, OptimSettings())] == ["encoder"]

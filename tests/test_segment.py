@@ -1,0 +1,77 @@
+"""From a region to masks on the scan's own grid: exact places, whatever its pixels and size."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from fewbeats.inference.localize import Region, whole_image
+from fewbeats.inference.segment import Model, find_region, fit_view, segment_frames
+from fewbeats.scan import ArrayPixels, Scan
+from oracle import SIDE, make_scan, make_truth, oracle, ranked
+
+
+@pytest.mark.parametrize("dims", [2, 3])
+def test_the_answer_lands_where_it_belongs(dims):
+    truth = make_truth()
+    scan = make_scan(truth)
+    model = Model(ranked(oracle("segmenter", dims=dims)), None)
+    region = Region((22.0, 45.0), 50.0)
+    (found,) = segment_frames(scan, model, region)
+    np.testing.assert_array_equal(found, truth)
+
+
+@pytest.mark.parametrize("spacing", [1.25, 1.7, 3.1])
+def test_other_pixel_sizes_are_off_by_less_than_half_a_pixel_of_the_network(spacing):
+    truth = make_truth(reach=(10, 8, 4)) if spacing < 2.5 else make_truth(reach=(7, 5, 3))
+    scan = make_scan(truth, spacing=(8.0, spacing, spacing))
+    (found,) = segment_frames(scan, Model(ranked(oracle("segmenter")), None), Region((22.0, 45.0), 0.0))
+    for value in (1, 2, 3):
+        for axis in (1, 2):
+            here, there = (np.flatnonzero((m >= 1).any((0, 3 - axis)) if value == 3 else
+                           (m == value).any((0, 3 - axis))) for m in (found, truth))  # fmt: skip
+            assert abs(here[[0, -1]] - there[[0, -1]]).max() * spacing <= 0.5 * 2.5 + 0.5 * spacing
+
+
+def test_a_heart_larger_than_the_field_of_view_is_zoomed_out():
+    truth = make_truth(shape=(6, 160, 160), center=(80, 80), reach=(22, 15, 8))  # 112 mm; the view is 80 mm
+    scan = make_scan(truth)
+    model = Model(ranked(oracle("segmenter")), oracle("localizer"))
+    region = find_region(scan, model)
+    view = fit_view(model.segmenter.settings.preprocess, region)
+    assert 112 <= view.field_of_view_mm <= 1.5 * 80
+    (found,) = segment_frames(scan, model, region)
+    for value in (1, 2, 3):
+        both = 2 * ((found == value) & (truth == value)).sum()
+        assert both / ((found == value).sum() + (truth == value).sum()) > 0.85
+
+
+@pytest.mark.parametrize("corner", [0, SIDE - 3])
+def test_a_heart_seen_only_beside_the_image_is_no_heart(corner):
+    """The field of view reaches beyond a small image; what is found there has no voxel."""
+
+    def logits(batch):
+        out = np.zeros((len(batch), 4, SIDE, SIDE), np.float32)
+        out[:, 1, corner : corner + 3, corner : corner + 3] = 5.0
+        return out
+
+    model = Model(replace(oracle("segmenter"), call=logits), None)
+    pixels = np.random.default_rng(0).normal(size=(1, 4, 8, 8)).astype(np.float32)
+    scan = Scan(pixels=ArrayPixels(pixels), affine=np.diag([2.5, 2.5, 8.0, 1.0]))
+    (mask,) = segment_frames(scan, model, whole_image(scan))
+    assert mask.shape == (4, 8, 8)
+    assert not mask.any()
+
+
+def test_slab_by_slab_is_the_whole_at_once(monkeypatch):
+    truth = np.concatenate([make_truth(), make_truth(center=(30, 40)), make_truth()])
+    scan, region = make_scan(truth), Region((24.0, 43.0), 0.0)
+    model = Model(ranked(oracle("segmenter")), None)
+    results = []
+    for slab in (1, 5, 16, 100):
+        monkeypatch.setattr("fewbeats.inference.segment.SLAB", slab)
+        results.append(next(segment_frames(scan, model, region)))
+    assert all(np.array_equal(results[0], other) for other in results[1:])
+    assert results[0].any()

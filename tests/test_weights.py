@@ -1,0 +1,103 @@
+"""Weights on disk, and moving from one network to another."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from fewbeats.errors import InputError
+from fewbeats.models.network import NetworkSettings, build_network
+from fewbeats.models.weights import read_weights, save_weights, transfer_weights
+from small_networks import LITE0, SMALL2D, SMALL3D, photograph_lite0
+
+lite0 = pytest.fixture(photograph_lite0, scope="module")
+
+
+def test_weights_come_back_as_they_were_also_from_channels_last(tmp_path):
+    network = build_network(SMALL2D, classes=3).to(memory_format=torch.channels_last)
+    state = network.state_dict()
+    assert not all(value.is_contiguous() for value in state.values())
+    save_weights(state, tmp_path / "network.safetensors")
+    back = read_weights(tmp_path / "network.safetensors")
+    assert back.keys() == state.keys()
+    assert all(torch.equal(back[name], value) for name, value in state.items())
+    again = build_network(SMALL2D, classes=3)
+    again.load_state_dict(back)
+    image = torch.randn(1, 3, 16, 16)
+    torch.testing.assert_close(again(image)[0], network(image)[0])
+
+
+@pytest.mark.parametrize(
+    "content", [None, b"", b"not weights", b"\xff" * 64], ids=["missing", "empty", "text", "noise"]
+)
+def test_unusable_weights_are_one_line(tmp_path, content):
+    path = tmp_path / "network.safetensors"
+    if content is not None:
+        path.write_bytes(content)
+    with pytest.raises(InputError, match=r"network\.safetensors") as error:
+        read_weights(path)
+    assert "\n" not in str(error.value)
+
+
+def test_cut_and_pickled_weights_are_refused(tmp_path):
+    state = build_network(SMALL2D, classes=2).state_dict()
+    save_weights(state, tmp_path / "whole.safetensors")
+    cut = tmp_path / "cut.safetensors"
+    cut.write_bytes((tmp_path / "whole.safetensors").read_bytes()[:-10])
+    torch.save(state, tmp_path / "pickle.safetensors")
+    for path in (cut, tmp_path / "pickle.safetensors", tmp_path):
+        with pytest.raises(InputError, match=path.name):
+            read_weights(path)
+
+
+def test_all_weights_move_into_the_same_network():
+    old, new = build_network(SMALL2D, classes=3), build_network(SMALL2D, classes=3)
+    moved = transfer_weights(new, old.state_dict(), source="old")
+    assert (moved.missing, moved.unused) == ((), ())
+    assert set(moved.loaded) == {name for name, _ in new.named_parameters()}  # each tensor once
+    image = torch.randn(1, 3, 16, 16)
+    torch.testing.assert_close(new(image)[0], old(image)[0])
+
+
+def test_the_encoder_of_a_plain_unet_is_counted_once():
+    old, new = build_network(SMALL2D, classes=3), build_network(SMALL2D, classes=3)
+    moved = transfer_weights(new, old.state_dict(), source="old", encoder_only=True)
+    assert moved.loaded
+    assert not any("encoder." in name for name in moved.missing + moved.unused)
+
+
+def test_other_classes_keep_all_but_the_last_layers():
+    old, new = build_network(SMALL2D, classes=3), build_network(SMALL2D, classes=5)
+    before = {name: value.clone() for name, value in new.state_dict().items()}
+    moved = transfer_weights(new, old.state_dict(), source="old")
+    assert moved.missing == moved.unused
+    assert all("seg_layers" in name for name in moved.missing)
+    state = new.state_dict()
+    assert all(torch.equal(state[name], before[name]) for name in moved.missing)
+    assert all(torch.equal(state[name], old.state_dict()[name]) for name in moved.loaded)
+    assert f"{len(moved.loaded)} tensors loaded, {len(moved.missing)} left at their start" in str(moved)
+
+
+def test_the_encoder_alone_can_move(lite0):
+    new = build_network(LITE0, classes=2)
+    start = {name: value.clone() for name, value in new.state_dict().items()}
+    moved = transfer_weights(new, lite0.state_dict(), source="old", encoder_only=True)
+    assert all(name.startswith("encoder.") for name in moved.loaded)
+    for name, value in new.state_dict().items():
+        expected = lite0.state_dict() if name.startswith("encoder.") else start
+        assert torch.equal(value, expected[name])
+
+
+@pytest.mark.parametrize(
+    "other", [SMALL3D, NetworkSettings(kind="unet2d", base_channels=6, levels=3, context=1), LITE0,
+              NetworkSettings(kind="hub", encoder="resnet18", context=1)],
+    ids=["3D", "wider", "lite0", "resnet"],
+)  # fmt: skip
+def test_weights_of_another_architecture_are_refused(lite0, other):
+    """ResNet and Lite0 share the names of some vectors and counters, which is not enough."""
+    states = {"small": build_network(SMALL2D, classes=2).state_dict()}
+    if other.kind == "hub":
+        states["photograph"] = lite0.state_dict()
+    for source, state in states.items():
+        with pytest.raises(InputError, match=rf"{source}.*another architecture"):
+            transfer_weights(build_network(other, classes=2), state, source=source)
