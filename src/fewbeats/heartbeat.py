@@ -77,6 +77,10 @@ def heartbeat(
 
     Returns:
         Keys of `QUANTITIES` that the structures allow, in that order.
+
+    >>> found = heartbeat({"LV": np.array([120.0, 48.0]), "MYO": np.array([100.0, 98.0])}, ed=0, es=1)
+    >>> {name: round(value, 1) for name, value in found.items()}
+    {'lv_edv_ml': 120.0, 'lv_esv_ml': 48.0, 'lv_sv_ml': 72.0, 'lv_ef_percent': 60.0, 'lv_mass_g': 105.0}
     """
     found: dict[str, float | None] = {}
     for structure in ("LV", "RV"):

@@ -105,6 +105,11 @@ def contrastive_loss(embeddings: Tensor, positives: Tensor, *, temperature: floa
 
     Returns:
         scalar.
+
+    >>> views = torch.tensor([[1.0, 0.0], [0.0, 1.0], [1.0, 0.0], [0.0, 1.0]])  # a, b and again a, b
+    >>> pairs = torch.eye(2, dtype=torch.bool).repeat(2, 2)
+    >>> round(float(contrastive_loss(views, pairs, temperature=1.0)), 4)  # -log e / (e + 2)
+    0.5514
     """
     unit = F.normalize(embeddings.float(), dim=1)
     own = torch.eye(len(unit), dtype=torch.bool, device=unit.device)

@@ -56,7 +56,12 @@ def compare(predicted: np.ndarray, manual: np.ndarray, *, spacing_mm: Spacing | 
 
 
 def dice(predicted: np.ndarray, manual: np.ndarray) -> float:
-    """Dice overlap of two boolean masks of one shape; both empty 1, one empty 0."""
+    """Dice overlap of two boolean masks of one shape; both empty 1, one empty 0.
+
+    >>> a, b = np.array([True, True, False]), np.array([True, False, False])
+    >>> f"{dice(a, b):.3f} {dice(a, a):.3f} {dice(a, ~a):.3f} {dice(a & ~a, a & ~a):.3f}"
+    '0.667 1.000 0.000 1.000'
+    """
     total = np.count_nonzero(predicted) + np.count_nonzero(manual)
     return 2.0 * np.count_nonzero(predicted & manual) / total if total else 1.0
 

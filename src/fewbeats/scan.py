@@ -204,6 +204,13 @@ class Scan:
 
     Raises:
         InputError: when affine, times and pixels do not fit each other.
+
+    >>> pixels = ArrayPixels(np.zeros((25, 10, 256, 216), np.int16))
+    >>> scan = Scan(pixels=pixels, affine=np.diag([1.5, 1.5, 8.0, 1.0]))
+    >>> scan.shape, scan.spacing_mm, scan.is_stack
+    ((25, 10, 256, 216), (8.0, 1.5, 1.5), True)
+    >>> scan.frame(0).shape
+    (10, 256, 216)
     """
 
     pixels: Pixels

@@ -19,6 +19,13 @@ class Sampler:
     `depth` neighboring slices come along as the second axis of "image": for a 2D network the odd number
     2 * context + 1 around the drawn slice, whose mask is the target; for a 3D network (`slab`) all slices of
     the target. Neighbors beyond the stack repeat its last slice in 2D and are empty in 3D.
+
+    >>> one = np.ones(1, int)
+    >>> images, who = [np.zeros((20, 10, 96, 96), np.float16)], np.array(["a"])
+    >>> cine = Stacks(images=images, which=0 * one, frames=20 * one, slices=10 * one, order=one, subject=who)
+    >>> batch = Sampler(cine, batch_size=4, depth=3)(Clock(step=0, total=100))
+    >>> tuple(batch.views["image"].shape), batch.target is None
+    ((4, 3, 96, 96), True)
     """
 
     stacks: Stacks

@@ -80,7 +80,14 @@ def heights(z: np.ndarray, slices: np.ndarray, order: np.ndarray) -> np.ndarray:
 
 @dataclass(frozen=True, kw_only=True)
 class Stacks:
-    """Stacks of slices on a network's grid, in columns: N stacks of T frames of Z slices."""
+    """Stacks of slices on a network's grid, in columns: N stacks of T frames of Z slices.
+
+    >>> one = np.ones(1, int)
+    >>> images, who = [np.zeros((20, 10, 96, 96), np.float16)], np.array(["a"])
+    >>> cine = Stacks(images=images, which=0 * one, frames=20 * one, slices=10 * one, order=one, subject=who)
+    >>> len(cine), cine.read(0, 3, slice(4, 6)).shape
+    (200, (2, 96, 96))
+    """
 
     images: Sequence[Any]
     """Arrays (T, Z, S, S) or, of one frame, (Z, S, S); float16, `Stored` or in memory, each once."""

@@ -47,7 +47,14 @@ class Training:
 
 @dataclass(frozen=True, kw_only=True)
 class Length:
-    """How long a training is: either of the two."""
+    """How long a training is: either of the two.
+
+    >>> Length(steps=600).left(FitSettings()).steps
+    600
+    >>> Length(steps=600, minutes=15).check()
+    Traceback (most recent call last):
+    fewbeats.errors.InputError: give either --steps or --minutes
+    """
 
     steps: int | None = None
     minutes: float | None = None

@@ -53,7 +53,16 @@ class PreprocessSettings:
 
 @dataclass(frozen=True)
 class Grid:
-    """A regular grid over a scan's voxels; all in (z, y, x)."""
+    """A regular grid over a scan's voxels; all in (z, y, x).
+
+    >>> settings = PreprocessSettings(spacing_mm=1.25, size=128)
+    >>> grid = lay_grid((10, 64, 64), (8.0, 2.5, 2.5), settings)
+    >>> grid.step, grid.shape
+    ((1.0, 0.5, 0.5), (10, 128, 128))
+    >>> even = np.ones((10, 64, 64), np.float32)
+    >>> bool(np.allclose(grid.restore(grid.sample(even)), even))
+    True
+    """
 
     start: tuple[float, float, float]
     """Voxel coordinate of the grid's first point."""
