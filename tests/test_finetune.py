@@ -234,7 +234,7 @@ def test_the_moving_average_forgets_the_start_of_a_short_run():
     from torch import nn
     from torch.optim.swa_utils import AveragedModel
 
-    from fewbeats.finetuning.supervised import moving_average
+    from fewbeats.training.average import moving_average
 
     weight = nn.Linear(1, 1, bias=False)
     nn.init.zeros_(weight.weight)
@@ -265,7 +265,7 @@ def test_batch_norm_is_taken_anew_for_the_exported_network():
     import torch
     from torch import nn
 
-    from fewbeats.finetuning.segmentation import RECALIBRATION, finish_network
+    from fewbeats.models.finish import RECALIBRATION, finish_network
     from fewbeats.sample import Batch
 
     network = nn.Sequential(nn.Conv2d(1, 2, 1), nn.BatchNorm2d(2))

@@ -79,8 +79,7 @@ def pools(page, folder) -> Pools:
         folder / "cohort.csv",
         labels=Labels(budget=2),
         pool=Pool(),
-        cache=folder / "sample-cache",
-        run="other",
+        out=folder / "other",
     )
 
 

@@ -6,9 +6,12 @@ from typing import TYPE_CHECKING
 
 import torch
 import torch.nn.functional as F
+from torch import Tensor
 
 if TYPE_CHECKING:
-    from torch import Tensor
+    from collections.abc import Sequence
+
+    from fewbeats.sample import Batch
 
 
 def dice_ce_loss(
@@ -88,6 +91,36 @@ def _merge_into_background(log_probabilities: Tensor, known: Tensor) -> Tensor:
     unknown[:, 0] = True  # background itself joins the sum
     background = log_probabilities.masked_fill(~unknown, float("-inf")).logsumexp(1, keepdim=True)
     return torch.cat([background, log_probabilities[:, 1:]], 1)
+
+
+def supervised_loss(logits: Tensor | Sequence[Tensor], batch: Batch) -> Tensor:
+    """`dice_ce_loss` of a batch's labeled samples, over all scales (deep supervision).
+
+    Args:
+        logits: (B, 1 + C, [Z,] Y, X), or several of them, finest first; their weights halve.
+        batch: coarser scales see its target by nearest neighbor.
+
+    Returns:
+        scalar; 0 where nothing is labeled.
+    """
+    scales: list[Tensor] = [logits] if isinstance(logits, Tensor) else list(logits)
+    if batch.target is None:
+        return scales[0].sum() * 0.0  # of a batch without any label
+    shares, loss, weight = [0.5**i for i in range(len(scales))], scales[0].new_zeros(()), batch.label_weight
+    for share, scale in zip(shares, scales):
+        target, own = _shrink(batch.target, scale), None if weight is None else _shrink(weight, scale)
+        loss = loss + share * dice_ce_loss(scale, target, batch.annotated, weight=own)
+    return loss / sum(shares)
+
+
+def _shrink(values: Tensor, logits: Tensor) -> Tensor:
+    """Class indices, soft masks or weights at the resolution of coarser logits; weights of samples as are."""
+    size = logits.shape[2:]
+    if values.ndim == 1 or values.shape[-len(size) :] == size:
+        return values
+    channels = values if values.ndim == logits.ndim else values[:, None]
+    small = F.interpolate(channels.float(), size=size, mode="nearest").to(values.dtype)
+    return small if values.ndim == logits.ndim else small[:, 0]
 
 
 def contrastive_loss(embeddings: Tensor, positives: Tensor, *, temperature: float) -> Tensor:

@@ -63,7 +63,7 @@ def dice(predicted: np.ndarray, manual: np.ndarray) -> float:
     '0.667 1.000 0.000 1.000'
     """
     total = np.count_nonzero(predicted) + np.count_nonzero(manual)
-    return 2.0 * np.count_nonzero(predicted & manual) / total if total else 1.0
+    return float(2.0 * np.count_nonzero(predicted & manual) / total) if total else 1.0
 
 
 def field_of_view_mm(shape: tuple[int, ...], spacing_mm: Spacing) -> float:

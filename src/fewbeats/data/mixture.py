@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from fewbeats.clock import Clock
 from fewbeats.data.sampler import Sampler
@@ -39,5 +39,7 @@ class Mixture:
         if count:
             parts.append(self.labeled.draw(clock, count))
         if count < self.size:
-            parts.append(self.unlabeled.draw(clock, self.size - count))
+            others = self.unlabeled.draw(clock, self.size - count)
+            assert others.scan is not None
+            parts.append(replace(others, scan=others.scan + len(self.labeled.stacks.which)))
         return join_batches(parts)

@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from copy import deepcopy
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import TYPE_CHECKING
 
-from fewbeats.clock import Clock
 from fewbeats.errors import InputError
 from fewbeats.metrics import dice
 from fewbeats.models.network import NetworkSettings
@@ -18,7 +16,7 @@ from fewbeats.transforms.inputs import cut_inputs
 from fewbeats.transforms.intensity import IntensitySettings
 from fewbeats.transforms.preprocess import PreprocessSettings, middle
 from fewbeats.transforms.spatial import SpatialSettings
-from fewbeats.transforms.views import Viewed, ViewSettings, change_gray, cut_labeled
+from fewbeats.transforms.views import Viewed, ViewSettings, as_input, change_gray, cut_labeled
 
 if TYPE_CHECKING:
     import numpy as np
@@ -27,9 +25,6 @@ if TYPE_CHECKING:
     from fewbeats.finetuning.supervised import Supervised
     from fewbeats.sample import Batch, Batches, Sample
     from fewbeats.training.method import Method
-
-
-RECALIBRATION = 25  # batches from which the exported network's BatchNorm statistics are taken
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -119,6 +114,7 @@ def supervise(
     import torch
 
     from fewbeats.finetuning.supervised import Supervised
+    from fewbeats.models.finish import finish_network
 
     layout = torch.channels_last if settings.network.dims == 2 else torch.channels_last_3d
     network.to(memory_format=layout)
@@ -134,56 +130,11 @@ def supervise(
     return method, viewed, Validation(measure=validate, best="validation") if held_back else None
 
 
-def finish_network(network: nn.Module, batches: Batches) -> nn.Module:
-    """A copy of a network that is ready to predict; the one that is trained is left as it is.
-
-    BatchNorm's statistics are taken anew, as averaged weights never ran in training mode.
-
-    Args:
-        network: gives logits for the view "image".
-        batches: what it was trained on.
-    """
-    from torch.optim.swa_utils import update_bn
-
-    from fewbeats.models.network import set_deep_supervision
-
-    network = deepcopy(network).eval()
-    set_deep_supervision(network, False)
-    device = next(network.parameters()).device
-    clocks = (Clock(step, RECALIBRATION) for step in range(RECALIBRATION))
-    update_bn((batches(clock).views["image"].to(device) for clock in clocks), network)
-    return network.eval()
-
-
 def views(batch: Batch, generator: Generator, settings: SegmentationSettings) -> Batch:
     """A random view of wide slices and of their masks, as the network takes them."""
     cut = cut_labeled(batch, settings.views, generator)
     image = change_gray(cut.views["image"], settings.views, generator)
-    return as_input(replace(cut, views={"image": image}), settings)
-
-
-def as_input(batch: Batch, settings: SegmentationSettings) -> Batch:
-    """Views and target with the axes of the network's dimensions.
-
-    Args:
-        batch: views (B, depth, Y, X), target (B, 1 or depth, Y, X).
-        settings: of the network.
-
-    Returns:
-        in 2D, views in channels-last memory and the target (B, Y, X); in 3D, views (B, 1, depth, Y, X).
-    """
-    import torch
-
-    if settings.network.dims == 3:
-        return replace(batch, views={name: view[:, None] for name, view in batch.views.items()})
-    shown = {n: v.contiguous(memory_format=torch.channels_last) for n, v in batch.views.items()}
-    target, weight = batch.target, batch.weight
-    return replace(
-        batch,
-        views=shown,
-        target=None if target is None else target[:, 0],
-        weight=weight[:, 0] if weight is not None and weight.ndim > 1 else weight,
-    )
+    return as_input(replace(cut, views={"image": image}), dims=settings.network.dims)
 
 
 def score_samples(network: nn.Module, samples: Sequence[Sample], settings: SegmentationSettings) -> float:

@@ -170,11 +170,11 @@ LAST_LAYERS = ("segmentation_head.", "decoder.seg_layers.")
 
 def has_deep_supervision(network: nn.Module) -> bool:
     """Whether a network returns its logits at several scales."""
-    return bool(getattr(getattr(network, "decoder", None), "deep_supervision", False))
+    return any(getattr(module, "deep_supervision", False) for module in network.modules())
 
 
 def set_deep_supervision(network: nn.Module, active: bool) -> None:
     """Let a plain U-Net return all its scales (training) or only the finest; other networks have one."""
-    decoder = getattr(network, "decoder", None)
-    if decoder is not None and hasattr(decoder, "deep_supervision"):
-        decoder.deep_supervision = active
+    for module in network.modules():
+        if hasattr(module, "deep_supervision"):
+            module.deep_supervision = active  # type: ignore[assignment]

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from torch import nn
 
     from fewbeats.recipes.pools import Pools
-    from fewbeats.sample import Sample
+    from fewbeats.sample import Batches, Sample
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -206,9 +206,24 @@ def segmentation(
     )
     method, batches, validation = supervise(network, sampler, settings, seed=seed, held_back=held_back)
 
+    exported = export_segmenter(batches, settings, about=about)
+    return Training(method=method, batches=batches, validation=validation, exports={"network": exported})
+
+
+def export_segmenter(
+    batches: Batches, settings: SegmentationSettings, *, about: Mapping[str, Any]
+) -> Exported:
+    """How a segmentation network leaves a training, whatever the method: weights, ONNX, timed runtimes.
+
+    Args:
+        batches: what it was trained on, for BatchNorm's statistics.
+        settings: of the network.
+        about: what `run.json` says.
+    """
+
     def write(network: nn.Module, folder: RunDir) -> dict[str, Any]:
-        from fewbeats.finetuning.segmentation import finish_network
         from fewbeats.inference.engine import export_network
+        from fewbeats.models.finish import finish_network
         from fewbeats.models.weights import save_weights
 
         ready = finish_network(network, batches)
@@ -216,8 +231,7 @@ def segmentation(
             save_weights(ready.state_dict(), partial)
         return {"engines_seconds": export_network(folder.path, ready, settings)}
 
-    exported = Exported(about={**about, "settings": settings}, write=write)
-    return Training(method=method, batches=batches, validation=validation, exports={"network": exported})
+    return Exported(about={**about, "settings": settings}, write=write)
 
 
 def read_samples(pools: Pools, grid: Any, *, held_back: bool = False, **where: Any) -> list[Sample]:

@@ -58,7 +58,7 @@ def cut_labeled(batch: Batch, settings: ViewSettings, generator: Generator) -> B
     """Image, target and voxel weights cut by one random geometry; gray values as they were.
 
     Args:
-        batch: view "image" (B, C, Y, X), wide; target (B, D, Y, X) class indices.
+        batch: view "image" (B, C, Y, X), wide; target (B, D, Y, X) class indices, where any is labeled.
         settings: what a view is.
         generator: of the draws.
 
@@ -66,12 +66,36 @@ def cut_labeled(batch: Batch, settings: ViewSettings, generator: Generator) -> B
         the batch with both at `settings.size`.
     """
     image, target, weight = batch.views["image"], batch.target, batch.weight
-    assert target is not None
     draw = draw_geometry(image, settings, generator)
-    target = apply_spatial(target.float(), draw, labels=True).long()
+    if target is not None:
+        target = apply_spatial(target.float(), draw, labels=True).long()
     if weight is not None and weight.ndim > 1:
         weight = apply_spatial(weight, draw)
     return replace(batch, views={"image": apply_spatial(image, draw)}, target=target, weight=weight)
+
+
+def as_input(batch: Batch, *, dims: int) -> Batch:
+    """Views and target with the axes of the network's dimensions.
+
+    Args:
+        batch: views (B, depth, Y, X), target (B, 1 or depth, Y, X).
+        dims: 2 or 3, of the network.
+
+    Returns:
+        in 2D, views in channels-last memory and the target (B, Y, X); in 3D, views (B, 1, depth, Y, X).
+    """
+    import torch
+
+    if dims == 3:
+        return replace(batch, views={name: view[:, None] for name, view in batch.views.items()})
+    shown = {n: v.contiguous(memory_format=torch.channels_last) for n, v in batch.views.items()}
+    target, weight = batch.target, batch.weight
+    return replace(
+        batch,
+        views=shown,
+        target=None if target is None else target[:, 0],
+        weight=weight[:, 0] if weight is not None and weight.ndim > 1 else weight,
+    )
 
 
 @dataclass(frozen=True)
