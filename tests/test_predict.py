@@ -20,7 +20,7 @@ from fewbeats.finetuning.segmentation import SegmentationSettings, localizer_set
 from fewbeats.inference.engine import Engine
 from fewbeats.inference.labeler import RunLabeler
 from fewbeats.inference.localize import Region, locate_heart, whole_image
-from fewbeats.inference.segment import Model, find_region, fit_view, segment_frames
+from fewbeats.inference.segment import Model, find_region, segment_frames, widen_grid
 from fewbeats.io.dicom import read_dicom
 from fewbeats.io.dicom_seg import read_seg
 from fewbeats.models.network import NetworkSettings
@@ -403,7 +403,7 @@ def test_a_heart_larger_than_the_field_of_view_is_zoomed_out():
     scan = make_scan(truth)
     model = Model(ranked(oracle("segmenter")), oracle("localizer"))
     region = find_region(scan, model)
-    view = fit_view(model.segmenter.settings.preprocess, region)
+    view = widen_grid(model.segmenter.settings.preprocess, region)
     assert 112 <= view.field_of_view_mm <= 1.5 * 80
     (found,) = segment_frames(scan, model, region)
     for value in (1, 2, 3):

@@ -139,7 +139,7 @@ def measure_scan(source: PredictedScan) -> MeasuredScan:
             agreement = compare(predicted[s], mask, spacing_mm=spacing_mm)
             rows.append({"t": t, "structure": s, **asdict(agreement)})
     phases = _phases(source, manual_volumes)
-    in_ml = source.spacing_trusted and has_volume(masks.scan.shape[1], source.view)
+    in_ml = source.spacing_trusted and has_volume(masks.scan.shape[1], source.plane)
     return MeasuredScan(
         source=source,
         frames=frames,
@@ -183,7 +183,7 @@ def _row(
     t, s = row["t"], row["structure"]
     return {
         "subject": source.subject, "study": source.study, "scan": source.scan,
-        "frame": t if len(volumes[s]) > 1 else source.frame, "phase": phases.get(t), "view": source.view,
+        "frame": t if len(volumes[s]) > 1 else source.frame, "phase": phases.get(t), "view": source.plane,
         "group": source.group, "split": source.split, "structure": s,
         "dice": row["dice"], "hd95_mm": row["hd95_mm"], "assd_mm": row["assd_mm"], "miss": row["miss"],
         "volume_ml": float(volumes[s][t]) if in_ml else None,
@@ -226,7 +226,7 @@ def find_heartbeats(measured: Iterable[MeasuredScan]) -> list[Heartbeat]:
 
 
 def _study(measured: MeasuredScan) -> tuple[str, str, str]:
-    return measured.source.subject, measured.source.study, measured.source.view
+    return measured.source.subject, measured.source.study, measured.source.plane
 
 
 def _beat_of_cine(m: MeasuredScan) -> Heartbeat:
