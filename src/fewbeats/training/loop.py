@@ -51,8 +51,10 @@ class FitSettings:
 
 
 def check_length(steps: int | None, minutes: float | None) -> None:
-    """Raises:
-    InputError: no length of a training or two were given, or one that is none.
+    """Check that a training is given one length, in steps or in minutes.
+
+    Raises:
+        InputError: none or two were given, or one that is no length.
     """
     if (steps is None) == (minutes is None):
         raise InputError("give either --steps or --minutes")
