@@ -143,7 +143,10 @@ def measure_scan(source: PredictedScan) -> MeasuredScan:
     return MeasuredScan(
         source=source,
         frames=frames,
-        rows=[_row(source, row, phases, volumes, manual_volumes, in_ml=in_ml) for row in rows],
+        rows=[
+            _row(source, row, phases=phases, volumes=volumes, manual=manual_volumes, in_ml=in_ml)
+            for row in rows
+        ],
         volumes_ml=volumes if in_ml else {},
         manual_ml=manual_volumes,
         frame_times_ms=masks.scan.frame_times_ms,
@@ -174,10 +177,10 @@ def _manual_ends(source: PredictedScan, manual_ml: Mapping[str, np.ndarray]) -> 
 def _row(
     source: PredictedScan,
     row: dict[str, Any],
+    *,
     phases: Mapping[int, str],
     volumes: Mapping[str, np.ndarray],
     manual: Mapping[str, np.ndarray],
-    *,
     in_ml: bool,
 ) -> dict[str, Any]:
     t, s = row["t"], row["structure"]

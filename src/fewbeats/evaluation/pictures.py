@@ -76,12 +76,12 @@ def overlay_frame(pictured: Pictured, t: int, *, slices: int = 5) -> list[Pictur
     window = _window(image, union)
     pictures = []
     for z in chosen:
-        gray = _tile(image[z], pictured, box, window, TILE_PIXELS)
+        gray = _tile(image[z], pictured, box=box, window=window, side=TILE_PIXELS)
         pictures.append(
             Picture(
                 src=encode_webp(gray), width=TILE_PIXELS, height=TILE_PIXELS, alt=f"slice {z}",
-                predicted=_outlines(predicted, z, pictured, box, TILE_PIXELS),
-                manual=_outlines(manual, z, pictured, box, TILE_PIXELS),
+                predicted=_outlines(predicted, z, pictured=pictured, box=box, side=TILE_PIXELS),
+                manual=_outlines(manual, z, pictured=pictured, box=box, side=TILE_PIXELS),
             )
         )  # fmt: skip
     return pictures
@@ -101,12 +101,21 @@ def cine_frames(pictured: Pictured) -> dict[str, Any]:
     window = _window(pictured.image_frame(frames[0]), union)
     return {
         "frames": frames,
-        "pictures": [_montage(pictured, t, m, chosen, box, window) for t, m in zip(frames, masks)],
+        "pictures": [
+            _montage(pictured, t, masks=m, chosen=chosen, box=box, window=window)
+            for t, m in zip(frames, masks)
+        ],
     }
 
 
 def _montage(
-    pictured: Pictured, t: int, masks: Masks, chosen: Sequence[int], box: Box, window: tuple[float, float]
+    pictured: Pictured,
+    t: int,
+    *,
+    masks: Masks,
+    chosen: Sequence[int],
+    box: Box,
+    window: tuple[float, float],
 ) -> Picture:
     side = CINE_TILE_PIXELS
     columns = min(len(chosen), 5)
@@ -115,8 +124,10 @@ def _montage(
     image = pictured.image_frame(t)
     for i, z in enumerate(chosen):
         top, left = i // columns * side, i % columns * side
-        canvas[top : top + side, left : left + side] = _tile(image[z], pictured, box, window, side)
-        for s, path in _outlines(masks, z, pictured, box, side, offset=(left, top)).items():
+        tile = _tile(image[z], pictured, box=box, window=window, side=side)
+        canvas[top : top + side, left : left + side] = tile
+        found = _outlines(masks, z, pictured=pictured, box=box, side=side, offset=(left, top))
+        for s, path in found.items():
             paths[s] += path
     height, width = canvas.shape
     return Picture(
@@ -164,7 +175,7 @@ def _window(image: np.ndarray, union: np.ndarray | None) -> tuple[float, float]:
 
 
 def _tile(
-    gray: np.ndarray, pictured: Pictured, box: Box, window: tuple[float, float], side: int
+    gray: np.ndarray, pictured: Pictured, *, box: Box, window: tuple[float, float], side: int
 ) -> np.ndarray:
     """(side, side) uint8 picture of the box, square pixels, black beyond the image."""
     from PIL import Image
@@ -181,7 +192,7 @@ def _tile(
 
 
 def _outlines(
-    masks: Masks, z: int, pictured: Pictured, box: Box, side: int, *, offset: tuple[int, int] = (0, 0)
+    masks: Masks, z: int, *, pictured: Pictured, box: Box, side: int, offset: tuple[int, int] = (0, 0)
 ) -> dict[str, str]:
     """Structure -> SVG path of its outline in slice z, in pixels of the tile."""
     y, x, half = box

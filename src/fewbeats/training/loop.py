@@ -116,7 +116,7 @@ def fit(
         kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=True)],
     )
     run.path.mkdir(parents=True, exist_ok=True)
-    loop = _Loop(method, accelerator, settings, run)
+    loop = _Loop(method, accelerator, settings=settings, run=run)
     loop.resume()
     with full_depthwise(method):
         if loop.total is None:
@@ -129,7 +129,7 @@ def fit(
 class _Loop:
     """State of one `fit`: the method, its optimizer, and where the run stands."""
 
-    def __init__(self, method: Method, accelerator: Accelerator, settings: FitSettings, run: RunDir):
+    def __init__(self, method: Method, accelerator: Accelerator, *, settings: FitSettings, run: RunDir):
         from fewbeats.training.optim import build_optimizer, gather_networks
 
         self.method, self.accelerator, self.settings, self.run = method, accelerator, settings, run
