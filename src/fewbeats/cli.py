@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from fewbeats import __version__
-from fewbeats.commands.settings import flags_of, parse, read_yaml, settings_of
+from fewbeats.commands.flags import flags_of, parse, read_yaml, settings_of
 from fewbeats.disk import explain_refusal
 from fewbeats.errors import InputError
 
