@@ -122,6 +122,21 @@ def test_everything_public_has_a_docstring(file):
             assert ast.get_docstring(node), f"function {node.name}"
 
 
+SECTIONS = ("Args:", "Returns:", "Raises:")
+
+
+@pytest.mark.parametrize("file", FILES, ids=module_of)
+def test_docstrings_begin_with_a_sentence_and_sections_stand_apart(file):
+    for node in ast.walk(ast.parse(file.read_text())):
+        if isinstance(node, (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)):
+            lines = (ast.get_docstring(node) or "").splitlines()
+            where = getattr(node, "name", "the file itself")
+            for before, line, after in zip(["Args:", *lines], lines, [*lines[1:], ""]):
+                if line.startswith(SECTIONS):
+                    assert not before, f"{where}: a sentence and a blank line come before {line}"
+                    assert after.startswith("    "), f"{where}: what stands under {line} is indented"
+
+
 def test_settings_have_a_docstring_under_each_field():
     """Command-line help is made of them; a part is described by its own class."""
     for file in FILES:

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from fewbeats.inference.localize import Region, whole_image
-from fewbeats.inference.segment import Model, find_region, fit_view, segment_frames
+from fewbeats.inference.segment import Model, find_region, widen_grid, segment_frames
 from fewbeats.scan import ArrayPixels, Scan
 from oracle import SIDE, make_scan, make_truth, oracle, ranked
 
@@ -40,7 +40,7 @@ def test_a_heart_larger_than_the_field_of_view_is_zoomed_out():
     scan = make_scan(truth)
     model = Model(ranked(oracle("segmenter")), oracle("localizer"))
     region = find_region(scan, model)
-    view = fit_view(model.segmenter.settings.preprocess, region)
+    view = widen_grid(model.segmenter.settings.preprocess, region)
     assert 112 <= view.field_of_view_mm <= 1.5 * 80
     (found,) = segment_frames(scan, model, region)
     for value in (1, 2, 3):

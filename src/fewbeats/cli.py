@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import difflib
-import errno
 import importlib
 import sys
 from pathlib import Path
 from typing import Any
 
 from fewbeats import __version__
-from fewbeats.commands.settings import flags_of, parse, read_yaml, settings_of
+from fewbeats.commands.flags import flags_of, parse, read_yaml, settings_of
+from fewbeats.disk import explain_refusal
 from fewbeats.errors import InputError
 
 COMMANDS = {
@@ -31,21 +31,6 @@ COMMANDS = {
     "evaluate": ("fewbeats.commands.evaluate", "Evaluate", "judge predictions, write the report"),
 }
 
-FULL = "the disk is full; make room and run again"
-UNUSABLE = "cannot be used as a folder here; choose another"
-REFUSED = {
-    errno.ENOSPC: FULL,
-    errno.EDQUOT: FULL,
-    errno.ENOTDIR: UNUSABLE,
-    errno.ENOENT: "not there and cannot be made; choose another place",
-    errno.EEXIST: UNUSABLE,
-    errno.EACCES: "no permission; choose another place or change its rights",
-    errno.EPERM: "no permission; choose another place or change its rights",
-    errno.EROFS: "the disk is read-only; choose another place",
-    errno.EPIPE: "nobody reads it any more",
-}
-"""What the operating system may refuse, and the mend."""
-
 
 def main(arguments: list[str] | None = None) -> int:
     """Run one command; returns the exit code: 0 done, 2 something the user gave cannot be used."""
@@ -63,9 +48,10 @@ def main(arguments: list[str] | None = None) -> int:
     except KeyboardInterrupt:
         return _refuse("interrupted; nothing half-written was kept, the same command goes on or starts again")
     except OSError as error:
-        if error.errno not in REFUSED:
+        told = explain_refusal(error)
+        if told is None:
             raise
-        return _refuse(f"{error.filename or 'output'}: {REFUSED[error.errno]}")
+        return _refuse(f"{error.filename or 'output'}: {told}")
     return 0
 
 

@@ -11,11 +11,37 @@ from pathlib import Path
 
 from fewbeats.errors import InputError
 
+FULL = "the disk is full; make room and run again"
+CLOSED = "cannot be written ({strerror}); choose another output folder"
+NO_FOLDER = "cannot be used as a folder here; choose another"
+NO_RIGHT = "no permission; choose another place or change its rights"
 DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
-NOT_WRITABLE = (
-    errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EISDIR, errno.EEXIST, errno.ENAMETOOLONG,
-    errno.ENOENT,
-)  # fmt: skip
+REFUSED: dict[int, tuple[str | None, str | None]] = {
+    errno.ENOSPC: (FULL, FULL),
+    errno.EDQUOT: (FULL, FULL),
+    errno.ENOTDIR: (NO_FOLDER, CLOSED),
+    errno.EEXIST: (NO_FOLDER, CLOSED),
+    errno.ENOENT: ("not there and cannot be made; choose another place", CLOSED),
+    errno.EACCES: (NO_RIGHT, CLOSED),
+    errno.EPERM: (NO_RIGHT, CLOSED),
+    errno.EROFS: ("the disk is read-only; choose another place", CLOSED),
+    errno.EISDIR: (None, CLOSED),
+    errno.ENAMETOOLONG: (None, CLOSED),
+    errno.EPIPE: ("nobody reads it any more", None),
+}
+"""What the operating system may refuse, and the mend: anywhere, and while a result is written."""
+
+
+def explain_refusal(error: OSError, *, writing: bool = False) -> str | None:
+    """What an error of the operating system means and how to mend it; None where it is no refusal.
+
+    Args:
+        error: as caught.
+        writing: whether it was raised while a result was written.
+    """
+    anywhere, while_writing = REFUSED.get(error.errno or 0, (None, None))
+    told = while_writing if writing else anywhere
+    return told and told.format(strerror=error.strerror)
 
 
 @contextmanager
@@ -28,13 +54,10 @@ def name_disk_trouble(path: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        if error.errno in DISK_FULL:
-            raise InputError(f"{path}: the disk is full; make room and run again") from error
-        if error.errno in NOT_WRITABLE:
-            raise InputError(
-                f"{path}: cannot be written ({error.strerror}); choose another output folder"
-            ) from error
-        raise
+        told = explain_refusal(error, writing=True)
+        if told is None:
+            raise
+        raise InputError(f"{path}: {told}") from error
 
 
 @contextmanager

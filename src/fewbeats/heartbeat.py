@@ -36,13 +36,13 @@ QUANTITIES: dict[str, tuple[str, str]] = {
 """Every quantity of a heartbeat: its name and its unit, in the order of a report."""
 
 
-LONG_AXIS_VIEWS = ("2CH", "3CH", "4CH")
+LONG_AXIS_PLANES = ("2CH", "3CH", "4CH")
 """Planes along the heart: their areas are no volumes."""
 
 
-def has_volume(slices: int, view: str) -> bool:
-    """Whether the slices of a scan add up to volumes; a single plane does not, whatever its view."""
-    return slices > 1 and view not in LONG_AXIS_VIEWS
+def has_volume(slices: int, plane: str) -> bool:
+    """Whether the slices of a scan add up to volumes; a single slice does not, whatever its plane."""
+    return slices > 1 and plane not in LONG_AXIS_PLANES
 
 
 def body_surface_m2(height_cm: float, weight_kg: float) -> float:

@@ -86,7 +86,7 @@ def prepare_pool(
     shapes: list[tuple[int, int]] = []
     which: list[int] = []
     for row in rows.iter_rows(named=True):
-        path = _store(row, siblings.get(_heart(row), ()), settings, cache, center)
+        path = _store(row, siblings.get(_heart(row), ()), settings=settings, cache=cache, center=center)
         which.append(files.setdefault(path, len(files)))
         frames, slices = np.load(path, mmap_mode="r").shape[:2]
         shapes.append((frames, slices))
@@ -135,6 +135,7 @@ def _siblings(rows: pl.DataFrame) -> dict[tuple, list[dict[str, Any]]]:
 def _store(
     row: Mapping[str, Any],
     siblings: Sequence[Mapping[str, Any]],
+    *,
     settings: PreprocessSettings,
     cache: Path,
     center: Centering,

@@ -50,7 +50,7 @@ class Sampler:
         stack = np.searchsorted(offsets, drawn, side="right")
         within = drawn - (offsets - items)[stack]
         t, z = (within, np.zeros_like(within)) if self.slab else np.divmod(within, self.stacks.slices[stack])
-        return self._batch(stack, t, z, starts)
+        return self._batch(stack, t, z=z, starts=starts)
 
     def _indices(self, clock: Clock, total: int) -> np.ndarray:
         """Which of all slices or slabs a step draws on this rank."""
@@ -62,7 +62,7 @@ class Sampler:
         places = [divmod(first + i, total) for i in range(self.batch_size)]
         return np.array([_shuffled(self.seed, epoch, total)[within] for epoch, within in places])
 
-    def _batch(self, stack: np.ndarray, t: np.ndarray, z: np.ndarray, starts: np.ndarray) -> Batch:
+    def _batch(self, stack: np.ndarray, t: np.ndarray, *, z: np.ndarray, starts: np.ndarray) -> Batch:
         cut = self._slab if self.slab else self._neighbors
         pieces = [cut(*place) for place in zip(stack, t, z, starts)]
         images, masks = zip(*pieces)

@@ -72,7 +72,17 @@ def prepare_labeled(
         for t, values in open_labels(row, scan).items():
             if phase and phase != _phase(row, t):
                 continue
-            samples.append(_prepare(row, scan, t, values, settings, tuple(structures), cache, center))
+            sample = _prepare(
+                row,
+                scan,
+                t=t,
+                values=values,
+                settings=settings,
+                structures=tuple(structures),
+                cache=cache,
+                center=center,
+            )
+            samples.append(sample)
     return samples
 
 
@@ -83,6 +93,7 @@ def _phase(row: Mapping[str, Any], t: int) -> str | None:
 def _prepare(
     row: Mapping[str, Any],
     scan: Scan,
+    *,
     t: int,
     values: np.ndarray,
     settings: PreprocessSettings,
@@ -96,7 +107,15 @@ def _prepare(
     if frame.min() == frame.max():
         raise InputError(f"{row['image']}: frame {t} is empty (one gray value); leave the scan out")
     modality = row["modality"] or "MR"
-    key = _key(frame, mask, scan.spacing_mm, settings, structures, center, modality)
+    key = _key(
+        frame,
+        mask,
+        spacing_mm=scan.spacing_mm,
+        settings=settings,
+        structures=structures,
+        center=center,
+        modality=modality,
+    )
     folder = cache / key[:2]
     if not (folder / f"{key}.mask.npy").is_file():
         size = int(settings.size * MARGIN)
@@ -123,6 +142,7 @@ def _prepare(
 def _key(
     frame: np.ndarray,
     mask: np.ndarray,
+    *,
     spacing_mm: tuple[float, float, float],
     settings: PreprocessSettings,
     structures: tuple[str, ...],

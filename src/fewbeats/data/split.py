@@ -176,8 +176,10 @@ def draw_order(subjects: Iterable[str], seed: int, *, purpose: str = "") -> list
 
 
 def refuse_unknown(subjects: pl.Series, cohort: pl.DataFrame, *, file: Path | str) -> None:
-    """Raises:
-    InputError: subjects that are not in the cohort.
+    """Check that a cohort holds the subjects that a file names.
+
+    Raises:
+        InputError: naming `file`, where it does not.
     """
     unknown = sorted(set(subjects) - set(cohort["subject"]))
     if unknown:

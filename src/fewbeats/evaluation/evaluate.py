@@ -48,7 +48,7 @@ def evaluate(predictions: Path, cohort: pl.DataFrame, out: Path) -> dict[str, An
         )
     clinical = tabulate_heartbeats(beats)
     summary = summarize(rows, clinical, run["structures"])
-    summary |= _count_caveats(scans, len(predicted), beats, cohort, run)
+    summary |= _count_caveats(scans, beats, predicted=len(predicted), cohort=cohort, run=run)
     summary |= {"seconds": run.get("seconds"), "peak_memory_mb": run.get("peak_memory_mb")}
     page = render_report(measured, beats, run=run, rows=rows, summary=summary)
     _write(out / "subjects.csv", rows.write_csv(float_precision=5))
@@ -86,8 +86,9 @@ def _tell_made(scans: list[PredictedScan]) -> str:
 
 def _count_caveats(
     scans: list[PredictedScan],
-    predicted: int,
     beats: list[Heartbeat],
+    *,
+    predicted: int,
     cohort: pl.DataFrame,
     run: dict[str, Any],
 ) -> dict[str, int]:

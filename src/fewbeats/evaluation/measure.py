@@ -139,11 +139,14 @@ def measure_scan(source: PredictedScan) -> MeasuredScan:
             agreement = compare(predicted[s], mask, spacing_mm=spacing_mm)
             rows.append({"t": t, "structure": s, **asdict(agreement)})
     phases = _phases(source, manual_volumes)
-    in_ml = source.spacing_trusted and has_volume(masks.scan.shape[1], source.view)
+    in_ml = source.spacing_trusted and has_volume(masks.scan.shape[1], source.plane)
     return MeasuredScan(
         source=source,
         frames=frames,
-        rows=[_row(source, row, phases, volumes, manual_volumes, in_ml=in_ml) for row in rows],
+        rows=[
+            _row(source, row, phases=phases, volumes=volumes, manual=manual_volumes, in_ml=in_ml)
+            for row in rows
+        ],
         volumes_ml=volumes if in_ml else {},
         manual_ml=manual_volumes,
         frame_times_ms=masks.scan.frame_times_ms,
@@ -174,16 +177,16 @@ def _manual_ends(source: PredictedScan, manual_ml: Mapping[str, np.ndarray]) -> 
 def _row(
     source: PredictedScan,
     row: dict[str, Any],
+    *,
     phases: Mapping[int, str],
     volumes: Mapping[str, np.ndarray],
     manual: Mapping[str, np.ndarray],
-    *,
     in_ml: bool,
 ) -> dict[str, Any]:
     t, s = row["t"], row["structure"]
     return {
         "subject": source.subject, "study": source.study, "scan": source.scan,
-        "frame": t if len(volumes[s]) > 1 else source.frame, "phase": phases.get(t), "view": source.view,
+        "frame": t if len(volumes[s]) > 1 else source.frame, "phase": phases.get(t), "view": source.plane,
         "group": source.group, "split": source.split, "structure": s,
         "dice": row["dice"], "hd95_mm": row["hd95_mm"], "assd_mm": row["assd_mm"], "miss": row["miss"],
         "volume_ml": float(volumes[s][t]) if in_ml else None,
@@ -226,7 +229,7 @@ def find_heartbeats(measured: Iterable[MeasuredScan]) -> list[Heartbeat]:
 
 
 def _study(measured: MeasuredScan) -> tuple[str, str, str]:
-    return measured.source.subject, measured.source.study, measured.source.view
+    return measured.source.subject, measured.source.study, measured.source.plane
 
 
 def _beat_of_cine(m: MeasuredScan) -> Heartbeat:

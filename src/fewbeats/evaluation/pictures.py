@@ -67,56 +67,67 @@ def _read_image(image: str, mask: Scan) -> Scan:
     raise InputError(f"{image}: not on the grid of its prediction; predict it again")
 
 
-def overlay_frame(view: Pictured, t: int, *, slices: int = 5) -> list[Picture]:
+def overlay_frame(pictured: Pictured, t: int, *, slices: int = 5) -> list[Picture]:
     """Slices of one frame, evenly through the heart, with predicted and manual outlines."""
-    predicted, manual = view.predicted_masks(t), view.manual_masks(t)
+    predicted, manual = pictured.predicted_masks(t), pictured.manual_masks(t)
     union = _union([predicted, manual])
-    box, chosen = _heart_box(view, union), _spread(union, slices)
-    image = view.image_frame(t)
+    box, chosen = _heart_box(pictured, union), _spread(union, slices)
+    image = pictured.image_frame(t)
     window = _window(image, union)
     pictures = []
     for z in chosen:
-        gray = _tile(image[z], view, box, window, TILE_PIXELS)
+        gray = _tile(image[z], pictured, box=box, window=window, side=TILE_PIXELS)
         pictures.append(
             Picture(
                 src=encode_webp(gray), width=TILE_PIXELS, height=TILE_PIXELS, alt=f"slice {z}",
-                predicted=_outlines(predicted, z, view, box, TILE_PIXELS),
-                manual=_outlines(manual, z, view, box, TILE_PIXELS),
+                predicted=_outlines(predicted, z, pictured=pictured, box=box, side=TILE_PIXELS),
+                manual=_outlines(manual, z, pictured=pictured, box=box, side=TILE_PIXELS),
             )
         )  # fmt: skip
     return pictures
 
 
-def cine_frames(view: Pictured) -> dict[str, Any]:
+def cine_frames(pictured: Pictured) -> dict[str, Any]:
     """All frames of a cine as montages of slices.
 
     Returns:
         `frames`, their numbers in the scan; `pictures`, a `Picture` for each.
     """
-    total = view.masks.frames
+    total = pictured.masks.frames
     frames = list(range(0, total, ceil(total / CINE_FRAMES)))
-    masks = [view.predicted_masks(t) for t in frames]
+    masks = [pictured.predicted_masks(t) for t in frames]
     union = _union(masks)
-    box, chosen = _heart_box(view, union), _spread(union, CINE_SLICES)
-    window = _window(view.image_frame(frames[0]), union)
+    box, chosen = _heart_box(pictured, union), _spread(union, CINE_SLICES)
+    window = _window(pictured.image_frame(frames[0]), union)
     return {
         "frames": frames,
-        "pictures": [_montage(view, t, m, chosen, box, window) for t, m in zip(frames, masks)],
+        "pictures": [
+            _montage(pictured, t, masks=m, chosen=chosen, box=box, window=window)
+            for t, m in zip(frames, masks)
+        ],
     }
 
 
 def _montage(
-    view: Pictured, t: int, masks: Masks, chosen: Sequence[int], box: Box, window: tuple[float, float]
+    pictured: Pictured,
+    t: int,
+    *,
+    masks: Masks,
+    chosen: Sequence[int],
+    box: Box,
+    window: tuple[float, float],
 ) -> Picture:
     side = CINE_TILE_PIXELS
     columns = min(len(chosen), 5)
     canvas = np.zeros((ceil(len(chosen) / columns) * side, columns * side), np.uint8)
     paths: dict[str, str] = dict.fromkeys(masks, "")
-    image = view.image_frame(t)
+    image = pictured.image_frame(t)
     for i, z in enumerate(chosen):
         top, left = i // columns * side, i % columns * side
-        canvas[top : top + side, left : left + side] = _tile(image[z], view, box, window, side)
-        for s, path in _outlines(masks, z, view, box, side, offset=(left, top)).items():
+        tile = _tile(image[z], pictured, box=box, window=window, side=side)
+        canvas[top : top + side, left : left + side] = tile
+        found = _outlines(masks, z, pictured=pictured, box=box, side=side, offset=(left, top))
+        for s, path in found.items():
             paths[s] += path
     height, width = canvas.shape
     return Picture(
@@ -132,13 +143,13 @@ def _union(masks: Sequence[Mapping[str, np.ndarray]]) -> np.ndarray | None:
     return union if union.any() else None
 
 
-def _heart_box(view: Pictured, union: np.ndarray | None) -> Box:
+def _heart_box(pictured: Pictured, union: np.ndarray | None) -> Box:
     """A square round the heart, moved into the image as far as it fits; all of it where nothing was found."""
-    image_mm = np.array(view.image.shape[2:]) * (view.row_mm, view.column_mm)
+    image_mm = np.array(pictured.image.shape[2:]) * (pictured.row_mm, pictured.column_mm)
     if union is None:
         return image_mm[0] / 2, image_mm[1] / 2, image_mm.max() / 2
     inside = [np.flatnonzero(union.any(axis=axes)) for axes in ((0, 2), (0, 1))]
-    low, high = np.array([[i[0], i[-1] + 1] for i in inside]).T * (view.row_mm, view.column_mm)
+    low, high = np.array([[i[0], i[-1] + 1] for i in inside]).T * (pictured.row_mm, pictured.column_mm)
     half = min((high - low).max() / 2 + MARGIN_MM, image_mm.max() / 2)
     room = np.maximum(image_mm - 2 * half, 0)
     corner = np.clip((low + high) / 2 - half, 0, room) - np.maximum(half - image_mm / 2, 0)
@@ -163,15 +174,17 @@ def _window(image: np.ndarray, union: np.ndarray | None) -> tuple[float, float]:
     return float(low), float(max(high, low + 1e-6))
 
 
-def _tile(gray: np.ndarray, view: Pictured, box: Box, window: tuple[float, float], side: int) -> np.ndarray:
+def _tile(
+    gray: np.ndarray, pictured: Pictured, *, box: Box, window: tuple[float, float], side: int
+) -> np.ndarray:
     """(side, side) uint8 picture of the box, square pixels, black beyond the image."""
     from PIL import Image
 
     low, high = window
     shown = (np.clip((gray - low) / (high - low), 0, 1) * 255).astype(np.uint8)
     y, x, half = box
-    left, top = (x - half) / view.column_mm, (y - half) / view.row_mm
-    width, height = 2 * half / view.column_mm, 2 * half / view.row_mm
+    left, top = (x - half) / pictured.column_mm, (y - half) / pictured.row_mm
+    width, height = 2 * half / pictured.column_mm, 2 * half / pictured.row_mm
     pad = ceil(max(0.0, -left, -top, left + width - gray.shape[1], top + height - gray.shape[0]))
     padded = Image.fromarray(np.pad(shown, pad))
     corners = (left + pad, top + pad, left + pad + width, top + pad + height)
@@ -179,14 +192,14 @@ def _tile(gray: np.ndarray, view: Pictured, box: Box, window: tuple[float, float
 
 
 def _outlines(
-    masks: Masks, z: int, view: Pictured, box: Box, side: int, *, offset: tuple[int, int] = (0, 0)
+    masks: Masks, z: int, *, pictured: Pictured, box: Box, side: int, offset: tuple[int, int] = (0, 0)
 ) -> dict[str, str]:
     """Structure -> SVG path of its outline in slice z, in pixels of the tile."""
     y, x, half = box
     per_mm = side / (2 * half)
 
     def to_tile(points: np.ndarray) -> np.ndarray:
-        mm = (points + 0.5) * (view.column_mm, view.row_mm)  # voxel i covers i to i + 1
+        mm = (points + 0.5) * (pictured.column_mm, pictured.row_mm)  # voxel i covers i to i + 1
         return (mm - (x - half, y - half)) * per_mm + offset
 
     paths = {s: "".join(svg_path(to_tile(line)) for line in outline(mask[z])) for s, mask in masks.items()}

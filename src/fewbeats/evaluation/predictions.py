@@ -42,7 +42,8 @@ class PredictedScan:
     """Place in the heartbeat of a single-frame file."""
     phase: str | None = None
     """"ED" or "ES" for a single-frame file."""
-    view: str = ""
+    plane: str = ""
+    """As in the cohort's column view; empty where nobody says it."""
     group: str = ""
     split: str = ""
     body_surface: float | None = None
@@ -123,7 +124,7 @@ def _joined(scan: PredictedScan, row: dict[str, Any]) -> PredictedScan:
         study=str(row.get("study") or ""),
         frame=row.get("frame"),
         phase=row.get("phase") or None,
-        view=row.get("view") or "",
+        plane=row.get("view") or "",
         group=row.get("group") or "",
         split=row.get("split") or "",
         body_surface=body_surface_m2(height, weight) if height and weight else None,

@@ -65,7 +65,7 @@ def find_region(scan: Scan, model: Model) -> Region:
     return locate_heart(scan, model.localizer)
 
 
-def fit_view(settings: PreprocessSettings, region: Region) -> PreprocessSettings:
+def widen_grid(settings: PreprocessSettings, region: Region) -> PreprocessSettings:
     """A coarser grid where the heart would not fit into the network's field of view."""
     zoom = min(max(1.0, ROOM * region.extent_mm / settings.field_of_view_mm), MOST_ZOOM)
     return replace(settings, spacing_mm=settings.spacing_mm * zoom)
@@ -77,14 +77,14 @@ def segment_frames(scan: Scan, model: Model, region: Region) -> Iterator[np.ndar
     Raises:
         InputError: a frame cannot be read, or is empty.
     """
-    view = fit_view(model.segmenter.settings.preprocess, region)
-    grid = lay_grid(scan.shape[1:], scan.spacing_mm, view, center=region.center)
+    settings = widen_grid(model.segmenter.settings.preprocess, region)
+    grid = lay_grid(scan.shape[1:], scan.spacing_mm, settings, center=region.center)
     inside = grid.inside()
     for t in range(scan.shape[0]):
         values = scan.frame(t)
         if values.min() == values.max():
             raise InputError(f"{scan.source.path}: frame {t} is empty (one gray value); export it again")
-        image = normalize(grid.sample(values), inside, view, modality=scan.modality or "MR")
+        image = normalize(grid.sample(values), inside, settings, modality=scan.modality or "MR")
         yield _decide(image, grid, model.segmenter)
 
 

@@ -304,7 +304,7 @@ def _planes_of(
         t, z = (
             _place(file, group, places) if _source_images(group) else _place_by_position(file, group, headers)
         )
-        _check_plane(file, data, group, shared, headers[t][z])
+        _check_plane(file, data, group=group, shared=shared, header=headers[t][z])
         image = next(images) if images is not None else None
         if labelmap:
             for number, value in values.items():
@@ -361,7 +361,7 @@ def _only(file: Path, found: Sequence[tuple[int, int]]) -> tuple[int, int]:
     raise InputError(f"{file}: segments images that are not in this scan; give it with its own scan")
 
 
-def _check_plane(file: Path, data: Dataset, group: Dataset, shared: Dataset, header: FrameHeader) -> None:
+def _check_plane(file: Path, data: Dataset, *, group: Dataset, shared: Dataset, header: FrameHeader) -> None:
     """A SEG frame lies on the very pixels of its image; nothing is resampled."""
     place = group if "PlanePositionSequence" in group else shared
     facing = group if "PlaneOrientationSequence" in group else shared

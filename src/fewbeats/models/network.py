@@ -94,9 +94,7 @@ def build_network(settings: NetworkSettings, *, classes: int) -> nn.Module:
         InputError: timm knows no such encoder, or none that a U-Net can stand on.
     """
     if settings.kind == "vit":
-        from fewbeats.models.vit import VitSegmenter
-
-        return VitSegmenter(settings, classes)
+        return _vit(settings, classes)
     if settings.kind in ("unet2d", "unet3d"):
         return _plain_unet(settings, classes)
     encoder = "tf_efficientnet_lite0" if settings.kind == "lite0" else settings.encoder
@@ -117,6 +115,19 @@ def build_network(settings: NetworkSettings, *, classes: int) -> nn.Module:
                 f"encoder '{encoder}': timm knows no such model with a pyramid of features; "
                 "see timm.list_models()"
             ) from error
+
+
+def _vit(settings: NetworkSettings, classes: int) -> nn.Module:
+    from fewbeats.models.vit import VitEncoder, VitSegmenter
+
+    encoder = VitEncoder(
+        in_channels=settings.in_channels,
+        width=settings.vit_width,
+        depth=settings.vit_depth,
+        heads=settings.vit_heads,
+        patch_px=settings.vit_patch_px,
+    )
+    return VitSegmenter(encoder, classes=classes)
 
 
 def _plain_unet(settings: NetworkSettings, classes: int) -> nn.Module:

@@ -17,28 +17,33 @@ from torch.nn import functional as F
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from fewbeats.models.network import NetworkSettings
-
 
 class VitEncoder(nn.Module):
-    """(B, C, Y, X) of any size that patches tile -> [(B, D, Y / P, X / P)]."""
+    """(B, C, Y, X) of any size that patches tile -> [(B, D, Y / P, X / P)].
 
-    def __init__(self, settings: NetworkSettings):
+    Args:
+        in_channels: C of the image.
+        width: D of the tokens.
+        depth: number of blocks.
+        heads: attention heads of a block; must divide the width.
+        patch_px: side P of a patch, pixels.
+    """
+
+    def __init__(self, *, in_channels: int, width: int, depth: int, heads: int, patch_px: int):
         super().__init__()
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             from timm.models.vision_transformer import VisionTransformer
 
-        self.patch_px, self.out_channels = settings.vit_patch_px, (settings.vit_width,)
-        self.in_channels = settings.in_channels
+        self.patch_px, self.out_channels, self.in_channels = patch_px, (width,), in_channels
         self.model = VisionTransformer(
-            img_size=settings.vit_patch_px * 16,  # where the grid of positions is kept; others interpolate it
-            patch_size=settings.vit_patch_px,
-            in_chans=settings.in_channels,
+            img_size=patch_px * 16,  # where the grid of positions is kept; others interpolate it
+            patch_size=patch_px,
+            in_chans=in_channels,
             num_classes=0,
-            embed_dim=settings.vit_width,
-            depth=settings.vit_depth,
-            num_heads=settings.vit_heads,
+            embed_dim=width,
+            depth=depth,
+            num_heads=heads,
             dynamic_img_size=True,
         )
 
@@ -70,13 +75,18 @@ class VitEncoder(nn.Module):
 
 
 class VitSegmenter(nn.Module):
-    """Patch tokens doubled in size by convolutions up to the image's, then classes."""
+    """Patch tokens doubled in size by convolutions up to the image's, then classes.
 
-    def __init__(self, settings: NetworkSettings, classes: int):
+    Args:
+        encoder: whose patches have a power of 2 as their side.
+        classes: background included.
+    """
+
+    def __init__(self, encoder: VitEncoder, *, classes: int):
         super().__init__()
-        self.encoder = VitEncoder(settings)
-        doublings = int(log2(settings.vit_patch_px))
-        widths = [settings.vit_width, *(max(16, 128 // 2**i) for i in range(doublings))]
+        self.encoder = encoder
+        doublings = int(log2(encoder.patch_px))
+        widths = [*encoder.out_channels, *(max(16, 128 // 2**i) for i in range(doublings))]
         self.decoder = nn.ModuleList(
             nn.Sequential(
                 nn.Conv2d(before, after, 3, padding=1, bias=False),

@@ -275,7 +275,7 @@ def heart_tissue(anatomy: Anatomy, local: np.ndarray, beat: Beat) -> np.ndarray:
     rv_length = RV_LENGTH * (beat.middle_mm + beat.endo_mm[1] - beat.base_mm)
     bump = _rv_bump(anatomy, (w - beat.base_mm) / np.float32(rv_length), cos, sin)
     free_wall = np.sqrt(epi_squared) + bump * np.float32(beat.rv_reach_mm)
-    _paint_fat(out, anatomy, beat, (w, cos, sin, r), bump)
+    _paint_fat(out, anatomy, beat, cylinder=(w, cos, sin, r), bump=bump)
     _paint_atria(out, anatomy, beat, (u, v, w))
     beside = ventricular & (bump > 0) & (squared > epi_squared)
     out[beside & (r < free_wall + RV_WALL_MM)] = Tissue.RV_WALL
@@ -297,7 +297,7 @@ def _straighten(anatomy: Anatomy, beat: Beat, local: np.ndarray) -> tuple[np.nda
     return cos * u + sin * v, cos * v - sin * u, w
 
 
-def _paint_fat(out: np.ndarray, anatomy: Anatomy, beat: Beat, cylinder: tuple, bump: np.ndarray) -> None:
+def _paint_fat(out: np.ndarray, anatomy: Anatomy, beat: Beat, *, cylinder: tuple, bump: np.ndarray) -> None:
     """Fat over the ventricles, thicker on the right and in the groove between ventricles and atria."""
     w, cos, sin, r = cylinder
     towards_rv = np.float32(np.deg2rad(anatomy.rv_angle_deg))

@@ -190,7 +190,8 @@ def make_scan(subject: Anatomy, settings: PhantomSettings) -> tuple[Scan, np.nda
     look = np.random.default_rng([subject.seed, 3, ("bright", "dark").index(settings.contrast)])
     signal = signal_of(settings.modality, settings.contrast, look)
     structures = CINE_STRUCTURES if cine else HEART_STRUCTURES
-    parts, mask = _acquire(subject, grid, [beat_at(subject, float(p)) for p in phases], signal, structures)
+    beats = [beat_at(subject, float(p)) for p in phases]
+    parts, mask = _acquire(subject, grid, beats=beats, signal=signal, structures=structures)
     image = (expose_cine if cine else expose_ct)(parts, look)
     scan = Scan(
         pixels=ArrayPixels(image),
@@ -210,7 +211,7 @@ def frame_phases(subject: Anatomy, settings: PhantomSettings) -> np.ndarray:
 
 
 def _acquire(
-    subject: Anatomy, grid: _Grid, beats: list[Beat], signal: Signal, structures: tuple[str, ...]
+    subject: Anatomy, grid: _Grid, *, beats: list[Beat], signal: Signal, structures: tuple[str, ...]
 ) -> tuple[np.ndarray, np.ndarray]:
     """Noiseless (3, T, Z, Y, X) parts of the signal (see `Signal.of`) and the mask.
 

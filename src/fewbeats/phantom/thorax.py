@@ -31,7 +31,7 @@ def thorax_tissue(anatomy: Anatomy, points: np.ndarray) -> np.ndarray:
     _paint_spine(anatomy, out, world)
     for tissue, path, radii in great_vessels(anatomy):
         for start, end, radius in zip(path[:-1], path[1:], radii):
-            _paint_segment(out, world, (start, end), radius, tissue)
+            _paint_segment(out, world, ends=(start, end), radius=radius, tissue=tissue)
     return out
 
 
@@ -194,7 +194,7 @@ def great_vessels(anatomy: Anatomy) -> list[Tube]:
     return [(Tissue.VESSEL_WALL, path, [r + 2.0 for r in radii]) for _, path, radii in tubes] + tubes
 
 
-def _paint_segment(out: np.ndarray, world: np.ndarray, ends: tuple, radius: float, tissue: Tissue) -> None:
+def _paint_segment(out: np.ndarray, world: np.ndarray, *, ends: tuple, radius: float, tissue: Tissue) -> None:
     """Paint a rounded cylinder where it has the higher rank."""
     start, end = (p.astype(np.float32) for p in ends)
     low, high = np.minimum(start, end) - radius, np.maximum(start, end) + radius

@@ -85,8 +85,15 @@ class Mim(Method):
 
 
 def check_patches(settings: MimSettings | SimmimSettings, size: int, *, name: str) -> None:
-    """Raises:
-    InputError: the patches do not tile a view of `size` pixels, or none or all would be blanked.
+    """Check that patches fit a view of `size` pixels.
+
+    Args:
+        settings: patches, and the share of them that is blanked.
+        size: side of the view.
+        name: of the method, as its flags begin.
+
+    Raises:
+        InputError: they do not tile it, or none or all would be blanked.
     """
     if size % settings.patch_px:
         raise InputError(f"--{name}.patch-px {settings.patch_px}: does not divide the view of {size} pixels")

@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from fewbeats.commands.finetune import MAY_DIFFER
+from fewbeats.commands.flags import flags_of, parse, read_yaml, settings_of
 from fewbeats.commands.pretrain import Pretrain
-from fewbeats.commands.settings import flags_of, parse, read_yaml, settings_of
 from fewbeats.errors import InputError
 from fewbeats.evaluation.scores import SCORES, Score
 from fewbeats.ranges import SEEDS

@@ -51,8 +51,10 @@ class FitSettings:
 
 
 def check_length(steps: int | None, minutes: float | None) -> None:
-    """Raises:
-    InputError: no length of a training or two were given, or one that is none.
+    """Check that a training is given one length, in steps or in minutes.
+
+    Raises:
+        InputError: none or two were given, or one that is no length.
     """
     if (steps is None) == (minutes is None):
         raise InputError("give either --steps or --minutes")
@@ -114,7 +116,7 @@ def fit(
         kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=True)],
     )
     run.path.mkdir(parents=True, exist_ok=True)
-    loop = _Loop(method, accelerator, settings, run)
+    loop = _Loop(method, accelerator, settings=settings, run=run)
     loop.resume()
     with full_depthwise(method):
         if loop.total is None:
@@ -127,7 +129,7 @@ def fit(
 class _Loop:
     """State of one `fit`: the method, its optimizer, and where the run stands."""
 
-    def __init__(self, method: Method, accelerator: Accelerator, settings: FitSettings, run: RunDir):
+    def __init__(self, method: Method, accelerator: Accelerator, *, settings: FitSettings, run: RunDir):
         from fewbeats.training.optim import build_optimizer, gather_networks
 
         self.method, self.accelerator, self.settings, self.run = method, accelerator, settings, run
