@@ -16,11 +16,10 @@ from fewbeats.anatomy import (
     PART_OF,
     Convention,
     annotated,
-    find_convention,
     name_structure,
-    read_convention,
     relabel,
 )
+from fewbeats.data.conventions import find_convention, read_convention
 from fewbeats.errors import InputError
 
 STRUCTURES = list(FEWBEATS_VALUES)

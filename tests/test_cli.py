@@ -113,9 +113,9 @@ def test_yaml_means_what_the_flags_mean_and_flags_win(tmp_path):
         "--preprocess.window-hu", "-150", "300", "--spatial.no-flip", "--optim.learning-rate", "1e-3",
         "--batch-size", "4",
     ]  # fmt: skip
-    same = cli._command("finetune", ["c.csv", "--config", str(file)])
-    assert same == cli._command("finetune", flags)
-    other = cli._command("finetune", ["c.csv", "--config", str(file), "--labeled", "5", "--spatial.flip"])
+    same = cli.read_command("finetune", ["c.csv", "--config", str(file)])
+    assert same == cli.read_command("finetune", flags)
+    other = cli.read_command("finetune", ["c.csv", "--config", str(file), "--labeled", "5", "--spatial.flip"])
     assert (other.labeled, other.model.spatial.flip) == (5, True)
 
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from fewbeats.inference.localize import Region, whole_image
-from fewbeats.inference.segment import Model, find_region, widen_grid, segment_frames
+from fewbeats.inference.segment import Model, find_region, segment_frames, widen_grid
 from fewbeats.scan import ArrayPixels, Scan
 from oracle import SIDE, make_scan, make_truth, oracle, ranked
 

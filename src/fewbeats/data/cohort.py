@@ -16,7 +16,8 @@ from typing import TYPE_CHECKING, Any
 
 import polars as pl
 
-from fewbeats.anatomy import CONVENTIONS, find_convention
+from fewbeats.anatomy import CONVENTIONS
+from fewbeats.data.conventions import find_convention
 from fewbeats.data.split import SPLITS, check_splits
 from fewbeats.disk import atomic_path
 from fewbeats.errors import InputError

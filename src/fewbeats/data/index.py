@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from fewbeats.anatomy import FEWBEATS_VALUES, absolute_convention, find_convention, relabel
+from fewbeats.anatomy import FEWBEATS_VALUES, relabel
 from fewbeats.data.cohort import ALLOWED, new_cohort
+from fewbeats.data.conventions import absolute_convention, find_convention
 from fewbeats.data.files import is_nifti, open_labels, open_scan
 from fewbeats.data.layouts import KNOWN_SETS, LAYOUTS, Row, bare_label, list_nifti, stem_of
 from fewbeats.data.split import apply_split_file

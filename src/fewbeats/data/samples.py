@@ -15,7 +15,8 @@ from typing import Any
 
 import numpy as np
 
-from fewbeats.anatomy import annotated, find_convention, relabel
+from fewbeats.anatomy import annotated, relabel
+from fewbeats.data.conventions import find_convention
 from fewbeats.data.files import open_labels, open_scan
 from fewbeats.data.store import MARGIN, Stored, keep, slice_order
 from fewbeats.errors import InputError

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 import polars as pl
 
-from fewbeats.anatomy import find_convention
+from fewbeats.data.conventions import find_convention
 from fewbeats.errors import InputError, name_some
 
 if TYPE_CHECKING:

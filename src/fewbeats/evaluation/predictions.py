@@ -11,7 +11,8 @@ from typing import Any
 
 import polars as pl
 
-from fewbeats.anatomy import Convention, find_convention
+from fewbeats.anatomy import Convention
+from fewbeats.data.conventions import find_convention
 from fewbeats.errors import InputError
 from fewbeats.heartbeat import body_surface_m2
 

@@ -10,8 +10,9 @@ from typing import Any
 
 import polars as pl
 
-from fewbeats.anatomy import FEWBEATS_VALUES, PART_OF, find_convention, name_structure
+from fewbeats.anatomy import FEWBEATS_VALUES, PART_OF, name_structure
 from fewbeats.data.cohort import read_cohort
+from fewbeats.data.conventions import find_convention
 from fewbeats.data.files import check_files, content_digest
 from fewbeats.data.provenance import (
     Provenance,

@@ -27,6 +27,31 @@ LEVEL = 0.05
 
 
 @dataclass(frozen=True, kw_only=True)
+class Cell:
+    """An arm at a budget."""
+
+    arm: str
+    labeled: int
+    mean: float
+    """Of the score, over subjects."""
+    ci95: Interval | None
+    """Bootstrap over subjects."""
+    draws: dict[int, float]
+    """Seed -> mean over subjects."""
+    by_structure: dict[str, float]
+    by_phase: dict[str, float]
+    subjects: int
+    missed: int
+    """Structures of a subject, phase and draw that were missed or taken for another."""
+    judged: int
+    """Structures of a subject, phase and draw of which that is known."""
+    steps: int
+    minutes: float
+    """Median time of a run."""
+    pretraining_minutes: float | None
+
+
+@dataclass(frozen=True, kw_only=True)
 class Contrast:
     """An arm against another at one budget."""
 

@@ -16,8 +16,9 @@ from fewbeats.evaluation.scores import Score
 from fewbeats.pages.charts import Chart
 from fewbeats.pages.page import as_markup, flatten, render_page
 from fewbeats.recipes.starts import STARTS
+from fewbeats.study.contrast import Cell
 from fewbeats.study.plan import Plan
-from fewbeats.study.result import MISSED, Cell, Result, analyze, arm_of
+from fewbeats.study.result import MISSED, Result, analyze, arm_of
 from fewbeats.study.sentences import ROUGH, describe, spread_of, tell_hinge, tell_p, tell_range
 from fewbeats.study.units import missing_arms, own_rows
 

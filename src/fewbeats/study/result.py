@@ -9,8 +9,9 @@ from typing import Any
 import polars as pl
 
 from fewbeats.evaluation.scores import SCORES, Score
-from fewbeats.evaluation.statistics import Interval, bootstrap_interval
+from fewbeats.evaluation.statistics import bootstrap_interval
 from fewbeats.study.contrast import (
+    Cell,
     Contrast,
     adjust,
     by_subject,
@@ -24,31 +25,6 @@ from fewbeats.study.units import NETWORK
 
 MISSED = next(score for score in SCORES.values() if score.missed is not None)
 """The score that says whether a structure was missed."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Cell:
-    """An arm at a budget."""
-
-    arm: str
-    labeled: int
-    mean: float
-    """Of the score, over subjects."""
-    ci95: Interval | None
-    """Bootstrap over subjects."""
-    draws: dict[int, float]
-    """Seed -> mean over subjects."""
-    by_structure: dict[str, float]
-    by_phase: dict[str, float]
-    subjects: int
-    missed: int
-    """Structures of a subject, phase and draw that were missed or taken for another."""
-    judged: int
-    """Structures of a subject, phase and draw of which that is known."""
-    steps: int
-    minutes: float
-    """Median time of a run."""
-    pretraining_minutes: float | None
 
 
 @dataclass(frozen=True, kw_only=True)

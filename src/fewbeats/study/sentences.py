@@ -3,13 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
-from typing import TYPE_CHECKING
 
 from fewbeats.evaluation.scores import Score
-from fewbeats.study.contrast import Contrast
-
-if TYPE_CHECKING:
-    from fewbeats.study.result import Cell
+from fewbeats.study.contrast import Cell, Contrast
 
 ROUGH = 4
 """Up to as many draws, what is said of new ones is told to be wide and rough."""
