@@ -54,7 +54,7 @@ class Batch:
     directed: torch.Tensor | None = None
     """(B,) bool: the direction of the stack is known."""
     scan: torch.Tensor | None = None
-    """(B,) number of the scan in its pool."""
+    """(B,) number of the stack in its table: an unlabeled scan, or a labeled frame."""
     subject: tuple[str, ...] = ()
     frame: tuple[int, ...] = ()
     source: tuple[str, ...] = ()
@@ -78,7 +78,9 @@ class Batch:
         return self.weight * self.labeled.view(-1, *axes)
 
     def split(self, parts: int) -> Iterator[tuple[Batch, float]]:
-        """Consecutive parts of about equal size, and the share of the items in each.
+        """Parts of about equal size, every n-th item in each, and the share of the items in each.
+
+        So labeled items, which come first in a mixture, are spread over the parts.
 
         Raises:
             ValueError: more parts than items.
@@ -90,14 +92,14 @@ class Batch:
         if parts > items:
             raise ValueError(f"{parts} parts of a batch of {items}")
         for part in range(parts):
-            own = slice(part * items // parts, (part + 1) * items // parts)
+            own = slice(part, None, parts)
             cut = {
                 f.name: v[own]
                 for f in fields(self)
                 if f.name != "views" and (v := getattr(self, f.name)) is not None
             }
             views = {name: view[own] for name, view in self.views.items()}
-            yield replace(self, views=views, **cut), (own.stop - own.start) / items
+            yield replace(self, views=views, **cut), len(range(part, items, parts)) / items
 
 
 def join_batches(parts: Sequence[Batch]) -> Batch:
