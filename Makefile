@@ -16,7 +16,7 @@ demo: $(STAMP)  ## the whole main job on the phantom; prints where the report is
 	$(BIN)/fewbeats demo --out runs/demo
 
 test: $(STAMP) lint  ## lint, types and tests
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n auto
 
 lint: $(STAMP)
 	$(BIN)/ruff check src tests benchmarks
