@@ -82,11 +82,7 @@ def train_segmenter(
         samples, held_back = read(settings.preprocess), read(settings.preprocess, held_back=True)
         refuse_missing(pools, [*samples, *held_back], phase=phase)
         network = start.build(settings.network, len(pools.structures) + 1, seed=seed)
-        if localizer.run:
-            copy_localizer(localizer.run, RunDir(out))
-        elif localizer.steps:
-            train_localizer(out / "localizer", pools, settings, init=start.init, steps=localizer.steps,
-                            seed=seed, phase=phase)  # fmt: skip
+        place_localizer(out, pools, settings, localizer, init=start.init, seed=seed, phase=phase)
         trained = describe_segmenter(pools, samples, settings) | {"init": start.init, **(about or {})}
         return segmentation(network, samples, settings, seed=seed, held_back=held_back, about=trained)
 
@@ -98,6 +94,24 @@ def train_segmenter(
         length=length,
         settings=FitSettings(seed=seed, optim=settings.optim),
     )
+
+
+def place_localizer(
+    out: Path,
+    pools: Pools,
+    settings: SegmentationSettings,
+    localizer: Localizer,
+    *,
+    init: str,
+    seed: int,
+    phase: str | None = None,
+) -> None:
+    """Give a run its localizer: taken over, trained, or none; see `train_localizer`."""
+    if localizer.run:
+        copy_localizer(localizer.run, RunDir(out))
+    elif localizer.steps:
+        own: dict[str, Any] = {"init": init, "steps": localizer.steps, "seed": seed, "phase": phase}
+        train_localizer(out / "localizer", pools, settings, **own)
 
 
 def train_localizer(

@@ -12,8 +12,8 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from fewbeats.commands.finetune import MAY_DIFFER
 from fewbeats.commands.flags import flags_of, parse, read_yaml, settings_of
+from fewbeats.commands.labeled import MAY_DIFFER
 from fewbeats.commands.pretrain import Pretrain
 from fewbeats.errors import InputError
 from fewbeats.evaluation.scores import SCORES, Score

@@ -122,7 +122,7 @@ def localizer_of(plan: Plan, unit: Unit) -> Finetune | None:
         return None
     phases = {arm.trainer.describe().get("phase") for arm in plan.arms.values()}
     return replace(
-        first,
+        Finetune(**first),
         labeled=unit.labeled,
         seed=unit.seed,
         phase=phases.pop() if len(phases) == 1 else None,
