@@ -34,7 +34,7 @@ def test_runs_of_the_first_format_are_read():
     ],
 )  # fmt: skip
 def test_what_is_of_another_type_is_one_line(name, value):
-    with pytest.raises(InputError, match=rf"^run\.json: '{name}'"):
+    with pytest.raises(InputError, match=rf"^run\.json: damaged: '{name}'"):
         read_config(SEGMENTATION | {name: value}, file="run.json")
 
 

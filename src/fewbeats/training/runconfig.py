@@ -101,12 +101,14 @@ def read_config(content: Mapping[str, Any], *, file: Path | str) -> RunConfig:
         if value is None and (one.name in content or one.default is one.default_factory is MISSING):
             optional = one.default is None
             if not optional:
-                raise InputError(f"{file}: '{one.name}' is missing; restore the run folder from a copy")
+                raise InputError(
+                    f"{file}: damaged: '{one.name}' is missing; restore the run folder from a copy"
+                )
         if value is None:
             continue
         if not one.metadata["check"](value):
             raise InputError(
-                f"{file}: '{one.name}' is not what a run writes there; restore the run folder from a copy"
+                f"{file}: damaged: '{one.name}' is not what a run writes; restore the run folder from a copy"
             )
         values[one.name] = tuple(value) if isinstance(value, list) else value
     return RunConfig(**values)
