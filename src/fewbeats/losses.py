@@ -142,7 +142,7 @@ def soft_dice_kl(logits: Tensor, target: Tensor) -> Tensor:
     overlap = (probabilities * target).sum(axes)
     total = probabilities.square().sum(axes) + target.square().sum(axes)
     dice = (2 * overlap + 1e-5) / (total + 1e-5)
-    return 1 - dice.mean() + F.kl_div(log_probabilities, target, reduction="mean")
+    return 1 - dice.mean() + F.kl_div(log_probabilities, target, reduction="none").mean()
 
 
 def contrastive_loss(embeddings: Tensor, positives: Tensor, *, temperature: float) -> Tensor:

@@ -1,4 +1,4 @@
-"""What commands that learn from labels share: whose labels, which start and localizer, their part in a study."""
+"""What commands that learn from labels share: whose labels, start and localizer, their part in a study."""
 
 from __future__ import annotations
 
