@@ -345,3 +345,34 @@ def test_labels_of_one_phase_alone_may_be_learned_from(phantoms, tmp_path):
         wanted = dict(cohort.select("scan", column).iter_rows())
         assert {s.scan: s.frame for s in found} == {s: wanted[s] for s in {f.scan for f in found}}
         assert len(found) == 3
+
+
+@pytest.mark.usefixtures("no_onnx")
+def test_a_folder_belongs_to_its_request_from_the_localizer_on(
+    phantoms, small_run, tmp_path, monkeypatch, capfd
+):
+    """A killed run leaves a localizer behind, which no other request must take for its own."""
+    words = [
+        "finetune",
+        str(phantoms),
+        f"--out={tmp_path / 'run'}",
+        *TINY,
+        "--steps=2",
+        "--localizer-steps=2",
+    ]
+    fit = loop.fit
+
+    def killed(*parts, label, **settings):
+        if label == "training":
+            raise KeyboardInterrupt
+        return fit(*parts, label=label, **settings)
+
+    with monkeypatch.context() as patch:
+        patch.setattr("fewbeats.recipes.run.fit", killed)
+        assert main(words) == 2
+    assert (tmp_path / "run" / "localizer" / "run.json").is_file()
+    capfd.readouterr()
+    for other in (f"--localizer={small_run}", "--localizer-steps=0", "--init=natural"):
+        assert main([*words, other]) == 2
+        assert "holds a run of other" in capfd.readouterr().err
+    assert main(words) == 0

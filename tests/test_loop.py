@@ -288,3 +288,19 @@ def test_the_best_survives_a_kill(tmp_path):
     fit(broken, batches, settings=short(), run=run, validation=judge(values))
     assert int(broken.average.n_averaged) == 5
     assert equal(broken.state_dict(), whole.state_dict())
+
+
+class Steep(Alternating):
+    """A loss that is finite where its gradient is not."""
+
+    def forward(self, batch: Batch, clock: Clock) -> Step:
+        steep = (self.a - self.a.detach()).sqrt().sum() if len(self.seen) == 4 else self.a.sum()
+        return Step(steep + 0 * self.b.sum())
+
+
+def test_a_gradient_that_is_no_number_moves_nothing(tmp_path):
+    run, method = RunDir(tmp_path), Steep()
+    with pytest.raises(InputError, match=r"gradient (inf|nan) at step 5; lower --optim\.learning-rate"):
+        fit(method, batches, settings=short(), run=run)
+    assert all(value.isfinite().all() for value in everything(run).values())
+    assert method.a.isfinite().all()

@@ -168,3 +168,13 @@ def test_workers_change_nothing(phantoms, tmp_path):
         assert main([*words, f"--out={tmp_path / str(workers)}", f"--workers={workers}"]) == 0
     one, two = ((tmp_path / name / "network.safetensors").read_bytes() for name in ("0", "2"))
     assert one == two
+
+
+def test_a_pool_of_unknown_sizes_is_judged_once_it_is_read(phantoms, tmp_path, capfd):
+    sizes = ("frames", "slices", "rows", "columns")
+    read_cohort(phantoms).drop(sizes).write_csv(tmp_path / "bare.csv")
+    words = ["pretrain", "mim", str(tmp_path / "bare.csv"), f"--out={tmp_path / 'run'}", "--steps=1", *LITTLE]
+    assert main([*words, "--batch-size=400"]) == 2
+    told = capfd.readouterr().err
+    assert "slices are fewer than --batch-size 400; lower it" in told
+    assert not (tmp_path / "run").exists()

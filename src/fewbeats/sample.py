@@ -54,7 +54,7 @@ class Batch:
     directed: torch.Tensor | None = None
     """(B,) bool: the direction of the stack is known."""
     scan: torch.Tensor | None = None
-    """(B,) number of the scan in its pool."""
+    """(B,) number of the stack in its table: an unlabeled scan, or a labeled frame."""
     subject: tuple[str, ...] = ()
     frame: tuple[int, ...] = ()
     source: tuple[str, ...] = ()
@@ -78,7 +78,9 @@ class Batch:
         return self.weight * self.labeled.view(-1, *axes)
 
     def split(self, parts: int) -> Iterator[tuple[Batch, float]]:
-        """Consecutive parts of about equal size, and the share of the items in each.
+        """Parts of about equal size, every n-th item in each, and the share of the items in each.
+
+        So labeled items, which come first in a mixture, are spread over the parts.
 
         Raises:
             ValueError: more parts than items.
@@ -90,7 +92,7 @@ class Batch:
         if parts > items:
             raise ValueError(f"{parts} parts of a batch of {items}")
         for part in range(parts):
-            own = range(part * items // parts, (part + 1) * items // parts)
+            own = range(part, items, parts)
             yield self.select(own), len(own) / items
 
     def select(self, items: Sequence[int]) -> Batch:

@@ -14,6 +14,8 @@ from fewbeats.sample import Batch, join_batches
 class Mixture:
     """A sampler of samplers: the first items of a batch are labeled, the others are not.
 
+    Where a share changes, samplers still advance by whole batches: of an epoch's order a part is drawn.
+
     Args:
         labeled: of the samples with labels.
         unlabeled: of those without; the sizes of both are at least those that are asked of them.

@@ -89,7 +89,6 @@ def train_cotrainer(
     def build() -> Training:
         samples = read_samples(pools, settings.preprocess, phase=phase)
         refuse_missing(pools, samples, phase=phase)
-        place_localizer(out, pools, settings, localizer, init=start.init, seed=seed, phase=phase)
         trained = describe_segmenter(pools, samples, settings) | {
             "init": start.init, "method": method,
             "unlabeled_subjects": sorted(set(pools.unlabeled["subject"])), **(about or {}),
@@ -105,6 +104,15 @@ def train_cotrainer(
         request={**request, "start": starts, **pools.describe()},
         provenance=pools.provenance,
         build=build,
+        prepare=partial(
+            place_localizer,
+            pools=pools,
+            settings=settings,
+            localizer=localizer,
+            init=start.init,
+            seed=seed,
+            phase=phase,
+        ),
         length=length,
         settings=FitSettings(seed=seed, optim=settings.optim, parts=parts),
         label=method,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -92,7 +92,8 @@ def train_encoder(
 
     def build() -> Training:
         method, views = build_method(settings, recipe, own, start=start, seed=seed)
-        return pretraining(method, views, pools, settings, seed=seed, about={"task": "pretraining", **about})
+        said = {"task": "pretraining", **about}
+        return pretraining(method, views, pools, settings, recipe=recipe, seed=seed, about=said)
 
     if recipe.positioned:
         request = {**request, "slice order": dict(pools.unlabeled.select("scan", "slice_order").iter_rows())}
@@ -152,6 +153,7 @@ def pretraining(
     pools: Pools,
     settings: EncoderSettings,
     *,
+    recipe: Recipe,
     seed: int,
     about: Mapping[str, Any],
 ) -> Training:
@@ -160,6 +162,8 @@ def pretraining(
     from fewbeats.data.sampler import Sampler
 
     stacks = prepare_pool(pools.unlabeled, settings.preprocess, cache=pools.cache, center=settings.center)
+    sizes = stacks.frames.tolist(), stacks.slices.tolist()
+    check_slices(*sizes, recipe=recipe, batch_size=settings.batch_size, cohort="the pool")
     sampler = Sampler(stacks, settings.batch_size, settings.network.in_channels, seed=seed, epochs=False)
     batches = Viewed(sampler, views, seed)
 
@@ -197,20 +201,32 @@ def check_pool(rows: pl.DataFrame, *, recipe: Recipe, batch_size: int, cohort: P
     Raises:
         InputError: naming the cohort.
     """
-    from accelerate import PartialState
 
     counts = rows.select("frames", "slices").drop_nulls()
-    if len(counts) < len(rows):  # nobody knows before they are read
-        return
-    if recipe.positioned and counts["slices"].max() < 2:  # type: ignore[operator]
+    if len(counts) == len(rows):  # else nobody knows before they are read
+        check_slices(*counts, recipe=recipe, batch_size=batch_size, cohort=cohort)
+
+
+def check_slices(
+    frames: Iterable[int], slices: Iterable[int], *, recipe: Recipe, batch_size: int, cohort: Path | str
+) -> None:
+    """Refuse stacks of these frames and slices; see `check_pool`.
+
+    Raises:
+        InputError: naming the cohort.
+    """
+    from accelerate import PartialState
+
+    sizes = list(zip(frames, slices))
+    if recipe.positioned and max(z for _, z in sizes) < 2:
         raise InputError(
             f"{cohort}: scans of one slice have no neighbors; take simclr instead of {recipe.name}"
         )
-    slices = int((counts["frames"] * counts["slices"]).sum())
-    if slices < (wanted := batch_size * PartialState().num_processes):
+    total = sum(t * z for t, z in sizes)
+    if total < (wanted := batch_size * PartialState().num_processes):
         processes = f" of {PartialState().num_processes} processes" if wanted > batch_size else ""
         raise InputError(
-            f"{cohort}: {slices} slices are fewer than --batch-size {batch_size}{processes}; lower it"
+            f"{cohort}: {total} slices are fewer than --batch-size {batch_size}{processes}; lower it"
         )
 
 

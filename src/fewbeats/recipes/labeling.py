@@ -165,7 +165,7 @@ def label_scans(
         for job in jobs:
             begun, scan = time.perf_counter(), job.open()
             prediction = label_scan(job, scan, labeler, folder)
-            predictions.append(prediction)
+            predictions.append(replace(prediction, mask=out / job.mask))
             rows.append(_row(job, prediction, seconds=time.perf_counter() - begun))
             tell(summarize(job, prediction, slices=scan.shape[1]))
         (folder / TABLE).write_text(_table(rows))

@@ -85,6 +85,7 @@ def carry_out(
     request: Mapping[str, Any],
     provenance: Provenance,
     build: Callable[[], Training],
+    prepare: Callable[[RunDir], None] = lambda run: None,
     length: Length,
     settings: FitSettings,
     label: str = "training",
@@ -97,7 +98,8 @@ def carry_out(
         out: the folder; an unfinished run of the same request in it is resumed.
         request: what decides the outcome.
         provenance: what the run will have seen.
-        build: makes the method and its batches; it may take long.
+        build: makes the method and its batches; whatever is wrong with the input shows in it.
+        prepare: puts into the folder, once it is this request's own, what goes before the training.
         length: of the training.
         settings: seed, optimizer and bookkeeping of the loop.
         label: name on the progress bar.
@@ -117,6 +119,7 @@ def carry_out(
         return run
     training = build()
     run.claim(request)
+    prepare(run)
     earlier = run.trained_seconds()  # by processes that were stopped
     with with_workers(training.batches, workers) as batches:
         steps = fit(
@@ -128,15 +131,9 @@ def carry_out(
             validation=training.validation,
         )
     seconds = time.perf_counter() - length.started + earlier
-    about = {
-        "steps": steps,
-        "seed": settings.seed,
-        "seconds": seconds,
-        "network_seconds": run.network_seconds(),
-        "precision": choose_precision(settings.optim.precision),
-        "networks": list(training.exports),
-    }
-    _export(run, training, about, provenance)
+    about: dict[str, Any] = {"steps": steps, "seed": settings.seed, "seconds": seconds}
+    about |= {"precision": choose_precision(settings.optim.precision), "networks": list(training.exports)}
+    _export(run, training, about | {"network_seconds": run.network_seconds()}, provenance)
     return run
 
 
@@ -156,6 +153,7 @@ def _export(run: RunDir, training: Training, about: dict[str, Any], provenance: 
         if folder is not run and (run.path / "localizer").is_dir():
             shutil.copytree(run.path / "localizer", folder.path / "localizer", dirs_exist_ok=True)
         memory = {"peak_memory_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024}
-        folder.write_config({**exported.about, **about, **memory, **written})
+        names = about["networks"] if folder is run else ["network"]
+        folder.write_config({**exported.about, **about, **memory, **written, "networks": names})
     run.drop_checkpoint()
     training.finish(run, training.method, about["steps"])

@@ -82,7 +82,6 @@ def train_segmenter(
         samples, held_back = read(settings.preprocess), read(settings.preprocess, held_back=True)
         refuse_missing(pools, [*samples, *held_back], phase=phase)
         network = start.build(settings.network, len(pools.structures) + 1, seed=seed)
-        place_localizer(out, pools, settings, localizer, init=start.init, seed=seed, phase=phase)
         trained = describe_segmenter(pools, samples, settings) | {"init": start.init, **(about or {})}
         return segmentation(network, samples, settings, seed=seed, held_back=held_back, about=trained)
 
@@ -91,27 +90,36 @@ def train_segmenter(
         request={**request, "start": starts, **pools.describe()},
         provenance=pools.provenance,
         build=build,
+        prepare=partial(
+            place_localizer,
+            pools=pools,
+            settings=settings,
+            localizer=localizer,
+            init=start.init,
+            seed=seed,
+            phase=phase,
+        ),
         length=length,
         settings=FitSettings(seed=seed, optim=settings.optim),
     )
 
 
 def place_localizer(
-    out: Path,
+    run: RunDir,
+    *,
     pools: Pools,
     settings: SegmentationSettings,
     localizer: Localizer,
-    *,
     init: str,
     seed: int,
     phase: str | None = None,
 ) -> None:
     """Give a run its localizer: taken over, trained, or none; see `train_localizer`."""
     if localizer.run:
-        copy_localizer(localizer.run, RunDir(out))
+        copy_localizer(localizer.run, run)
     elif localizer.steps:
-        own: dict[str, Any] = {"init": init, "steps": localizer.steps, "seed": seed, "phase": phase}
-        train_localizer(out / "localizer", pools, settings, **own)
+        folder, steps = run.path / "localizer", localizer.steps
+        train_localizer(folder, pools, settings, init=init, steps=steps, seed=seed, phase=phase)
 
 
 def train_localizer(
@@ -152,7 +160,14 @@ def train_localizer(
 
     return carry_out(
         out,
-        request={"settings": own, "steps": steps, "seed": seed, "phase": phase, **pools.describe()},
+        request={
+            "settings": own,
+            "start": start.init,
+            "steps": steps,
+            "seed": seed,
+            "phase": phase,
+            **pools.describe(),
+        },
         provenance=pools.provenance,
         build=build,
         length=Length(steps=steps),
@@ -174,17 +189,20 @@ def train_localizer_alone(
     request: Mapping[str, Any],
 ) -> RunDir:
     """A run that holds nothing but a localizer, for other runs to take over; see `train_localizer`."""
+    from accelerate import PartialState
+
     run = RunDir(out)
     asked = {**request, "start": {"init": start_digest(init), "localizer": None}, **pools.describe()}
-    if run.is_finished(asked, weights=False):
+    if run.is_finished(asked, weights=False) and (run.path / "localizer" / "run.json").is_file():
         print(f"{run.path}: already trained with these settings")
         return run
     samples = read_samples(pools, settings.preprocess, phase=phase)  # whatever is wrong shows beforehand
     refuse_missing(pools, samples, phase=phase)
     run.claim(asked)
     train_localizer(out / "localizer", pools, settings, init=init, steps=steps, seed=seed, phase=phase)
-    pools.provenance.save(run.path)
-    run.write_config({"task": "localization", "labeled_subjects": pools.labeled_subjects})
+    if PartialState().is_main_process:
+        pools.provenance.save(run.path)
+        run.write_config({"task": "localization", "labeled_subjects": pools.labeled_subjects})
     return run
 
 

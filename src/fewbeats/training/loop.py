@@ -199,13 +199,15 @@ class _Loop:
         set_rates(self.optimizer, self.groups, clock)
         self.optimizer.zero_grad(set_to_none=True)
         results = [self._backward(part, clock, share) for part, share in batch.split(self.settings.parts)]
+        loss = sum(share * float(step.loss.detach()) for step, share in results)
+        self._refuse_infinite("loss", loss, clock.step + 1)
         self._drop_idle(results[-1][0])
         if self.settings.optim.clip_norm:
             for parameters in self.networks.values():
-                self.accelerator.clip_grad_norm_(parameters, self.settings.optim.clip_norm)
+                norm = self.accelerator.clip_grad_norm_(parameters, self.settings.optim.clip_norm)
+                self._refuse_infinite("gradient", float(norm), clock.step + 1)
         self.prepared.step()
         self.method.after_update(clock)
-        loss = sum(share * float(step.loss.detach()) for step, share in results)
         return loss, _mean_logs(results)
 
     def _backward(self, part: Batch, clock: Clock, share: float) -> tuple[Step, float]:
@@ -216,6 +218,11 @@ class _Loop:
             result = self.wrapped(part.to(self.accelerator.device), clock)
         self.accelerator.backward(result.loss if share == 1 else share * result.loss)
         return result, share
+
+    def _refuse_infinite(self, what: str, value: float, step: int) -> None:
+        """Stop before weights are moved by it, and saved."""
+        if not math.isfinite(value):
+            raise InputError(f"{self.run.path}: {what} {value} at step {step}; lower --optim.learning-rate")
 
     def _drop_idle(self, result: Step) -> None:
         """Take the gradient from groups that this step does not update."""
@@ -239,10 +246,6 @@ class _Loop:
                 self.step_seconds += time.perf_counter() - begun
                 self.timed += 1
                 self.step += 1
-                if not math.isfinite(loss):  # before it is saved
-                    raise InputError(
-                        f"{self.run.path}: loss {loss} at step {self.step}; lower --optim.learning-rate"
-                    )
                 if self.step % self.settings.log_every == 0 or self.step == self.total:
                     self._log(loss, logs)
                 if validation and validation.is_due(self.step, self.total):
