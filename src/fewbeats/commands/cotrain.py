@@ -10,7 +10,7 @@ from fewbeats.commands.labeled import LearnsFromLabels
 from fewbeats.errors import InputError
 from fewbeats.models.network import NetworkSettings
 from fewbeats.ranges import check_ranges
-from fewbeats.recipes.cotrainer import Partner, train_cotrainer
+from fewbeats.recipes.cotrainer import CotrainerSettings, Partner, train_cotrainer
 from fewbeats.recipes.run import Length
 from fewbeats.recipes.starts import Start
 from fewbeats.semi_supervised.settings import (
@@ -54,10 +54,13 @@ class Cotrain(LearnsFromLabels):
         pools, partner = self.choose(), None
         if self.method == "mn":
             partner = Partner(network=self.flat, start=Start(init=self.flat_init))
+        settings = CotrainerSettings(
+            model=self.model, method=self.method, own=getattr(self, self.part), partner=partner,
+            phase=self.phase, parts=self.parts,
+        )  # fmt: skip
         run = train_cotrainer(
-            self.out, pools, self.model, method=self.method, own=getattr(self, self.part), start=self.start,
-            partner=partner, length=length, seed=self.seed, localizer=self.finder, phase=self.phase,
-            parts=self.parts, request={"settings": self.describe()}, about={"cohort": self.cohort},
+            self.out, pools, settings, start=self.start, length=length, seed=self.seed, localizer=self.finder,
+            request={"settings": self.describe()}, about={"cohort": self.cohort},
         )  # fmt: skip
         subjects = pools.unlabeled["subject"].n_unique()
         print(f"{run.path}: trained on {', '.join(pools.labeled_subjects)} and {subjects} subjects unlabeled")

@@ -44,20 +44,33 @@ class Partner:
     start: Start
 
 
+@dataclass(frozen=True, kw_only=True)
+class CotrainerSettings:
+    """What is trained, and how."""
+
+    model: SegmentationSettings
+    """Network, grid, augmentation, optimizer; of M&N those of the 3D network."""
+    method: str
+    """mn, mean-teacher, bcp or unimatch."""
+    own: Any
+    """The method's settings."""
+    partner: Partner | None = None
+    """Of M&N: its 2D network."""
+    phase: str | None = None
+    """Learn from labels of ED or ES alone."""
+    parts: int = 1
+    """Micro-batches of an update."""
+
+
 def train_cotrainer(
     out: Path,
     pools: Pools,
-    settings: SegmentationSettings,
+    settings: CotrainerSettings,
     *,
-    method: str,
-    own: Any,
     start: Start,
-    partner: Partner | None = None,
     length: Length,
     seed: int,
     localizer: Localizer,
-    phase: str | None = None,
-    parts: int = 1,
     request: Mapping[str, Any],
     about: Mapping[str, Any] | None = None,
 ) -> RunDir:
@@ -66,59 +79,52 @@ def train_cotrainer(
     Args:
         out: run folder.
         pools: whose labels, and whose pixels.
-        settings: network, grid, augmentation, optimizer; for M&N of the 3D network.
-        method: mn, mean-teacher, bcp or unimatch.
-        own: the method's settings.
+        settings: what is trained, and how.
         start: of the network.
-        partner: of M&N: its 2D network.
         length: of the training.
         seed: start of the weights, order of the samples.
         localizer: where it comes from.
-        phase: learn from labels of ED or ES alone.
-        parts: micro-batches of an update.
         request: settings that decide the outcome; pools and starts are added.
         about: what `run.json` is to say besides.
 
     Raises:
         InputError: labels or images that cannot be used, weights that do not fit, or another run in `out`.
     """
-    starts = {"init": start_digest(start.init), "localizer": localizer.describe()}
-    if partner:
-        starts["partner"] = start_digest(partner.start.init)
-
-    def build() -> Training:
-        samples = read_samples(pools, settings.preprocess, phase=phase)
-        refuse_missing(pools, samples, phase=phase)
-        trained = describe_segmenter(pools, samples, settings) | {
-            "init": start.init, "method": method,
-            "unlabeled_subjects": sorted(set(pools.unlabeled["subject"])), **(about or {}),
-        }  # fmt: skip
-        batches = mix(samples, pools, settings, method=method, own=own, seed=seed)
-        given: dict[str, Any] = {"own": own, "start": start, "pools": pools, "seed": seed, "about": trained}
-        if partner:
-            return _co_training(batches, settings, partner=partner, **given)
-        return _one_network(batches, settings, method=method, **given)
-
+    model, starts = settings.model, {"init": start_digest(start.init), "localizer": localizer.describe()}
+    if settings.partner:
+        starts["partner"] = start_digest(settings.partner.start.init)
+    place = partial(place_localizer, pools=pools, settings=model, localizer=localizer, init=start.init,
+                    seed=seed, phase=settings.phase)  # fmt: skip
     run = carry_out(
         out,
         request={**request, "start": starts, **pools.describe()},
         provenance=pools.provenance,
-        build=build,
-        prepare=partial(
-            place_localizer,
-            pools=pools,
-            settings=settings,
-            localizer=localizer,
-            init=start.init,
-            seed=seed,
-            phase=phase,
-        ),
+        build=lambda: _build(pools, settings, start=start, seed=seed, about=about or {}),
+        prepare=place,
         length=length,
-        settings=FitSettings(seed=seed, optim=settings.optim, parts=parts),
-        label=method,
+        settings=FitSettings(seed=seed, optim=model.optim, parts=settings.parts),
+        label=settings.method,
     )
     warn_collapsed(run)
     return run
+
+
+def _build(
+    pools: Pools, settings: CotrainerSettings, *, start: Start, seed: int, about: Mapping[str, Any]
+) -> Training:
+    model, method = settings.model, settings.method
+    samples = read_samples(pools, model.preprocess, phase=settings.phase)
+    refuse_missing(pools, samples, phase=settings.phase)
+    unlabeled = sorted(set(pools.unlabeled["subject"]))
+    said = {"init": start.init, "method": method, "unlabeled_subjects": unlabeled, **about}
+    batches = mix(samples, pools, model, method=method, own=settings.own, seed=seed)
+    given: dict[str, Any] = {
+        "own": settings.own, "start": start, "pools": pools, "seed": seed,
+        "about": describe_segmenter(pools, samples, model) | said,
+    }  # fmt: skip
+    if settings.partner:
+        return _co_training(batches, model, partner=settings.partner, **given)
+    return _one_network(batches, model, method=method, **given)
 
 
 def mix(
