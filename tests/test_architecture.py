@@ -16,7 +16,7 @@ FLOORS = {
     "errors": 1, "ranges": 1, "disk": 1, "scan": 1, "sample": 1, "anatomy": 1, "losses": 1,
     "clock": 1, "metrics": 1, "heartbeat": 1,
     "models": 2, "io": 2, "transforms": 2, "training": 2, "pages": 2,
-    "data": 3, "pretraining": 3, "finetuning": 3, "phantom": 3,
+    "data": 3, "pretraining": 3, "finetuning": 3, "semi_supervised": 3, "phantom": 3,
     "inference": 4, "evaluation": 4,
     "recipes": 5,
     "commands": 7,

@@ -25,6 +25,7 @@ COMMANDS = {
     "index": ("fewbeats.commands.cohorts", "Index", "list a folder's scans in a cohort table"),
     "pretrain": ("fewbeats.commands.pretrain", "Pretrain", "learn an encoder from scans without labels"),
     "finetune": ("fewbeats.commands.finetune", "Finetune", "train on the labels of a few subjects"),
+    "cotrain": ("fewbeats.commands.cotrain", "Cotrain", "train on few labels and many unlabeled scans"),
     "study": ("fewbeats.study.command", "Study", "compare methods over label budgets and seeds"),
     "predict": ("fewbeats.commands.predict", "Predict", "label every frame of a scan or a cohort"),
     "export": ("fewbeats.commands.export", "Export", "hand weights to nnU-Net"),

@@ -123,6 +123,28 @@ def _shrink(values: Tensor, logits: Tensor) -> Tensor:
     return small if values.ndim == logits.ndim else small[:, 0]
 
 
+def soft_dice_kl(logits: Tensor, target: Tensor) -> Tensor:
+    """Soft Dice of all classes, pooled over batch and space, plus KL(target || prediction) over all elements.
+
+    As in the release of M&N (Yeung et al., 2025): squared denominators; of one-hot targets the second term is
+    the cross-entropy over the number of classes.
+
+    Args:
+        logits: (B, C, ...).
+        target: (B, C, ...) probabilities.
+
+    Returns:
+        scalar.
+    """
+    log_probabilities = logits.float().log_softmax(1)
+    probabilities = log_probabilities.exp()
+    axes = [0, *range(2, logits.ndim)]
+    overlap = (probabilities * target).sum(axes)
+    total = probabilities.square().sum(axes) + target.square().sum(axes)
+    dice = (2 * overlap + 1e-5) / (total + 1e-5)
+    return 1 - dice.mean() + F.kl_div(log_probabilities, target, reduction="none").mean()
+
+
 def contrastive_loss(embeddings: Tensor, positives: Tensor, *, temperature: float) -> Tensor:
     """InfoNCE with any number of positives an anchor.
 

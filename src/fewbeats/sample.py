@@ -92,14 +92,19 @@ class Batch:
         if parts > items:
             raise ValueError(f"{parts} parts of a batch of {items}")
         for part in range(parts):
-            own = slice(part, None, parts)
-            cut = {
-                f.name: v[own]
-                for f in fields(self)
-                if f.name != "views" and (v := getattr(self, f.name)) is not None
-            }
-            views = {name: view[own] for name, view in self.views.items()}
-            yield replace(self, views=views, **cut), len(range(part, items, parts)) / items
+            own = range(part, items, parts)
+            yield self.select(own), len(own) / items
+
+    def select(self, items: Sequence[int]) -> Batch:
+        """Some of its samples, by number."""
+        chosen: dict[str, Any] = {"views": {name: view[list(items)] for name, view in self.views.items()}}
+        for f in fields(self):
+            value = getattr(self, f.name)
+            if isinstance(value, tuple):
+                chosen[f.name] = tuple(value[i] for i in items) if value else ()
+            elif value is not None and f.name != "views":
+                chosen[f.name] = value[list(items)]
+        return replace(self, **chosen)
 
 
 def join_batches(parts: Sequence[Batch]) -> Batch:

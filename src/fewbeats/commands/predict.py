@@ -26,6 +26,8 @@ class Predict:
     """Folder for masks, predictions.csv, run.json and, for scans without labels, report.html."""
     split: str | None = None
     """Of a cohort, only this split."""
+    network: str = "network"
+    """Of a run of several networks: the name of another one, as flat of mn, or mean for all of them."""
     ed_frame: int | None = None
     """End-diastolic frame, where the volume curve should not decide."""
     es_frame: int | None = None
@@ -45,7 +47,8 @@ class Predict:
         from fewbeats.recipes.labeling import label_scans
 
         jobs = self.find_jobs()
-        label_scans(jobs, open_run(self.model, runtime=self.runtime), self.out, about={"split": self.split})
+        labeler = open_run(self.model, network=self.network, runtime=self.runtime)
+        label_scans(jobs, labeler, self.out, about={"split": self.split, "network": self.network})
         if not self._is_cohort:
             from fewbeats.evaluation.evaluate import write_prediction_report
 

@@ -67,11 +67,12 @@ class Labeler(Protocol):
         """What a folder of its masks says of it in `run.json`."""
 
 
-def open_run(run: Path, *, runtime: str | None = None) -> RunLabeler:
+def open_run(run: Path, *, network: str = "network", runtime: str | None = None) -> RunLabeler:
     """A run folder as a `Labeler`.
 
     Args:
         run: its folder.
+        network: the run's own, the name of another one that it exported, or `mean` of all.
         runtime: torch, onnxruntime or openvino; by default the fastest, as measured.
 
     Raises:
@@ -80,7 +81,7 @@ def open_run(run: Path, *, runtime: str | None = None) -> RunLabeler:
     from fewbeats.data.provenance import load_provenance
     from fewbeats.inference.segment import load_model
 
-    return RunLabeler(load_model(run, runtime=runtime), load_provenance(run))
+    return RunLabeler(load_model(run, network=network, runtime=runtime), load_provenance(run))
 
 
 @dataclass(frozen=True)

@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
-from scipy import ndimage
+from scipy import ndimage, special
 
 from fewbeats.anatomy import FEWBEATS_VALUES
 from fewbeats.errors import InputError
 from fewbeats.inference.engine import Engine, load_engine
 from fewbeats.inference.localize import Region, locate_heart, whole_image
+from fewbeats.training.rundir import RunDir
 from fewbeats.transforms.preprocess import Grid, lay_grid, normalize
 
 if TYPE_CHECKING:
@@ -31,6 +32,8 @@ class Model:
 
     segmenter: Engine
     localizer: Engine | None
+    others: tuple[Engine, ...] = ()
+    """Further networks on the same grid, whose probabilities are averaged with the segmenter's."""
 
     @property
     def structures(self) -> tuple[str, ...]:
@@ -43,17 +46,28 @@ class Model:
         return self.segmenter.config.modalities
 
 
-def load_model(run: Path | str, *, runtime: str | None = None) -> Model:
+def load_model(run: Path | str, *, network: str = "network", runtime: str | None = None) -> Model:
     """Open a run folder.
 
+    Args:
+        run: the folder.
+        network: `network` for the run's own, the name of another one that it exported, or `mean` of all.
+        runtime: see `load_engine`.
+
     Raises:
-        InputError: not a finished run of this version.
+        InputError: not a finished run of this version, or without such a network.
     """
-    segmenter = load_engine(run, runtime=runtime)
-    if not set(segmenter.structures) <= FEWBEATS_VALUES.keys():
+    names = RunDir(run).read_config().networks
+    chosen = names if network == "mean" else (network,)
+    if not set(chosen) <= set(names) or (network == "mean" and len(names) < 2):
+        raise InputError(f"{run}: has no network '{network}'; it has {', '.join(names)}")
+    folders = [Path(run) if name == names[0] else Path(run) / name for name in chosen]
+    first, *others = (load_engine(folder, runtime=runtime) for folder in folders)
+    if not set(first.structures) <= FEWBEATS_VALUES.keys():
         raise InputError(f"{run}: only finds the heart; give the run folder above it")
     folder = Path(run) / "localizer"
-    return Model(segmenter, load_engine(folder, runtime=runtime) if folder.is_dir() else None)
+    localizer = load_engine(folder, runtime=runtime) if folder.is_dir() else None
+    return Model(first, localizer, tuple(others))
 
 
 def find_region(scan: Scan, model: Model) -> Region:
@@ -85,15 +99,16 @@ def segment_frames(scan: Scan, model: Model, region: Region) -> Iterator[np.ndar
         if values.min() == values.max():
             raise InputError(f"{scan.source.path}: frame {t} is empty (one gray value); export it again")
         image = normalize(grid.sample(values), inside, settings, modality=scan.modality or "MR")
-        yield _decide(image, grid, model.segmenter)
+        yield _decide(image, grid, (model.segmenter, *model.others))
 
 
-def _decide(image: np.ndarray, grid: Grid, engine: Engine) -> np.ndarray:
-    """Network input -> label values on the scan's grid, slab by slab.
+def _decide(image: np.ndarray, grid: Grid, engines: Sequence[Engine]) -> np.ndarray:
+    """Network input -> label values on the scan's grid, slab by slab; of several networks by their mean.
 
     Where background has the highest score at all grid points a voxel draws from, it has it at the voxel.
     """
-    logits = _slide(image, engine) if engine.settings.network.dims == 3 else _slice_by_slice(image, engine)
+    engine, scores = engines[0], [_score(image, one) for one in engines]
+    logits = scores[0] if len(scores) == 1 else np.mean([special.softmax(s, axis=0) for s in scores], axis=0)
     values = np.array([0, *(FEWBEATS_VALUES[s] for s in engine.structures)], np.uint8)
     if len(logits) != len(values):
         raise InputError(f"{engine.run}: its network does not fit its run.json; restore the run folder")
@@ -106,6 +121,11 @@ def _decide(image: np.ndarray, grid: Grid, engine: Engine) -> np.ndarray:
             mask[box] = values[grid.restore(logits, box=box).argmax(0)]
         keep_largest(mask[depth, rows, columns], engine.structures)
     return mask
+
+
+def _score(image: np.ndarray, engine: Engine) -> np.ndarray:
+    """(Z, Y, X) -> logits (classes, Z, Y, X)."""
+    return (_slide if engine.settings.network.dims == 3 else _slice_by_slice)(image, engine)
 
 
 def _slice_by_slice(image: np.ndarray, engine: Engine) -> np.ndarray:

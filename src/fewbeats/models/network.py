@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
 from fewbeats.errors import InputError
-from fewbeats.ranges import check_ranges
+from fewbeats.ranges import check_ranges, later
 
 if TYPE_CHECKING:
     from torch import nn
@@ -27,6 +27,9 @@ class NetworkSettings:
     """Channels of a plain U-Net's first level; they double with each level up to 16 times that."""
     levels: int = 6
     """Resolution levels of a plain U-Net."""
+    isotropic: bool = later(False)
+    """Halve the slices of a 3D plain U-Net as often as rows and columns, as for volumes of even spacing; else
+    only twice, as stacks have few, thick slices."""
     norm: Literal["instance", "batch"] = "instance"
     """Normalization of a plain U-Net."""
     vit_width: int = 384
@@ -78,7 +81,9 @@ class NetworkSettings:
     @property
     def slice_stride(self) -> int:
         """The number of slices given to a 3D network must be a multiple of this."""
-        return 4 if self.dims == 3 else 1
+        if self.dims == 2:
+            return 1
+        return 2 ** (self.levels - 1) if self.isotropic else 4
 
 
 def build_network(settings: NetworkSettings, *, classes: int) -> nn.Module:
@@ -148,12 +153,12 @@ NAMED_BY_IMPORT = ("conv_op", "norm_op", "dropout_op", "nonlin")
 def plain_unet_plan(settings: NetworkSettings) -> dict[str, Any]:
     """Arguments of a plain U-Net as nnU-Net's plans hold them, classes by their import path.
 
-    The 3D one halves the through-plane axis only twice, as stacks have few, thick slices.
+    The 3D one halves the through-plane axis only twice where it is not `isotropic`.
     """
     dims, levels = settings.dims, settings.levels
     kernels: list = [[3] * dims] * levels
     strides: list = [[1] * dims] + [[2] * dims] * (levels - 1)
-    if dims == 3:
+    if dims == 3 and not settings.isotropic:
         kernels = [[1, 3, 3] if i < 2 else [3, 3, 3] for i in range(levels)]
         strides = [[1, 1, 1]] + [[2, 2, 2] if i in (3, 4) else [1, 2, 2] for i in range(1, levels)]
     norm = {"instance": "instancenorm.InstanceNorm", "batch": "batchnorm.BatchNorm"}[settings.norm]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import resource
+import shutil
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
@@ -149,6 +150,8 @@ def _export(run: RunDir, training: Training, about: dict[str, Any], provenance: 
         folder.path.mkdir(parents=True, exist_ok=True)
         written = exported.write(network, folder)
         provenance.save(folder.path)
+        if folder is not run and (run.path / "localizer").is_dir():
+            shutil.copytree(run.path / "localizer", folder.path / "localizer", dirs_exist_ok=True)
         memory = {"peak_memory_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024}
         names = about["networks"] if folder is run else ["network"]
         folder.write_config({**exported.about, **about, **memory, **written, "networks": names})

@@ -12,8 +12,8 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from fewbeats.commands.finetune import MAY_DIFFER
 from fewbeats.commands.flags import flags_of, parse, read_yaml, settings_of
+from fewbeats.commands.labeled import MAY_DIFFER
 from fewbeats.commands.pretrain import Pretrain
 from fewbeats.errors import InputError
 from fewbeats.evaluation.scores import SCORES, Score
@@ -55,6 +55,8 @@ class Plan:
     baseline: str
     score: Score
     """What is compared."""
+    may_differ: tuple[str, ...] = ()
+    """Further settings in which arms differ on purpose, as `network` where 2D and 3D are compared."""
     primary: tuple[str, int] | None
     """Arm and budget of the one contrast to the baseline that was named beforehand."""
     pretrainings: dict[str, Pretrain]
@@ -112,7 +114,7 @@ def read_plan(path: Path) -> Plan:
     """
     content = read_yaml(path)
     known = ("cohort", "out", "rows", "split", "labeled", "seeds", "baseline", "primary",
-             "score", "pretrain", *TRAINERS, "pretrainings", "arms")  # fmt: skip
+             "score", "may_differ", "pretrain", *TRAINERS, "pretrainings", "arms")  # fmt: skip
     for key in content:
         if key not in known:
             raise InputError(f"{path}: no setting '{key}'; {_nearest(key, known)}")
@@ -136,6 +138,7 @@ def read_plan(path: Path) -> Plan:
         split=content["split"],
         baseline=_text(content, "baseline", path),
         score=_read_score(content.get("score", "dice"), path),
+        may_differ=_read_names(content.get("may_differ", []), "may_differ", path),
         primary=_read_primary(content.get("primary"), path),
         pretrainings=pretrainings,
         arms=arms,
@@ -195,6 +198,12 @@ def _read_score(given: Any, path: Path) -> Score:
     return SCORES[str(given)]
 
 
+def _read_names(given: Any, where: str, path: Path) -> tuple[str, ...]:
+    if not isinstance(given, list) or not all(isinstance(name, str) for name in given):
+        raise InputError(f"{path}: {where}: give a list of settings")
+    return tuple(name.replace("-", "_") for name in given)
+
+
 def _read_primary(given: Any, path: Path) -> tuple[str, int] | None:
     if given is None:
         return None
@@ -223,10 +232,11 @@ def _check(plan: Plan, path: Path) -> None:
                 f"{path}: primary: {labeled} labeled is no budget of both '{name}' and the baseline"
             )
     for arm in plan.arms.values():
-        if other := _differences(base.trainer.protocol(), arm.trainer.protocol()):
+        found = _differences(base.trainer.protocol(), arm.trainer.protocol())
+        if other := [name for name in found if name.split(".")[0] not in plan.may_differ]:
             raise InputError(
                 f"{path}: arms '{base.name}' and '{arm.name}' differ in {other[0]}; arms that are compared "
-                f"share all but init, {', '.join(MAY_DIFFER)}"
+                f"share all but init, {', '.join(MAY_DIFFER)} and what 'may_differ' names"
             )
         if arm.pretraining and plan.pretrainings[arm.pretraining].network != arm.trainer.pretrained_network:
             raise InputError(

@@ -87,7 +87,7 @@ def _context(plan: Plan, rows: pl.DataFrame, result: Result, *, waiting: int) ->
             if name in used
         },
         "starts": starts,
-        "photographs": (first := base.localization()) is not None and first.init == "natural",
+        "photographs": (first := base.localization()) is not None and first["init"] == "natural",
         "elsewhere": sorted(starts - set(STARTS)),
         "level": lambda value: "–" if value is None else plan.score.text(value),
         "describe": describe,

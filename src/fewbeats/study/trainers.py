@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any, ClassVar, Protocol
 
+from fewbeats.commands.cotrain import Cotrain
 from fewbeats.commands.finetune import Finetune
 from fewbeats.models.network import NetworkSettings
 
@@ -35,8 +36,8 @@ class Trainer(Protocol):
     def protocol(self) -> dict[str, Any]:
         """What arms that are compared must share: grid, augmentation, localizer."""
 
-    def localization(self) -> Finetune | None:
-        """The run whose localizer it takes over, None where it wants none."""
+    def localization(self) -> dict[str, Any] | None:
+        """Fields of the `Finetune` whose localizer it takes over, None where it wants none."""
 
     def preflight(self) -> None:
         """Look for what would stop `run`, before time is spent on others.
@@ -49,5 +50,5 @@ class Trainer(Protocol):
         """Train; returns the run folder."""
 
 
-TRAINERS: dict[str, type[Trainer]] = {"finetune": Finetune}
+TRAINERS: dict[str, type[Trainer]] = {"finetune": Finetune, "cotrain": Cotrain}
 """By the command's name: an arm says which with `command`, the first by default."""

@@ -122,7 +122,7 @@ def localizer_of(plan: Plan, unit: Unit) -> Finetune | None:
         return None
     phases = {arm.trainer.describe().get("phase") for arm in plan.arms.values()}
     return replace(
-        first,
+        Finetune(**first),
         labeled=unit.labeled,
         seed=unit.seed,
         phase=phases.pop() if len(phases) == 1 else None,
@@ -151,10 +151,11 @@ def _compute_arm(plan: Plan, unit: Unit) -> None:
     from fewbeats.commands.predict import Predict
 
     run, reports = trainer_of(plan, unit).run(), {}
-    for network in RunDir(run).read_config().networks:
-        main = network == NETWORK
-        found = run.with_name(f"{run.name}_{plan.split}" if main else f"{run.name}_{network}_{plan.split}")
-        Predict(model=run if main else run / network, input=plan.cohort, split=plan.split, out=found).run()
+    names = RunDir(run).read_config().networks
+    for network in (*names, "mean") if len(names) > 1 else names:
+        of = "" if network == NETWORK else f"_{network}"
+        found = run.with_name(f"{run.name}{of}_{plan.split}")
+        Predict(model=run, network=network, input=plan.cohort, split=plan.split, out=found).run()
         Evaluate(predictions=found, cohort=plan.cohort, out=found / "report").run()
         reports[network] = found / "report"
     append_rows(plan, unit, run, reports)

@@ -1,0 +1,118 @@
+"""Train on the labels of a few subjects and on many unlabeled scans at once."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from fewbeats.commands.labeled import LearnsFromLabels
+from fewbeats.errors import InputError
+from fewbeats.models.network import NetworkSettings
+from fewbeats.ranges import check_ranges
+from fewbeats.recipes.cotrainer import CotrainerSettings, Partner, train_cotrainer
+from fewbeats.recipes.run import Length
+from fewbeats.recipes.starts import Start
+from fewbeats.semi_supervised.settings import (
+    BcpSettings,
+    MeanTeacherSettings,
+    MnSettings,
+    UnimatchSettings,
+)
+
+if TYPE_CHECKING:
+    from fewbeats.recipes.pools import Pool, Pools
+
+
+@dataclass(frozen=True, kw_only=True)
+class Cotrain(LearnsFromLabels):
+    """Train on a cohort's labeled subjects and on all scans of split train, whose labels stay closed."""
+
+    method: Literal["mn", "mean-teacher", "bcp", "unimatch"]
+    """mn: a 2D network and the run's 3D one teach each other; mean-teacher: agreement with a moving average;
+    bcp: images and labels pasted into each other; unimatch: strong views held to what a weak one shows."""
+    pool_subjects: int | None = None
+    """Number of subjects to learn from without labels, drawn by the seed and nested; all by default."""
+    parts: int = 1
+    """Micro-batches that an update is computed in, where memory is short."""
+    flat: NetworkSettings = field(default_factory=NetworkSettings)
+    """The 2D network of mn."""
+    flat_init: str = "natural"
+    """What it starts from: scratch, natural, a run folder, or a .safetensors file."""
+    mn: MnSettings = field(default_factory=MnSettings)
+    mean_teacher: MeanTeacherSettings = field(default_factory=MeanTeacherSettings)
+    bcp: BcpSettings = field(default_factory=BcpSettings)
+    unimatch: UnimatchSettings = field(default_factory=UnimatchSettings)
+
+    def run(self) -> Path:
+        """Train; returns the run folder.
+
+        Raises:
+            InputError: the cohort, its labels, its scans or the settings cannot be used.
+        """
+        length = Length(steps=self.steps, minutes=self.minutes)
+        pools, partner = self.choose(), None
+        if self.method == "mn":
+            partner = Partner(network=self.flat, start=Start(init=self.flat_init))
+        settings = CotrainerSettings(
+            model=self.model, method=self.method, own=getattr(self, self.part), partner=partner,
+            phase=self.phase, parts=self.parts,
+        )  # fmt: skip
+        run = train_cotrainer(
+            self.out, pools, settings, start=self.start, length=length, seed=self.seed, localizer=self.finder,
+            request={"settings": self.describe()}, about={"cohort": self.cohort},
+        )  # fmt: skip
+        subjects = pools.unlabeled["subject"].n_unique()
+        print(f"{run.path}: trained on {', '.join(pools.labeled_subjects)} and {subjects} subjects unlabeled")
+        return run.path
+
+    @property
+    def part(self) -> str:
+        """Name of the method's settings."""
+        return self.method.replace("-", "_")
+
+    def choose(
+        self, *, pool: Pool | None = None, hold_back: bool = False, others: tuple[str, ...] = ()
+    ) -> Pools:
+        from fewbeats.recipes.pools import Pool
+
+        pool = pool or Pool(subjects=self.pool_subjects, seed=self.seed)
+        return super().choose(pool=pool, others=(self.flat_init,) if self.method == "mn" else ())
+
+    def check_budget(self) -> None:
+        """Refuse a length that is none, and networks that the method cannot train.
+
+        Raises:
+            InputError: naming the setting.
+        """
+        super().check_budget()
+        check_ranges(self, "", counts=("parts",))
+        if self.method == "mn" and (self.model.network.dims != 3 or self.flat.dims != 2):
+            raise InputError(
+                "--method mn: needs a 3D network, --network.kind unet3d, and a 2D one, --flat.kind"
+            )
+        if self.method == "mn" and self.flat.context:
+            raise InputError("--flat.context: the 2D network of mn sees each slice alone; take it out")
+        if self.parts > self.model.batch_size or self.model.batch_size < 2:
+            raise InputError(
+                f"--batch-size {self.model.batch_size}: needs a labeled and an unlabeled item, and no fewer "
+                "than --parts"
+            )
+
+    def describe(self) -> dict[str, Any]:
+        """What decides the outcome: all but places, and of the methods the chosen one."""
+        aside = {"mn", "mean_teacher", "bcp", "unimatch"} - {self.part}
+        aside |= set() if self.method == "mn" else {"flat", "flat_init"}
+        return {name: value for name, value in super().describe().items() if name not in aside | {"parts"}}
+
+    def preflight(self) -> None:
+        """See that labels, pool and starts can be used; of mn both.
+
+        Raises:
+            InputError: they cannot.
+        """
+        super().preflight()
+        if self.method == "mn":
+            replace(
+                self, method="mean-teacher", init=self.flat_init, model=replace(self.model, network=self.flat)
+            ).preflight()

@@ -1,0 +1,38 @@
+"""What a semi-supervised method says of itself, and all of them by name."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from fewbeats.clock import Clock
+    from fewbeats.sample import Batch
+    from fewbeats.training.method import Method
+    from fewbeats.training.optim import OptimSettings
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recipe:
+    """A method as a training takes it; `own` are its settings (`settings.py`)."""
+
+    name: str
+    views: Callable[..., Batch]
+    """(batch, generator, *, settings, own) -> the batch with the views it wants, cut to size."""
+    build: Callable[[nn.Module, Any, OptimSettings, float], Method] | None = None
+    """(network, own, optim, decay of its moving average) -> the method; None where it takes two networks."""
+    labels: Callable[[Clock, Any, int], int] = lambda clock, own, size: size - size // 2
+    """(clock, own, items) -> how many items of a step's batch are labeled."""
+
+
+METHODS = {"mn": "co_training", "mean-teacher": "mean_teacher", "bcp": "bcp", "unimatch": "unimatch"}
+"""Name -> its file, which ends with its `RECIPE`; `mn` has two networks and a recipe of its own."""
+
+
+def find_recipe(method: str) -> Recipe:
+    """The recipe of a method in `METHODS`."""
+    return import_module(f"fewbeats.semi_supervised.{METHODS[method]}").RECIPE

@@ -1,0 +1,144 @@
+"""UniMatch: strong views of an image, and its perturbed features, are held to what a weak view surely shows.
+
+Yang et al., Revisiting Weak-to-Strong Consistency in Semi-Supervised Semantic Segmentation, CVPR 2023,
+https://arxiv.org/abs/2208.09910; the teacher that labels is the moving average of UniMatch V2, TPAMI 2025,
+https://arxiv.org/abs/2410.10777. With one strong view and no features it is FixMatch (Sohn et al., 2020).
+
+    for unlabeled images u of one geometry, gray values as they are:
+        q = softmax(t(u)), c = max q, y = argmax q                         teacher, without gradient
+        u_i = CutMix(A_i(u)), y_i, c_i cut and mixed alike                 strong views i = 1, 2
+        l_i = Dice of s(u_i) with y_i where c_i > tau;   l_f = Dice of s(u) with its feature channels dropped
+        loss = (1 - v) supervised + v (mean of l_i + l_f) / 2
+        t = l t + (1 - l) s
+    keep t
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import nn
+
+from fewbeats.losses import dice_ce_loss, supervised_loss
+from fewbeats.models.answering import answering, finest
+from fewbeats.semi_supervised.averaged import Averaged
+from fewbeats.semi_supervised.methods import Recipe
+from fewbeats.training.method import Step
+from fewbeats.training.optim import OptimSettings
+from fewbeats.transforms.views import ViewSettings, change_gray, cut_labeled
+
+if TYPE_CHECKING:
+    from torch import Generator, Tensor
+
+    from fewbeats.clock import Clock
+    from fewbeats.sample import Batch
+    from fewbeats.semi_supervised.settings import UnimatchSettings
+
+BOX = (0.02, 0.4)  # area of a CutMix box, share of the image's
+ASPECT = (0.3, 1 / 0.3)
+
+
+def views(batch: Batch, generator: Generator, *, settings: ViewSettings, own: UnimatchSettings) -> Batch:
+    """One geometry; gray values as they are, changed as ever for the labels, and changed strongly."""
+    cut = cut_labeled(batch, settings, generator)
+    image = cut.views["image"]
+    strong = replace(settings.intensity, probability=max(0.5, settings.intensity.probability))
+    shown = {"weak": image, "image": change_gray(image, settings, generator)}
+    for i in range(own.strong_views):
+        shown[f"strong{i}"] = change_gray(image, replace(settings, intensity=strong), generator)
+    return replace(cut, views=shown)
+
+
+class Unimatch(Averaged):
+    """Weak-to-strong consistency.
+
+    Args:
+        network: (B, C, [Z,] Y, X) -> logits, or a list of them, finest first.
+        settings: threshold, streams and their weight.
+        optim: rates.
+        ema_decay: l.
+    """
+
+    def __init__(
+        self, network: nn.Module, *, settings: UnimatchSettings, optim: OptimSettings, ema_decay: float
+    ):
+        super().__init__(network, optim=optim, ema_decay=ema_decay)
+        self.settings = settings
+
+    def forward(self, batch: Batch, clock: Clock) -> Step:
+        if batch.labeled is None or bool(batch.labeled.all()):
+            return Step(supervised_loss(self.student(batch.views["image"]), batch))
+        known = batch.select(batch.labeled.nonzero()[:, 0].tolist())
+        labels = batch.views["image"].new_zeros(())
+        if len(known.views["image"]):  # a micro-batch may have none
+            labels = supervised_loss(self.student(known.views["image"]), known)
+        unlabeled = {name: view[~batch.labeled] for name, view in batch.views.items()}
+        with answering(self.teacher) as ask:
+            confidence, target = ask(unlabeled["weak"]).float().softmax(1).max(1)
+        sure = (confidence > self.settings.threshold).float()
+        streams = [
+            self._learn(unlabeled[f"strong{i}"], target, sure) for i in range(self.settings.strong_views)
+        ]
+        loss = torch.stack(streams).mean()
+        if self.settings.features:
+            with dropped_channels(self.student, self.settings.features):
+                answer = finest(self.student(unlabeled["weak"]))
+            loss = 0.5 * (loss + dice_ce_loss(answer, target, weight=sure))
+        v = self.settings.weight
+        logs = {"sure": float(sure.mean()), "pseudo_foreground": float((target > 0).float().mean())}
+        return Step((1 - v) * labels + v * loss, logs)
+
+    def _learn(self, image: Tensor, target: Tensor, sure: Tensor) -> Tensor:
+        """Loss of a strong view with boxes of the other images in it, labels mixed alike."""
+        box = draw_boxes(image, chance=self.settings.cutmix)
+        mixed = torch.where(box[:, None], image.roll(1, 0), image)
+        labels = torch.where(box, target.roll(1, 0), target)
+        weight = torch.where(box, sure.roll(1, 0), sure)
+        return dice_ce_loss(finest(self.student(mixed)), labels, weight=weight)
+
+
+def draw_boxes(image: Tensor, *, chance: float) -> Tensor:
+    """(B, [Z,] Y, X) bool: a random in-plane box in some of the images (Yun et al., CutMix, ICCV 2019)."""
+    rows, columns = image.shape[-2:]
+    boxes = torch.zeros(image.shape[0], *image.shape[2:], dtype=torch.bool, device=image.device)
+    for i in range(len(image)):
+        if torch.rand(()) >= chance:
+            continue
+        area = float(torch.empty(()).uniform_(*BOX)) * rows * columns
+        aspect = float(torch.empty(()).uniform_(*ASPECT))
+        height, width = (min(side, round(v)) for side, v in
+                         zip((rows, columns), ((area * aspect) ** 0.5, (area / aspect) ** 0.5)))  # fmt: skip
+        top, left = (int(torch.randint(0, n + 1, ())) for n in (rows - height, columns - width))
+        boxes[i, ..., top : top + height, left : left + width] = True
+    return boxes
+
+
+class dropped_channels:
+    """While it lasts, an encoder's maps lose whole channels at random, as the decoder sees them."""
+
+    def __init__(self, network: nn.Module, share: float):
+        self.encoder: Any = network.encoder
+        self.share = share
+
+    def __enter__(self) -> None:
+        self.handle = self.encoder.register_forward_hook(self._drop)
+
+    def __exit__(self, *_: object) -> None:
+        self.handle.remove()
+
+    def _drop(self, module: nn.Module, given: Any, maps: Any) -> Any:
+        return [_drop_channels(one, self.share) if one.shape[1] > 1 else one for one in maps]
+
+
+def _drop_channels(features: Tensor, share: float) -> Tensor:
+    drop = nn.functional.dropout3d if features.ndim == 5 else nn.functional.dropout2d
+    return drop(features, share, training=True)
+
+
+RECIPE = Recipe(
+    name="unimatch",
+    views=views,
+    build=lambda network, own, optim, decay: Unimatch(network, settings=own, optim=optim, ema_decay=decay),
+)

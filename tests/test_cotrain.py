@@ -1,0 +1,92 @@
+"""`cotrain`: each method from a cohort to a run that predicts, and what is refused."""
+
+from __future__ import annotations
+
+import json
+
+import polars as pl
+import pytest
+
+from fewbeats.cli import main
+from fewbeats.commands.cotrain import Cotrain
+from fewbeats.data.cohort import read_cohort, write_cohort
+
+PLAIN = ("--init=scratch", "--network.base-channels=4", "--network.levels=4", "--preprocess.size=64",
+         "--preprocess.spacing-mm=2.5", "--localizer-steps=2")  # fmt: skip
+FLAT = ("--network.kind=unet2d", "--batch-size=4", "--steps=4", *PLAIN)
+DEEP = ("--network.kind=unet3d", "--slab-slices=8", "--batch-size=2", "--steps=16", *PLAIN,
+        "--flat.kind=unet2d", "--flat.base-channels=4", "--flat.levels=4", "--flat-init=scratch")  # fmt: skip
+
+
+@pytest.fixture(autouse=True)
+def _no_onnx(monkeypatch):
+    monkeypatch.setattr("fewbeats.inference.engine.can_export", lambda: False)
+
+
+def cotrain(cohort, out, method, *flags) -> int:
+    return main(["cotrain", str(cohort), f"--method={method}", "--labeled=1", f"--out={out}", *flags])
+
+
+@pytest.mark.parametrize(
+    ("method", "flags"),
+    [("mean-teacher", FLAT), ("bcp", FLAT), ("unimatch", FLAT), ("mn", DEEP),
+     ("mean-teacher", ("--network.kind=unet3d", "--slab-slices=8", "--batch-size=2", "--steps=2", *PLAIN))],
+    ids=["mean-teacher", "bcp", "unimatch", "mn", "3D"],
+)  # fmt: skip
+def test_a_run_predicts_and_tells_what_it_saw(method, flags, phantoms, tmp_path, capfd):
+    run = tmp_path / "run"
+    assert cotrain(phantoms, run, method, *flags) == 0
+    assert "3 subjects unlabeled" in capfd.readouterr().out
+    about = json.loads((run / "run.json").read_text())
+    assert (about["method"], about["structures"]) == (method, ["LV", "MYO", "RV"])
+    assert about["unlabeled_subjects"] == ["phantom000", "phantom001", "phantom002"]
+    seen = json.loads((run / "provenance.json").read_text())
+    assert (len(seen["labeled"]), len(seen["unlabeled"])) == (1, 3)
+    predict = ["predict", str(run), str(phantoms), "--split=tune"]
+    for network in ("network", "flat", "mean") if method == "mn" else ("network",):
+        assert main([*predict, f"--network={network}", f"--out={tmp_path / network}"]) == 0
+    if method == "mn":
+        assert main(["predict", str(run / "flat"), *predict[2:], f"--out={tmp_path / 'alone'}"]) == 0
+        mask = "phantom003_4d.nii.gz"
+        assert (tmp_path / "alone" / mask).read_bytes() == (tmp_path / "flat" / mask).read_bytes()
+    else:
+        assert main([*predict, "--network=mean", f"--out={tmp_path / 'mean'}"]) == 2
+        assert "has no network 'mean'; it has network" in capfd.readouterr().err
+    assert cotrain(phantoms, run, method, *flags) == 0
+    assert "already trained" in capfd.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("method", "flags", "complaint"),
+    [
+        ("mn", FLAT, "needs a 3D network"),
+        ("mn", (*DEEP, "--flat.context=1"), "--flat.context"),
+        ("bcp", (*FLAT, "--batch-size=1"), "needs a labeled and an unlabeled item"),
+        ("bcp", (*FLAT, "--parts=5"), "--parts"),
+        ("unimatch", (*FLAT, "--unimatch.threshold=2"), "--unimatch.threshold 2.0: must be between 0 and 1"),
+        ("mean-teacher", (*FLAT, "--pool-subjects=9"), "--pool-subjects 9: split train has 3"),
+        ("mn", (*DEEP, "--flat-init=nowhere"), "no such weights file"),
+    ],
+)
+def test_what_cannot_be_trained_is_one_line(method, flags, complaint, phantoms, tmp_path, capfd):
+    assert cotrain(phantoms, tmp_path / "run", method, *flags) == 2
+    told = capfd.readouterr().err
+    assert complaint in told
+    assert told.count("\n") == 1
+    assert not (tmp_path / "run" / "run.json").exists()
+
+
+def test_a_held_out_copy_in_the_pool_is_refused(phantoms, tmp_path, capfd):
+    cohort = read_cohort(phantoms)
+    image = cohort.filter(pl.col("subject") == "phantom004")["image"][0]
+    moved = pl.when(pl.col("subject") == "phantom000").then(pl.lit(image)).otherwise("image")
+    shape = ("frames", "slices", "rows", "columns", "spacing_z_mm", "spacing_y_mm", "spacing_x_mm")
+    write_cohort(cohort.with_columns(image=moved).drop(shape), tmp_path / "c.csv")
+    assert cotrain(tmp_path / "c.csv", tmp_path / "run", "bcp", *FLAT) == 2
+    assert "copy of a scan of the held-out phantom004" in capfd.readouterr().err
+
+
+def test_only_the_chosen_method_decides(tmp_path):
+    one = Cotrain(cohort=tmp_path, out=tmp_path, method="bcp", steps=1)
+    assert not {"mn", "unimatch", "flat", "flat_init", "parts", "init"} & one.describe().keys()
+    assert {"bcp", "model", "pool_subjects"} <= one.describe().keys()
