@@ -213,7 +213,16 @@ def test_all_views_and_the_target_share_one_geometry(module):
 
 def test_every_method_is_there_by_its_name():
     assert [find_recipe(name).name for name in METHODS] == list(METHODS)
-    assert find_recipe("bcp").labels(Clock(0, 1), None, 5) == 3
+    assert find_recipe("mean-teacher").labels(Clock(0, 1), MeanTeacherSettings(), 5) == 3
+
+
+@pytest.mark.parametrize(
+    ("name", "own"),
+    [("bcp", BcpSettings(pretraining=0.25)), ("unimatch", UnimatchSettings(pretraining=0.25))],
+)
+def test_labels_alone_come_first(name, own):
+    counts = [find_recipe(name).labels(Clock(step, 8), own, 5) for step in range(8)]
+    assert counts == [5, 5, 3, 3, 3, 3, 3, 3]
 
 
 @pytest.mark.parametrize(

@@ -8,6 +8,7 @@ import numpy as np
 import torch
 
 from fewbeats.clock import Clock
+from fewbeats.data.foreground import Extents, force_starts
 from fewbeats.data.store import Stacks
 from fewbeats.sample import Batch
 
@@ -36,6 +37,9 @@ class Sampler:
     seed: int = 0
     epochs: bool = True
     """Without replacement, epoch after epoch; else anew each step, all different within it."""
+    forced: float = 0.0
+    """Share of slabs that are moved to where `extents` say that there is foreground."""
+    extents: Extents = lambda clock: None
 
     def __call__(self, clock: Clock) -> Batch:
         """The batch of a step; each rank gets its own share of the step's slices."""
@@ -46,11 +50,24 @@ class Sampler:
         items = self.stacks.frames * (1 if self.slab else self.stacks.slices)
         offsets = np.cumsum(items)
         drawn = self._indices(clock, int(offsets[-1]))[:count]
-        starts = np.random.default_rng([self.seed, clock.step, clock.rank]).random(self.batch_size)[:count]
         stack = np.searchsorted(offsets, drawn, side="right")
         within = drawn - (offsets - items)[stack]
-        t, z = (within, np.zeros_like(within)) if self.slab else np.divmod(within, self.stacks.slices[stack])
-        return self._batch(stack, t, z=z, starts=starts)
+        if self.slab:
+            return self._batch(stack, within, z=self._first_slices(clock, stack, drawn))
+        t, z = np.divmod(within, self.stacks.slices[stack])
+        return self._batch(stack, t, z=z)
+
+    def _first_slices(self, clock: Clock, stack: np.ndarray, drawn: np.ndarray) -> np.ndarray:
+        """Where slabs begin."""
+        random, count = np.random.default_rng([self.seed, clock.step, clock.rank]), len(stack)
+        room = np.maximum(0, self.stacks.slices[stack] - self.depth)
+        first = (random.random(self.batch_size)[:count] * (room + 1)).astype(int)
+        extents = self.extents(clock) if self.forced else None
+        if extents is None:
+            return first
+        draw, chosen = random.random((2, self.batch_size))[:, :count]
+        forced = force_starts(first, extents[drawn], room=room, depth=self.depth, draw=draw)
+        return np.where(chosen < self.forced, forced, first)
 
     def _indices(self, clock: Clock, total: int) -> np.ndarray:
         """Which of all slices or slabs a step draws on this rank."""
@@ -62,9 +79,9 @@ class Sampler:
         places = [divmod(first + i, total) for i in range(self.batch_size)]
         return np.array([_shuffled(self.seed, epoch, total)[within] for epoch, within in places])
 
-    def _batch(self, stack: np.ndarray, t: np.ndarray, *, z: np.ndarray, starts: np.ndarray) -> Batch:
+    def _batch(self, stack: np.ndarray, t: np.ndarray, *, z: np.ndarray) -> Batch:
         cut = self._slab if self.slab else self._neighbors
-        pieces = [cut(*place) for place in zip(stack, t, z, starts)]
+        pieces = [cut(*place) for place in zip(stack, t, z)]
         images, masks = zip(*pieces)
         table = self.stacks
         position = np.full(len(stack), np.nan) if self.slab else table.heights(stack, z)
@@ -90,16 +107,15 @@ class Sampler:
     def _read(self, stack: int, t: int, z: np.ndarray | slice, *, mask: bool) -> np.ndarray | None:
         return None if mask and self.stacks.masks is None else self.stacks.read(stack, t, z, mask=mask)
 
-    def _neighbors(self, stack: int, t: int, z: int, _: float) -> tuple[np.ndarray | None, np.ndarray | None]:
+    def _neighbors(self, stack: int, t: int, z: int) -> tuple[np.ndarray | None, np.ndarray | None]:
         """(depth, Y, X) slices around z and the mask (1, Y, X) of slice z."""
         around = np.arange(z - self.depth // 2, z + self.depth // 2 + 1)
         around = np.clip(around, 0, self.stacks.slices[stack] - 1)
         return self._read(stack, t, around, mask=False), self._read(stack, t, slice(z, z + 1), mask=True)
 
-    def _slab(self, stack: int, t: int, _: int, start: float) -> tuple[np.ndarray | None, np.ndarray | None]:
-        """`depth` slices from a height in [0, 1) on, and their masks; empty ones are added to thin stacks."""
+    def _slab(self, stack: int, t: int, first: int) -> tuple[np.ndarray | None, np.ndarray | None]:
+        """`depth` slices from `first` on, and their masks; empty ones are added to thin stacks."""
         missing = self.depth - int(self.stacks.slices[stack])
-        first = int(start * (1 - missing)) if missing < 0 else 0
         padding = ((max(0, missing) // 2, max(0, missing) - max(0, missing) // 2), (0, 0), (0, 0))
         taken = [self._read(stack, t, slice(first, first + self.depth), mask=mask) for mask in (False, True)]
         image, mask = (None if part is None else np.pad(part, padding) for part in taken)

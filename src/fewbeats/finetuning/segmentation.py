@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from fewbeats.errors import InputError
 from fewbeats.metrics import dice
-from fewbeats.models.network import NetworkSettings
+from fewbeats.models.network import NetworkSettings, memory_format
 from fewbeats.training.loop import Validation
 from fewbeats.training.optim import OptimSettings
 from fewbeats.transforms.inputs import cut_inputs
@@ -111,13 +111,10 @@ def supervise(
     Returns:
         the method, its batches, and what chooses the state, None for the last.
     """
-    import torch
-
     from fewbeats.finetuning.supervised import Supervised
     from fewbeats.models.finish import finish_network
 
-    layout = torch.channels_last if settings.network.dims == 2 else torch.channels_last_3d
-    network.to(memory_format=layout)
+    network.to(memory_format=memory_format(settings.network.dims))
     method = Supervised(
         network, optim=settings.optim, ema_decay=settings.ema_decay, freeze=settings.freeze_encoder
     )

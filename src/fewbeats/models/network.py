@@ -10,6 +10,7 @@ from fewbeats.errors import InputError
 from fewbeats.ranges import check_ranges, later
 
 if TYPE_CHECKING:
+    import torch
     from torch import nn
 
 NetworkKind = Literal["lite0", "unet2d", "unet3d", "vit", "hub"]
@@ -178,6 +179,13 @@ def plain_unet_plan(settings: NetworkSettings) -> dict[str, Any]:
         "nonlin": "torch.nn.LeakyReLU",
         "nonlin_kwargs": {"inplace": True},
     }
+
+
+def memory_format(dims: int) -> torch.memory_format:
+    """In which layout a CPU convolves fastest, of 2 or 3 spatial dimensions."""
+    import torch
+
+    return torch.channels_last if dims == 2 else torch.channels_last_3d
 
 
 LAST_LAYERS = ("segmentation_head.", "decoder.seg_layers.")

@@ -201,7 +201,6 @@ def check_pool(rows: pl.DataFrame, *, recipe: Recipe, batch_size: int, cohort: P
     Raises:
         InputError: naming the cohort.
     """
-
     counts = rows.select("frames", "slices").drop_nulls()
     if len(counts) == len(rows):  # else nobody knows before they are read
         check_slices(*counts, recipe=recipe, batch_size=batch_size, cohort=cohort)

@@ -23,7 +23,7 @@ from torch import nn
 from fewbeats.losses import supervised_loss
 from fewbeats.models.answering import answering
 from fewbeats.semi_supervised.averaged import Averaged
-from fewbeats.semi_supervised.methods import Recipe
+from fewbeats.semi_supervised.methods import Recipe, labels_first
 from fewbeats.training.method import Step
 from fewbeats.training.optim import OptimSettings
 from fewbeats.transforms.views import ViewSettings, change_gray, cut_labeled
@@ -124,5 +124,6 @@ def keep_largest_parts(labels: Tensor) -> Tensor:
 RECIPE = Recipe(
     name="bcp",
     views=views,
+    labels=labels_first,
     build=lambda network, own, optim, decay: Bcp(network, settings=own, optim=optim, ema_decay=decay),
 )

@@ -29,6 +29,11 @@ class Recipe:
     """(clock, own, items) -> how many items of a step's batch are labeled."""
 
 
+def labels_first(clock: Clock, own: Any, size: int) -> int:
+    """All items of a batch in the first share `own.pretraining` of the run, then half of them."""
+    return size if clock.progress < own.pretraining else size - size // 2
+
+
 METHODS = {"mn": "co_training", "mean-teacher": "mean_teacher", "bcp": "bcp", "unimatch": "unimatch"}
 """Name -> its file, which ends with its `RECIPE`; `mn` has two networks and a recipe of its own."""
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from fewbeats.ranges import check_ranges
+from fewbeats.ranges import check_ranges, later
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,13 +70,15 @@ class UnimatchSettings:
     """Chance that a strong view has a box of another one in it."""
     weight: float = 0.5
     """Of what is learned without labels, beside 1 - this for the labels."""
+    pretraining: float = later(0.0)
+    """Share of the run in which labels alone are learned from, with whole batches of them."""
 
     def __post_init__(self) -> None:
         check_ranges(
             self,
             "unimatch.",
             counts=("strong_views",),
-            shares=("threshold", "features", "cutmix", "weight"),
+            shares=("threshold", "features", "cutmix", "weight", "pretraining"),
         )
 
 

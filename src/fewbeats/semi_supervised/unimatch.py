@@ -24,7 +24,7 @@ from torch import nn
 from fewbeats.losses import dice_ce_loss, supervised_loss
 from fewbeats.models.answering import answering, finest
 from fewbeats.semi_supervised.averaged import Averaged
-from fewbeats.semi_supervised.methods import Recipe
+from fewbeats.semi_supervised.methods import Recipe, labels_first
 from fewbeats.training.method import Step
 from fewbeats.training.optim import OptimSettings
 from fewbeats.transforms.views import ViewSettings, change_gray, cut_labeled
@@ -140,5 +140,6 @@ def _drop_channels(features: Tensor, share: float) -> Tensor:
 RECIPE = Recipe(
     name="unimatch",
     views=views,
+    labels=labels_first,
     build=lambda network, own, optim, decay: Unimatch(network, settings=own, optim=optim, ema_decay=decay),
 )
