@@ -10,6 +10,8 @@ import pytest
 from fewbeats.cli import main
 from fewbeats.commands.cotrain import Cotrain
 from fewbeats.data.cohort import read_cohort, write_cohort
+from fewbeats.recipes.cotrainer import warn_collapsed
+from fewbeats.training.rundir import RunDir
 
 PLAIN = ("--init=scratch", "--network.base-channels=4", "--network.levels=4", "--preprocess.size=64",
          "--preprocess.spacing-mm=2.5", "--localizer-steps=2")  # fmt: skip
@@ -90,3 +92,18 @@ def test_only_the_chosen_method_decides(tmp_path):
     one = Cotrain(cohort=tmp_path, out=tmp_path, method="bcp", steps=1)
     assert not {"mn", "unimatch", "flat", "flat_init", "parts", "init"} & one.describe().keys()
     assert {"bcp", "model", "pool_subjects"} <= one.describe().keys()
+
+
+@pytest.mark.parametrize(
+    ("largest", "foreground", "told"),
+    [(1.0, 0.0, "background alone"), (1.0, 1.0, "one structure alone"), (0.99, 0.01, "")],
+)
+def test_pseudo_labels_of_one_class_are_told(largest, foreground, told, tmp_path, capfd):
+    run = RunDir(tmp_path)
+    for step in range(1, 21):
+        row = {"pseudo_largest": largest, "pseudo_foreground": foreground} if step > 10 else {}
+        run.append_metrics({"step": step, **row})
+    warn_collapsed(run)
+    said = capfd.readouterr().out
+    assert told in said
+    assert bool(said) == bool(told)

@@ -239,3 +239,12 @@ def test_a_given_frame_time_wins_and_travels(folder):
     for bad in (0.0, -1.0, float("nan")):
         with pytest.raises(InputError, match="frame time"):
             read_nifti(path, frame_time_ms=bad)
+
+
+def test_equal_images_are_equal_files(tmp_path):
+    """Neither the time nor the name under which a file was begun stands in its gzip header."""
+    for name in ("a.nii.gz", "b.nii.gz"):
+        write_frames(tmp_path / name, [np.eye(4)[None]], affine=np.eye(4), shape=(1, 1, 4, 4), dtype=np.uint8)
+    first = (tmp_path / "a.nii.gz").read_bytes()
+    assert first == (tmp_path / "b.nii.gz").read_bytes()
+    assert first[3:8] == bytes(5)  # no name, and a time of 0

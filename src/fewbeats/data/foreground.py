@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,8 +13,8 @@ from fewbeats.clock import Clock
 from fewbeats.data.store import Stacks, keep
 
 Extents = Callable[[Clock], "np.ndarray | None"]
-"""Clock -> (frames of all stacks, 2) first slice with foreground and the one after the last, equal where there
-is none; None where nothing is known yet."""
+"""Clock -> (frames of all stacks, 2) first slice with foreground and the one after the last, equal where none
+has; None where nothing is known yet."""
 
 
 def list_frames(stacks: Stacks) -> Iterator[tuple[int, int]]:
@@ -59,6 +60,10 @@ class Surveys:
     def write(self, step: int, extents: np.ndarray) -> None:
         """Keep a survey that steps from `step` on see."""
         keep(self.folder / f"{step}.npy", extents)
+
+    def clear(self) -> None:
+        """Take them away, once nobody will draw again."""
+        shutil.rmtree(self.folder, ignore_errors=True)
 
 
 def force_starts(

@@ -366,5 +366,10 @@ def _header(
 
 @contextmanager
 def _open_packed(path: Path, *, packed: bool) -> Iterator[IO[bytes]]:
-    with igzip.open(path, "wb", compresslevel=1) if packed else path.open("wb") as file:
-        yield file
+    """Without the time and a name in the header of a gzip: equal images are equal files."""
+    with path.open("wb") as file:
+        if not packed:
+            yield file
+            return
+        with igzip.IGzipFile(filename="", mode="wb", compresslevel=1, fileobj=file, mtime=0) as stream:
+            yield stream

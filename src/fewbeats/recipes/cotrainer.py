@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from fewbeats.errors import InputError
 from fewbeats.finetuning.segmentation import SegmentationSettings
-from fewbeats.models.network import NetworkSettings
+from fewbeats.models.network import NetworkSettings, memory_format, set_deep_supervision
 from fewbeats.recipes.run import Length, Training, carry_out
 from fewbeats.recipes.segmenter import (
     Localizer,
@@ -24,16 +24,19 @@ from fewbeats.recipes.starts import Start, start_digest
 from fewbeats.semi_supervised.methods import find_recipe
 from fewbeats.training.loop import FitSettings
 from fewbeats.training.rundir import RunDir
+from fewbeats.transforms.preprocess import middle
 from fewbeats.transforms.views import Viewed, as_input
 
 if TYPE_CHECKING:
-    from torch import Generator
+    from torch import Generator, nn
 
     from fewbeats.clock import Clock
+    from fewbeats.data.foreground import Surveys
+    from fewbeats.data.store import Stacks
     from fewbeats.recipes.pools import Pools
     from fewbeats.sample import Batch, Batches, Sample
 
-COLLAPSED = 1e-4  # share of pseudo-labeled pixels that are no background: below, nothing is there to learn
+COLLAPSED = 1e-4  # share of pseudo-labeled pixels of other classes than one: below, nothing is there to learn
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -99,7 +102,7 @@ def train_cotrainer(
         out,
         request={**request, "start": starts, **pools.describe()},
         provenance=pools.provenance,
-        build=lambda: _build(pools, settings, start=start, seed=seed, about=about or {}),
+        build=lambda: _build(out, pools, settings, start=start, seed=seed, about=about or {}),
         prepare=place,
         length=length,
         settings=FitSettings(seed=seed, optim=model.optim, parts=settings.parts),
@@ -110,20 +113,23 @@ def train_cotrainer(
 
 
 def _build(
-    pools: Pools, settings: CotrainerSettings, *, start: Start, seed: int, about: Mapping[str, Any]
+    out: Path, pools: Pools, settings: CotrainerSettings, *, start: Start, seed: int, about: Mapping[str, Any]
 ) -> Training:
+    from fewbeats.data.foreground import Surveys
+
     model, method = settings.model, settings.method
     samples = read_samples(pools, model.preprocess, phase=settings.phase)
     refuse_missing(pools, samples, phase=settings.phase)
     unlabeled = sorted(set(pools.unlabeled["subject"]))
     said = {"init": start.init, "method": method, "unlabeled_subjects": unlabeled, **about}
-    batches = mix(samples, pools, model, method=method, own=settings.own, seed=seed)
+    surveys = Surveys(out / "foreground")
+    batches = mix(samples, pools, model, method=method, own=settings.own, seed=seed, surveys=surveys)
     given: dict[str, Any] = {
         "own": settings.own, "start": start, "pools": pools, "seed": seed,
         "about": describe_segmenter(pools, samples, model) | said,
     }  # fmt: skip
     if settings.partner:
-        return _co_training(batches, model, partner=settings.partner, **given)
+        return _co_training(batches, model, partner=settings.partner, surveys=surveys, **given)
     return _one_network(batches, model, method=method, **given)
 
 
@@ -135,20 +141,31 @@ def mix(
     method: str,
     own: Any,
     seed: int,
+    surveys: Surveys,
 ) -> Batches:
-    """Labeled and unlabeled slices, or slabs, through the method's views."""
+    """Labeled and unlabeled slices, or slabs, through the method's views; `surveys` place unlabeled slabs."""
+    from fewbeats.data.foreground import labeled_extents
     from fewbeats.data.mixture import Mixture
-    from fewbeats.data.pool import prepare_pool
     from fewbeats.data.sampler import Sampler
     from fewbeats.data.store import stack_samples
 
     recipe, size, dims = find_recipe(method), settings.batch_size, settings.network.dims
     refuse_silent(samples, pools.structures, method=method)
-    stacks = prepare_pool(pools.unlabeled, settings.preprocess, cache=pools.cache)
+    known, pool, forced = stack_samples(samples), _prepare(pools, settings), recipe.forced(own)
     draw = partial(Sampler, batch_size=size, depth=settings.depth, slab=dims == 3, seed=seed)
+    if dims == 3 and forced and known.slices.max() > settings.depth:
+        labeled = draw(known, forced=forced, extents=labeled_extents(known))
+    else:
+        labeled = draw(known)
     labels = partial(_count, recipe.labels, own=own, size=size)
-    mixture = Mixture(draw(stack_samples(samples)), draw(stacks), size, labels)
+    mixture = Mixture(labeled, draw(pool, forced=forced, extents=surveys), size, labels)
     return Viewed(mixture, partial(_view, recipe.views, settings=settings, own=own), seed)
+
+
+def _prepare(pools: Pools, settings: SegmentationSettings) -> Stacks:
+    from fewbeats.data.pool import prepare_pool
+
+    return prepare_pool(pools.unlabeled, settings.preprocess, cache=pools.cache)
 
 
 def _count(labels: Any, clock: Clock, *, own: Any, size: int) -> int:
@@ -188,11 +205,8 @@ def _one_network(
     seed: int,
     about: Mapping[str, Any],
 ) -> Training:
-    import torch
-
     network = start.build(settings.network, len(pools.structures) + 1, seed=seed)
-    layout = torch.channels_last if settings.network.dims == 2 else torch.channels_last_3d
-    network.to(memory_format=layout)
+    network.to(memory_format=memory_format(settings.network.dims))
     build = find_recipe(method).build
     assert build is not None
     built = build(network, own, settings.optim, settings.ema_decay)
@@ -210,36 +224,58 @@ def _co_training(
     pools: Pools,
     seed: int,
     about: Mapping[str, Any],
+    surveys: Surveys,
 ) -> Training:
-    import torch
-
-    from fewbeats.models.network import set_deep_supervision
     from fewbeats.semi_supervised.co_training import CoTraining, Folded
 
     classes = len(pools.structures) + 1
     deep = start.build(settings.network, classes, seed=seed, label="3D network")
     flat = partner.start.build(partner.network, classes, seed=seed, label="2D network")
-    deep.to(memory_format=torch.channels_last_3d)
-    flat.to(memory_format=torch.channels_last)
-    set_deep_supervision(deep, False)
-    set_deep_supervision(flat, False)
-    beside = replace(settings, network=partner.network)
+    for network, dims in ((deep, 3), (flat, 2)):
+        network.to(memory_format=memory_format(dims))
+        set_deep_supervision(network, False)
+    beside, pool = replace(settings, network=partner.network), _prepare(pools, settings)
+    survey = partial(_survey, pool=pool, settings=settings, surveys=surveys)
+    forces = own.foreground > 0 and pool.slices.max() > settings.depth
     return Training(
-        method=CoTraining(flat, deep, settings=own),
+        method=CoTraining(flat, deep, settings=own, survey=survey if forces else None),
         batches=batches,
         exports={
             "network": export_segmenter(batches, settings, about=about),
             "flat": export_segmenter(Folded(batches), beside, about={**about, "init": partner.start.init}),
         },
+        finish=lambda *_: surveys.clear(),
     )
 
 
+def _survey(
+    step: int, network: nn.Module, *, pool: Stacks, settings: SegmentationSettings, surveys: Surveys
+) -> None:
+    """Keep where in every frame of the pool a 3D network finds foreground."""
+    import numpy as np
+    import torch
+
+    from fewbeats.data.foreground import find_extent, list_frames
+    from fewbeats.models.answering import answering
+
+    found, device = [], next(network.parameters()).device
+    with answering(network) as ask:
+        for stack, t in list_frames(pool):
+            side = middle(pool.images[pool.which[stack]].shape[-1], settings.preprocess.size)
+            image = pool.read(stack, t, slice(None))[:, side, side].astype(np.float32)
+            cut = settings.cut(image)
+            mask = ask(torch.from_numpy(cut).to(device))[0].argmax(0).cpu().numpy()
+            found.append(find_extent(mask[(len(mask) - len(image)) // 2 :][: len(image)]))
+    surveys.write(step, np.array(found))
+
+
 def warn_collapsed(run: RunDir) -> None:
-    """Say where what was learned from without labels held nothing but background in the end."""
-    shares = [row["pseudo_foreground"] for row in run.read_metrics() if "pseudo_foreground" in row]
-    last = shares[-max(1, len(shares) // 10) :]
-    if last and sum(last) / len(last) < COLLAPSED:
+    """Say where what was learned from without labels was background, or another class, alone in the end."""
+    told = [row for row in run.read_metrics() if "pseudo_largest" in row]
+    last = told[-max(1, len(told) // 10) :]
+    if last and sum(row["pseudo_largest"] for row in last) / len(last) > 1 - COLLAPSED:
+        what = "background" if last[-1]["pseudo_foreground"] < 0.5 else "one structure"
         print(
-            f"{run.path}: collapsed, pseudo-labels are background alone; train longer on labels first "
-            "(--mn.warmup, --bcp.pretraining), or give more of them"
+            f"{run.path}: collapsed, pseudo-labels are {what} alone; train longer on labels first "
+            "(--mn.warmup, --bcp.pretraining, --unimatch.pretraining), or give more of them"
         )

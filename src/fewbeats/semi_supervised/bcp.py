@@ -23,7 +23,7 @@ from torch import nn
 from fewbeats.losses import supervised_loss
 from fewbeats.models.answering import answering
 from fewbeats.semi_supervised.averaged import Averaged
-from fewbeats.semi_supervised.methods import Recipe, labels_first
+from fewbeats.semi_supervised.methods import Recipe, labels_first, tell_pseudo
 from fewbeats.training.method import Step
 from fewbeats.training.optim import OptimSettings
 from fewbeats.transforms.views import ViewSettings, change_gray, cut_labeled
@@ -60,7 +60,7 @@ class Bcp(Averaged):
         assert batch.target is not None
         image, target = batch.views["image"], batch.target
         labeled = torch.ones(len(image), dtype=torch.bool) if batch.labeled is None else batch.labeled
-        other, logs = self._partners(labeled, clock), {}
+        other, logs = self._partners(labeled, clock), dict[str, float]()
         weight = torch.ones_like(target, dtype=torch.float32)
         if clock.progress >= self.settings.pretraining and not bool(labeled.all()):
             with answering(self.teacher) as ask:
@@ -68,7 +68,7 @@ class Bcp(Averaged):
             target = target.clone()
             target[~labeled] = keep_largest_parts(answer)
             weight[~labeled] = self.settings.unlabeled
-            logs["pseudo_foreground"] = float((answer > 0).float().mean())
+            logs = tell_pseudo(answer)
         else:
             image, target, weight = image[labeled], target[labeled], weight[labeled]
         outside = draw_mask(image, side=self.settings.side)

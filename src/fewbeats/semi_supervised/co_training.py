@@ -25,7 +25,7 @@ from torch import nn
 from fewbeats.losses import soft_dice_kl
 from fewbeats.models.answering import answering, finest
 from fewbeats.sample import Batch
-from fewbeats.semi_supervised.methods import Recipe
+from fewbeats.semi_supervised.methods import Recipe, tell_pseudo
 from fewbeats.training.method import Method, ParameterGroup, Step
 from fewbeats.transforms.views import ViewSettings, change_gray, cut_labeled
 
@@ -39,6 +39,7 @@ if TYPE_CHECKING:
     from fewbeats.semi_supervised.settings import MnSettings
 
 PARTNER = {"flat": "deep", "deep": "flat"}
+SURVEYS = (0.25, 0.375, 0.5, 0.75)  # of the run: after these shares unlabeled crops are placed anew
 
 
 def views(batch: Batch, generator: Generator, *, settings: ViewSettings, own: MnSettings) -> Batch:
@@ -90,6 +91,13 @@ def relative_rate(clock: Clock, settings: MnSettings) -> float:
     return 0.5 * (1 + math.cos(math.pi * (epoch - start) / max(1, end - start)))
 
 
+def asks_survey(clock: Clock, settings: MnSettings) -> bool:
+    """Whether this step is the last before an epoch from which unlabeled crops are placed by newer masks."""
+    total, after = epochs(clock, settings), replace(clock, step=clock.step + 1)
+    due = {stage_two(clock, settings), *(round(total * share) for share in SURVEYS)}
+    return after.block(total) in due - {clock.block(total)}
+
+
 def fold(volume: Tensor) -> Tensor:
     """(B, C, Z, Y, X) -> its slices (B Z, C, Y, X)."""
     return volume.transpose(1, 2).flatten(0, 1)
@@ -107,22 +115,31 @@ class CoTraining(Method):
         flat: 2D network, (B, 1, Y, X) -> logits.
         deep: 3D network, (B, 1, Z, Y, X) -> logits.
         settings: schedule and rates.
+        survey: (step, 3D network) lets it say where unlabeled scans show foreground, for crops from that step
+            on; None where crops hold all slices.
     """
 
-    def __init__(self, flat: nn.Module, deep: nn.Module, *, settings: MnSettings):
+    def __init__(
+        self,
+        flat: nn.Module,
+        deep: nn.Module,
+        *,
+        settings: MnSettings,
+        survey: Callable[[int, nn.Module], None] | None = None,
+    ):
         super().__init__()
-        self.flat, self.deep, self.settings = flat, deep, settings
+        self.flat, self.deep, self.settings, self.survey = flat, deep, settings, survey
 
     def forward(self, batch: Batch, clock: Clock) -> Step:
         volume, learners = batch.views["image"], find_learners(clock, self.settings)
-        loss, logs = volume.new_zeros(()), {}
+        loss, logs = volume.new_zeros(()), dict[str, float]()
         for learner in learners:
             target = self.target(learner, batch)
             own = soft_dice_kl(self.logits(learner, volume), target)
             loss = loss + own
             logs[f"loss_{learner}"] = float(own.detach())
         if batch.labeled is not None and not bool(batch.labeled.all()):
-            logs["pseudo_foreground"] = float(1 - target[~batch.labeled][:, 0].mean())
+            logs |= tell_pseudo(target[~batch.labeled].argmax(1))
         return Step(loss, logs, active=learners)
 
     def logits(self, name: str, volume: Tensor) -> Tensor:
@@ -150,6 +167,10 @@ class CoTraining(Method):
         """Background included."""
         last = [m for m in self.deep.modules() if isinstance(m, nn.Conv3d)][-1]
         return last.out_channels
+
+    def after_update(self, clock: Clock) -> None:
+        if self.survey and asks_survey(clock, self.settings):
+            self.survey(clock.step + 1, self.deep)
 
     def parameter_groups(self) -> list[ParameterGroup]:
         rates = {"flat": self.settings.flat_rate, "deep": self.settings.deep_rate}
@@ -195,4 +216,5 @@ RECIPE = Recipe(
     name="mn",
     views=views,
     labels=lambda clock, own, size: count_labeled(clock, own, size=size),
+    forced=lambda own: own.foreground,
 )

@@ -22,7 +22,7 @@ from torch import nn
 from fewbeats.losses import supervised_loss
 from fewbeats.models.answering import answering, finest
 from fewbeats.semi_supervised.averaged import Averaged
-from fewbeats.semi_supervised.methods import Recipe
+from fewbeats.semi_supervised.methods import Recipe, tell_pseudo
 from fewbeats.training.method import Step
 from fewbeats.training.optim import OptimSettings
 from fewbeats.transforms.views import ViewSettings, change_gray, cut_labeled
@@ -64,7 +64,10 @@ class MeanTeacher(Averaged):
             wanted = ask(batch.views["teacher"]).float().softmax(1)
         apart = (finest(logits).float().softmax(1) - wanted).square().mean()
         loss = supervised_loss(logits, batch) + self.weight(clock) * apart
-        return Step(loss, {"consistency": float(apart.detach())})
+        logs = {"consistency": float(apart.detach())}
+        if batch.labeled is not None and not bool(batch.labeled.all()):
+            logs |= tell_pseudo(wanted[~batch.labeled].argmax(1))
+        return Step(loss, logs)
 
     def weight(self, clock: Clock) -> float:
         """w(k)."""

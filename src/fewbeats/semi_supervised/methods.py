@@ -8,7 +8,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from torch import nn
+    from torch import Tensor, nn
 
     from fewbeats.clock import Clock
     from fewbeats.sample import Batch
@@ -27,11 +27,19 @@ class Recipe:
     """(network, own, optim, decay of its moving average) -> the method; None where it takes two networks."""
     labels: Callable[[Clock, Any, int], int] = lambda clock, own, size: size - size // 2
     """(clock, own, items) -> how many items of a step's batch are labeled."""
+    forced: Callable[[Any], float] = lambda own: 0.0
+    """own -> share of 3D crops that are moved onto foreground."""
 
 
 def labels_first(clock: Clock, own: Any, size: int) -> int:
     """All items of a batch in the first share `own.pretraining` of the run, then half of them."""
     return size if clock.progress < own.pretraining else size - size // 2
+
+
+def tell_pseudo(labels: Tensor) -> dict[str, float]:
+    """Figures of a step's pseudo-labels, class indices: share of foreground, and of the class with most."""
+    shares = labels.flatten().bincount().float() / labels.numel()
+    return {"pseudo_foreground": float(1 - shares[0]), "pseudo_largest": float(shares.max())}
 
 
 METHODS = {"mn": "co_training", "mean-teacher": "mean_teacher", "bcp": "bcp", "unimatch": "unimatch"}

@@ -31,13 +31,16 @@ class MnSettings:
     """joint: both networks learn in every epoch of stage two."""
     weight_decay: float = 0.01
     """Of AdamW."""
+    foreground: float = later(0.5)
+    """Share of crops that are moved onto foreground where they do not hold all slices; of unlabeled scans the
+    3D network says where that is, from the second stage on."""
 
     def __post_init__(self) -> None:
         check_ranges(
             self,
             "mn.",
             counts=("iterations",),
-            shares=("warmup", "rate_warmup"),
+            shares=("warmup", "rate_warmup", "foreground"),
             positive=("flat_rate", "deep_rate"),
             not_negative=("weight_decay",),
         )

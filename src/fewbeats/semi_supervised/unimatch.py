@@ -24,7 +24,7 @@ from torch import nn
 from fewbeats.losses import dice_ce_loss, supervised_loss
 from fewbeats.models.answering import answering, finest
 from fewbeats.semi_supervised.averaged import Averaged
-from fewbeats.semi_supervised.methods import Recipe, labels_first
+from fewbeats.semi_supervised.methods import Recipe, labels_first, tell_pseudo
 from fewbeats.training.method import Step
 from fewbeats.training.optim import OptimSettings
 from fewbeats.transforms.views import ViewSettings, change_gray, cut_labeled
@@ -87,7 +87,7 @@ class Unimatch(Averaged):
                 answer = finest(self.student(unlabeled["weak"]))
             loss = 0.5 * (loss + dice_ce_loss(answer, target, weight=sure))
         v = self.settings.weight
-        logs = {"sure": float(sure.mean()), "pseudo_foreground": float((target > 0).float().mean())}
+        logs = {"sure": float(sure.mean()), **tell_pseudo(target)}
         return Step((1 - v) * labels + v * loss, logs)
 
     def _learn(self, image: Tensor, target: Tensor, sure: Tensor) -> Tensor:
