@@ -161,7 +161,7 @@ def test_no_gradient_reaches_the_partner_and_its_statistics_stand_still(learner)
 def test_targets_are_labels_and_the_partners_answer(targets):
     method, clock = pair(targets=targets).eval(), at_epoch(3300)
     batch = volumes(clock)
-    target = method.target("deep", batch)
+    target = method.target("deep", batch, classes=2)
     torch.testing.assert_close(target.sum(1), torch.ones(4, 4, 8, 8))
     assert torch.equal(target[batch.labeled].argmax(1), batch.target[batch.labeled])
     with torch.no_grad():

@@ -13,7 +13,9 @@ if TYPE_CHECKING:
     import torch
     from torch import nn
 
-NetworkKind = Literal["lite0", "unet2d", "unet3d", "vit", "hub"]
+NetworkKind = Literal["lite0", "unet2d", "unet3d", "swinunetr", "vit", "hub"]
+SWIN_STRIDE = 32  # of SwinUNETR, along all axes
+SWIN_HEADS = 12  # its widths are multiples of it
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -22,10 +24,11 @@ class NetworkSettings:
 
     kind: NetworkKind = "lite0"
     """lite0: 2D U-Net on an EfficientNet-Lite0 encoder, whose ImageNet weights come inside a package;
-    unet2d, unet3d: plain U-Net with deep supervision; vit: vision transformer with a convolutional decoder;
-    hub: 2D U-Net on any timm encoder."""
+    unet2d, unet3d: plain U-Net with deep supervision; swinunetr: 3D transformer of MONAI; vit: vision
+    transformer with a convolutional decoder; hub: 2D network on any timm or MiT encoder."""
     base_channels: int = 16
-    """Channels of a plain U-Net's first level; they double with each level up to 16 times that."""
+    """Channels of a plain U-Net's first level, which double with each level up to 16 times that; of SwinUNETR
+    a multiple of 12."""
     levels: int = 6
     """Resolution levels of a plain U-Net."""
     isotropic: bool = later(False)
@@ -42,7 +45,13 @@ class NetworkSettings:
     vit_patch_px: int = 8
     """Side of its patches, pixels, a power of 2."""
     encoder: str = "resnet34"
-    """timm name of the encoder, for hub."""
+    """timm name of the encoder, for hub, or mit_b0 to mit_b5 of SegFormer."""
+    architecture: Literal[
+        "unet", "unetplusplus", "manet", "linknet", "fpn", "pan", "deeplabv3plus", "upernet", "segformer"
+    ] = later("unet")
+    """What stands on the encoder, for hub, by its name in segmentation-models-pytorch."""
+    stem: Literal["repeat", "learned"] = later("repeat")
+    """How a gray image enters an encoder of colors: as all three of them, or through a learned mixture."""
     decoder_channels: tuple[int, ...] = (128, 64, 32, 16, 16)
     """Channels of the decoder's levels, coarsest first, for lite0 and hub; most of the time is spent here."""
     context: int = 0
@@ -55,6 +64,10 @@ class NetworkSettings:
             raise InputError(f"--network.levels {self.levels}: a U-Net has at least 2")
         if self.kind in ("lite0", "hub") and len(self.decoder_channels) != 5:
             raise InputError(f"--network.decoder-channels: give 5 numbers, not {len(self.decoder_channels)}")
+        if self.kind == "swinunetr" and self.base_channels % SWIN_HEADS:
+            raise InputError(
+                f"--network.base-channels {self.base_channels}: swinunetr needs a multiple of {SWIN_HEADS}"
+            )
         if self.vit_patch_px < 2 or self.vit_patch_px & (self.vit_patch_px - 1):
             raise InputError(f"--network.vit-patch-px {self.vit_patch_px}: must be a power of 2")
         if self.vit_width % self.vit_heads:
@@ -65,18 +78,20 @@ class NetworkSettings:
     @property
     def in_channels(self) -> int:
         """Channels of the network's input."""
-        return 1 if self.kind == "unet3d" else 2 * self.context + 1
+        return 1 if self.dims == 3 else 2 * self.context + 1
 
     @property
     def dims(self) -> int:
         """2 or 3 spatial dimensions."""
-        return 3 if self.kind == "unet3d" else 2
+        return 3 if self.kind in ("unet3d", "swinunetr") else 2
 
     @property
     def stride(self) -> int:
         """In-plane sides of the input must be multiples of this."""
         if self.kind == "vit":
             return self.vit_patch_px
+        if self.kind == "swinunetr":
+            return SWIN_STRIDE
         return 32 if self.kind in ("lite0", "hub") else 2 ** (self.levels - 1)
 
     @property
@@ -84,6 +99,8 @@ class NetworkSettings:
         """The number of slices given to a 3D network must be a multiple of this."""
         if self.dims == 2:
             return 1
+        if self.kind == "swinunetr":
+            return SWIN_STRIDE
         return 2 ** (self.levels - 1) if self.isotropic else 4
 
 
@@ -103,24 +120,62 @@ def build_network(settings: NetworkSettings, *, classes: int) -> nn.Module:
         return _vit(settings, classes)
     if settings.kind in ("unet2d", "unet3d"):
         return _plain_unet(settings, classes)
-    encoder = "tf_efficientnet_lite0" if settings.kind == "lite0" else settings.encoder
+    if settings.kind == "swinunetr":
+        return _swin_unetr(settings, classes)
+    return _on_encoder(settings, classes)
+
+
+def smp_encoder(name: str) -> str:
+    """What segmentation-models-pytorch calls an encoder: its own ones by their name, timm's with a prefix."""
+    return name if name.startswith("mit_") else f"tu-{name}"
+
+
+def _on_encoder(settings: NetworkSettings, classes: int) -> nn.Module:
+    """A network of segmentation-models-pytorch."""
+    name = "tf_efficientnet_lite0" if settings.kind == "lite0" else settings.encoder
+    architecture = "unet" if settings.kind == "lite0" else settings.architecture
+    learned = settings.stem == "learned"
+    options: dict[str, Any] = {}
+    if architecture in ("unet", "unetplusplus", "manet"):
+        options["decoder_channels"] = settings.decoder_channels
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # timm and smp announce deprecations of torch that no user can mend
         import segmentation_models_pytorch as smp
 
         try:
-            return smp.Unet(
-                f"tu-{encoder}",
+            network = smp.create_model(
+                architecture,
+                encoder_name=smp_encoder(name),
                 encoder_weights=None,
-                decoder_channels=settings.decoder_channels,
-                in_channels=settings.in_channels,
+                in_channels=3 if learned else settings.in_channels,
                 classes=classes,
+                **options,
             )
         except (RuntimeError, KeyError, ValueError) as error:
             raise InputError(
-                f"encoder '{encoder}': timm knows no such model with a pyramid of features; "
-                "see timm.list_models()"
+                f"encoder '{name}': timm knows no such model with a pyramid of features, or none that "
+                f"'{architecture}' can stand on; see timm.list_models()"
             ) from error
+    if learned:
+        from fewbeats.models.stem import add_stem
+
+        add_stem(network, channels=settings.in_channels)
+    return network
+
+
+def _swin_unetr(settings: NetworkSettings, classes: int) -> nn.Module:
+    """Hatamizadeh et al., Swin UNETR, BrainLes 2021, https://arxiv.org/abs/2201.01266, as MONAI has it.
+
+    Raises:
+        InputError: MONAI is not installed.
+    """
+    try:
+        from monai.networks.nets import SwinUNETR
+    except ImportError as error:
+        raise InputError("--network.kind swinunetr: needs MONAI; pip install 'fewbeats[monai]'") from error
+    return SwinUNETR(
+        in_channels=settings.in_channels, out_channels=classes, feature_size=settings.base_channels
+    )
 
 
 def _vit(settings: NetworkSettings, classes: int) -> nn.Module:

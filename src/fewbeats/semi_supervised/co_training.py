@@ -23,6 +23,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from fewbeats.losses import soft_dice_kl
+from fewbeats.models.adapters import merge_adapters
 from fewbeats.models.answering import answering, finest
 from fewbeats.sample import Batch
 from fewbeats.semi_supervised.methods import Recipe, tell_pseudo
@@ -134,8 +135,9 @@ class CoTraining(Method):
         volume, learners = batch.views["image"], find_learners(clock, self.settings)
         loss, logs = volume.new_zeros(()), dict[str, float]()
         for learner in learners:
-            target = self.target(learner, batch)
-            own = soft_dice_kl(self.logits(learner, volume), target)
+            logits = self.logits(learner, volume)
+            target = self.target(learner, batch, classes=logits.shape[1])
+            own = soft_dice_kl(logits, target)
             loss = loss + own
             logs[f"loss_{learner}"] = float(own.detach())
         if batch.labeled is not None and not bool(batch.labeled.all()):
@@ -146,12 +148,11 @@ class CoTraining(Method):
         """(B, 1, Z, Y, X) -> logits (B, classes, Z, Y, X) of one of the networks."""
         return ask_volume(getattr(self, name), volume, flat=name == "flat")
 
-    def target(self, learner: str, batch: Batch) -> Tensor:
+    def target(self, learner: str, batch: Batch, *, classes: int) -> Tensor:
         """(B, classes, Z, Y, X): labels, and the partner's answer where there is none."""
         assert batch.target is not None
         volume, partner = batch.views["image"], PARTNER[learner]
         network = getattr(self, partner)
-        classes = self.classes
         target = F.one_hot(batch.target, classes).movedim(-1, 1).float()
         if batch.labeled is None or bool(batch.labeled.all()):
             return target
@@ -161,12 +162,6 @@ class CoTraining(Method):
             answer = F.one_hot(answer.argmax(1), classes).movedim(-1, 1).float()
         target[~batch.labeled] = answer
         return target
-
-    @property
-    def classes(self) -> int:
-        """Background included."""
-        last = [m for m in self.deep.modules() if isinstance(m, nn.Conv3d)][-1]
-        return last.out_channels
 
     def after_update(self, clock: Clock) -> None:
         if self.survey and asks_survey(clock, self.settings):
@@ -190,7 +185,7 @@ class CoTraining(Method):
         return lambda clock: base * relative_rate(clock, self.settings)
 
     def networks(self) -> dict[str, nn.Module]:
-        return {"network": self.deep, "flat": self.flat}
+        return {"network": self.deep, "flat": merge_adapters(self.flat)}
 
 
 def ask_volume(network: nn.Module, volume: Tensor, *, flat: bool) -> Tensor:

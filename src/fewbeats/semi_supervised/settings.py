@@ -34,12 +34,16 @@ class MnSettings:
     foreground: float = later(0.5)
     """Share of crops that are moved onto foreground where they do not hold all slices; of unlabeled scans the
     3D network says where that is, from the second stage on."""
+    flat_learns: Literal["train", "frozen", "lora"] = later("train")
+    """What of the 2D network's encoder learns: all, nothing, or additions of low rank and biases (peft)."""
+    rank: int = later(64)
+    """r: of the additions."""
 
     def __post_init__(self) -> None:
         check_ranges(
             self,
             "mn.",
-            counts=("iterations",),
+            counts=("iterations", "rank"),
             shares=("warmup", "rate_warmup", "foreground"),
             positive=("flat_rate", "deep_rate"),
             not_negative=("weight_decay",),
