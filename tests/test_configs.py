@@ -20,13 +20,15 @@ from tiny_training import method_of
 CONFIGS = Path(__file__).parents[1] / "configs"
 FILES = sorted(CONFIGS.rglob("*.yaml"))
 STUDIES = [f for f in FILES if f.name.startswith("study")]
+COTRAINING = [f for f in FILES if f.stem.startswith("mn_")]
 PRETRAINING = [f for f in FILES if f.stem in ("simclr", "pcl", "dino", "mim")]
 
 
 def test_all_kinds_are_there():
     assert PRETRAINING
     assert STUDIES
-    assert len(FILES) == len(PRETRAINING) + len(STUDIES) + 1
+    assert COTRAINING
+    assert len(FILES) == len(PRETRAINING) + len(COTRAINING) + len(STUDIES) + 1
 
 
 def test_what_may_be_chosen_is_what_there_is():
@@ -47,6 +49,17 @@ def test_a_pretraining_configuration_loads_and_fits_its_method(file):
     if file.parent.name == "small":
         method_of(command)
     assert command.method == file.stem
+
+
+@pytest.mark.parametrize("file", COTRAINING, ids=lambda f: f.name)
+def test_a_co_training_configuration_loads(file):
+    given = ["cohort.csv", "--method=mn", "--labeled=4", "--out=x", f"--config={file}"]
+    command = read_command("cotrain", given)
+    command.check_budget()
+    assert (command.steps, command.model.batch_size, command.mn.iterations) == (32_000, 5, 8)
+    assert (
+        command.transductive == (command.model.preprocess.statistics == "minmax") == ("release" in file.stem)
+    )
 
 
 def test_the_fine_tuning_configuration_loads():

@@ -107,3 +107,22 @@ def test_pseudo_labels_of_one_class_are_told(largest, foreground, told, tmp_path
     said = capfd.readouterr().out
     assert told in said
     assert bool(said) == bool(told)
+
+
+def test_a_transductive_pool_is_told_wherever_figures_stand(phantoms, tmp_path):
+    run, masks = tmp_path / "run", tmp_path / "masks"
+    assert cotrain(phantoms, run, "mean-teacher", *FLAT, "--transductive") == 0
+    assert json.loads((run / "run.json").read_text())["transductive"]
+    assert len(json.loads((run / "provenance.json").read_text())["unlabeled"]) == 6
+    assert main(["predict", str(run), str(phantoms), "--split=dev", f"--out={masks}"]) == 0
+    page = tmp_path / "page"
+    assert main(["evaluate", str(masks), str(phantoms), f"--out={page}"]) == 0
+    assert json.loads((page / "summary.json").read_text())["subjects_seen_unlabeled"] == 2
+    assert "learned from the images of 2 judged subjects" in (page / "report.html").read_text()
+
+
+def test_held_out_labels_are_refused_in_a_transductive_run(phantoms, tmp_path, capfd):
+    (tmp_path / "who.txt").write_text("phantom004\n")
+    flags = ["--method=bcp", f"--labeled-subjects={tmp_path / 'who.txt'}", f"--out={tmp_path / 'run'}", *FLAT]
+    assert main(["cotrain", str(phantoms), *flags, "--transductive"]) == 2
+    assert "phantom004" in capfd.readouterr().err

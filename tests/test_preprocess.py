@@ -292,3 +292,14 @@ def test_beyond_the_reach_of_a_part_nothing_is_restored_from_it(along, seed):
         np.testing.assert_allclose(grid.restore(values, box=reached), whole[reached], atol=1e-6)
     whole[reached] = 0.0
     assert not whole.any()
+
+
+def test_the_slip_of_mns_release_takes_the_statistics_of_the_scaled_image():
+    image = np.random.default_rng(0).integers(10, 210, (1, 32, 32)).astype(np.float32)
+    settings = PreprocessSettings(size=32, statistics="minmax", clip_percent=(0, 100))
+    found = normalize(image, np.ones(image.shape, bool), settings)
+    seen = image[:, ::2, ::2]
+    scaled = (seen - seen.min()) / (seen.max() - seen.min())
+    np.testing.assert_allclose(
+        found, (image.clip(seen.min(), seen.max()) - scaled.mean()) / scaled.std(), rtol=1e-5
+    )

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from fewbeats.commands.labeled import LearnsFromLabels
 from fewbeats.errors import InputError
 from fewbeats.models.network import NetworkSettings
-from fewbeats.ranges import check_ranges
+from fewbeats.ranges import check_ranges, later
 from fewbeats.recipes.cotrainer import CotrainerSettings, Partner, train_cotrainer
 from fewbeats.recipes.run import Length
 from fewbeats.recipes.starts import Start
@@ -33,6 +33,8 @@ class Cotrain(LearnsFromLabels):
     bcp: images and labels pasted into each other; unimatch: strong views held to what a weak one shows."""
     pool_subjects: int | None = None
     """Number of subjects to learn from without labels, drawn by the seed and nested; all by default."""
+    transductive: bool = later(False)
+    """Learn from the pixels of held-out scans, too, as for scans that are to be segmented; reports say so."""
     parts: int = 1
     """Micro-batches that an update is computed in, where memory is short."""
     flat: NetworkSettings = field(default_factory=NetworkSettings)
@@ -76,7 +78,7 @@ class Cotrain(LearnsFromLabels):
     ) -> Pools:
         from fewbeats.recipes.pools import Pool
 
-        pool = pool or Pool(subjects=self.pool_subjects, seed=self.seed)
+        pool = pool or Pool(subjects=self.pool_subjects, seed=self.seed, transductive=self.transductive)
         return super().choose(pool=pool, others=(self.flat_init,) if self.method == "mn" else ())
 
     def check_budget(self) -> None:

@@ -9,7 +9,6 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -21,6 +20,7 @@ from fewbeats.data.provenance import file_key
 from fewbeats.data.store import MARGIN, Stacks, Stored, slice_order
 from fewbeats.disk import atomic_path
 from fewbeats.errors import InputError
+from fewbeats.ranges import as_described
 from fewbeats.transforms.preprocess import PreprocessSettings, middle, prepare_frame
 
 if TYPE_CHECKING:
@@ -144,7 +144,7 @@ def _store(
     modality = row["modality"] or "MR"
     seen = [row["image"], *([s["image"] for s in siblings] if center == "motion" else [])]
     keys = [file_key(image) for image in seen]  # None for a folder, which is then read again
-    about = json.dumps([REVISION, asdict(settings), center, modality, seen, keys], sort_keys=True)
+    about = json.dumps([REVISION, as_described(settings), center, modality, seen, keys], sort_keys=True)
     key = hashlib.sha256(about.encode()).hexdigest()[:32]
     path = cache / key[:2] / f"{key}.pool.npy"
     if path.is_file() and None not in keys:

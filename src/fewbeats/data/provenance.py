@@ -56,6 +56,8 @@ class Provenance:
     """Scans whose pixels alone were seen: pretraining, pseudo-labels, adaptation."""
     ancestors: tuple[Provenance, ...] = ()
     """Runs whose weights or labels went into this one."""
+    transductive: bool = False
+    """Held-out scans were to be among the unlabeled ones."""
 
     def lineage(self) -> Iterator[Provenance]:
         """This run and all it descends from."""
@@ -95,6 +97,7 @@ def merge(run: str, parts: Iterable[Provenance]) -> Provenance:
         labeled=_union(part.labeled for part in listed),
         unlabeled=_union(part.unlabeled for part in listed),
         ancestors=tuple(ancestors.values()),
+        transductive=any(part.transductive for part in listed),
     )
 
 
@@ -323,7 +326,10 @@ def _from_json(content: dict) -> Provenance:
     pools = {name: {str(s): [str(h) for h in hashes] for s, hashes in content[name].items()}
              for name in ("labeled", "unlabeled")}  # fmt: skip
     return Provenance(
-        run=str(content["run"]), **pools, ancestors=tuple(map(_from_json, content["ancestors"]))
+        run=str(content["run"]),
+        **pools,
+        ancestors=tuple(map(_from_json, content["ancestors"])),
+        transductive=bool(content.get("transductive", False)),
     )
 
 

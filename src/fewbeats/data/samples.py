@@ -9,7 +9,6 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +19,7 @@ from fewbeats.data.conventions import find_convention
 from fewbeats.data.files import open_labels, open_scan
 from fewbeats.data.store import MARGIN, Stored, keep, slice_order
 from fewbeats.errors import InputError
+from fewbeats.ranges import as_described
 from fewbeats.sample import Sample
 from fewbeats.scan import Scan
 from fewbeats.transforms.preprocess import PreprocessSettings, prepare_frame
@@ -151,7 +151,7 @@ def _key(
     modality: str,
 ) -> str:
     spacing = np.round(spacing_mm, 5).tolist()
-    about = [REVISION, asdict(settings), structures, center.__name__, spacing, modality]
+    about = [REVISION, as_described(settings), structures, center.__name__, spacing, modality]
     digest = hashlib.sha256(json.dumps(about, sort_keys=True).encode())
     for array in (frame, mask):
         digest.update(str(array.shape).encode() + np.ascontiguousarray(array).tobytes())

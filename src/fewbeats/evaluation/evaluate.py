@@ -101,6 +101,8 @@ def _count_caveats(
         if (row.get("split") or "") in splits and row["scan"] not in names
     ]
     trained_on = set(map(str, run.get("labeled_subjects") or ()))
+    training = run.get("training") or {}
+    seen = set(map(str, training.get("unlabeled_subjects") or ())) if training.get("transductive") else set()
     return {
         "warned_scans": sum(bool(s.warnings) for s in scans),
         "withheld_heartbeats": sum(bool(b.withheld) for b in beats),
@@ -108,6 +110,7 @@ def _count_caveats(
         "scans_outside_cohort": predicted - len(scans),
         "labeled_scans_not_predicted": len(missing),
         "subjects_trained_on": len({s.subject for s in scans if s.convention} & trained_on),
+        "subjects_seen_unlabeled": len({s.subject for s in scans if s.convention} & seen - trained_on),
     }
 
 

@@ -122,6 +122,7 @@ def _build(
     refuse_missing(pools, samples, phase=settings.phase)
     unlabeled = sorted(set(pools.unlabeled["subject"]))
     said = {"init": start.init, "method": method, "unlabeled_subjects": unlabeled, **about}
+    said |= {"transductive": pools.provenance.transductive}
     surveys = Surveys(out / "foreground")
     batches = mix(samples, pools, model, method=method, own=settings.own, seed=seed, surveys=surveys)
     given: dict[str, Any] = {

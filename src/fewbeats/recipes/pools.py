@@ -52,6 +52,8 @@ class Pool:
     subjects: int | None = None
     """Number of subjects of split train, drawn by the seed and nested; all where not given."""
     seed: int = 0
+    transductive: bool = False
+    """Held-out subjects are in it, too: their pixels, never their labels."""
     check: Callable[[pl.DataFrame], None] = lambda rows: None
     """Refuses rows that cannot be used, before any image is read."""
 
@@ -119,11 +121,12 @@ def choose_pools(
     held_out = cohort.filter(pl.col("split").is_in(HELD_OUT))
     seen = pl.concat([chosen, unlabeled]).unique("scan", maintain_order=True)
     hashes = hash_scans(pl.concat([seen, held_out]), cache=cache / "hashes.json")
-    guard_training(cohort, labeled=chosen, unlabeled=unlabeled, hashes=hashes)
+    transductive = pool is not None and pool.transductive
+    guard_training(cohort, labeled=chosen, unlabeled=unlabeled, hashes=hashes, transductive=transductive)
     if labels:
         for names in find_twins(by_subject(pl.concat([seen, held_out]), hashes)):
             print(f"{file}: {' and '.join(names)} are one heart: frames or slices of theirs are equal")
-    guard_ancestors(ancestors, by_subject(held_out, hashes))
+    guard_ancestors(ancestors, by_subject(held_out, hashes), transductive=transductive)
     return Pools(
         structures=structures,
         labeled=chosen.filter(~pl.col("subject").is_in(held)),
@@ -135,6 +138,7 @@ def choose_pools(
             labeled=by_subject(chosen, hashes),
             unlabeled=by_subject(unlabeled, hashes),
             ancestors=tuple(ancestors),
+            transductive=transductive,
         ),
     )
 
@@ -180,7 +184,10 @@ def _choose_pool(cohort: pl.DataFrame, pool: Pool, file: Path) -> pl.DataFrame:
         )
     if pool.subjects is not None and not 1 <= pool.subjects <= len(subjects):
         raise InputError(f"--pool-subjects {pool.subjects}: split train has {len(subjects)}")
-    rows = rows.filter(pl.col("subject").is_in(subjects[: pool.subjects]))
+    kept = pl.col("subject").is_in(subjects[: pool.subjects])
+    if pool.transductive:
+        rows, kept = cohort, kept | pl.col("split").is_in(HELD_OUT)
+    rows = rows.filter(kept)
     check_files(rows, labels=False)
     pool.check(rows)
     return rows
@@ -205,6 +212,8 @@ def spoken_structures(cohort: pl.DataFrame) -> tuple[str, ...]:
 def refuse_seen(predictions: Path, cohort: pl.DataFrame, scans: Sequence[str], *, cache: Path | None) -> None:
     """Refuse to judge a run on scans that it, or what it started from, was trained on.
 
+    Of a transductive run, scans whose labels it did not see may be judged.
+
     Args:
         predictions: folder with the run's provenance.
         cohort: the table.
@@ -215,5 +224,6 @@ def refuse_seen(predictions: Path, cohort: pl.DataFrame, scans: Sequence[str], *
         InputError: naming the subjects.
     """
     rows = cohort.filter(pl.col("scan").is_in(list(scans)))
-    seen = by_subject(rows, hash_scans(rows, cache=cache))
-    guard_ancestors([load_provenance(predictions)], seen, mend="predict with --split and judge others")
+    seen, run = by_subject(rows, hash_scans(rows, cache=cache)), load_provenance(predictions)
+    mend = "predict with --split and judge others"
+    guard_ancestors([run], seen, transductive=run.transductive, mend=mend)

@@ -10,11 +10,12 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
 from fewbeats.errors import InputError
+from fewbeats.ranges import later
 
 if TYPE_CHECKING:
     from threadpoolctl import ThreadpoolController
@@ -34,6 +35,9 @@ class PreprocessSettings:
     """Percentiles of the field of view to which gray values are clipped before the z-score (MR)."""
     window_hu: tuple[float, float] = (-200.0, 600.0)
     """Window to which Hounsfield units are clipped before the z-score (CT)."""
+    statistics: Literal["image", "minmax"] = later("image")
+    """Whose mean and deviation the z-score takes; minmax, those of the image scaled to [0, 1], is a slip of
+    M&N's release, here to compare with it."""
 
     def __post_init__(self) -> None:
         if not 0 < self.spacing_mm < math.inf or self.size < 1:
@@ -253,6 +257,8 @@ def normalize(
         seen = values[inside] if inside.any() else values.ravel()
     low, high = settings.window_hu if modality == "CT" else np.percentile(seen, settings.clip_percent)
     seen = np.clip(seen, low, high)
+    if settings.statistics == "minmax":
+        seen = (seen - seen.min()) / max(float(np.ptp(seen)), 1e-12)
     mean = float(seen.mean())
     scale = 1.0 / max(float(seen.std()), 1e-4 * abs(mean), 1e-12)  # an even image's rounding stays small
     out = (np.clip(values, low, high) - np.float32(mean)) * np.float32(scale)
