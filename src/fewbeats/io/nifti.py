@@ -13,7 +13,7 @@ import tempfile
 import threading
 from contextlib import contextmanager
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any
+from typing import IO, TYPE_CHECKING, Any, cast
 
 import nibabel as nib
 import numpy as np
@@ -372,4 +372,4 @@ def _open_packed(path: Path, *, packed: bool) -> Iterator[IO[bytes]]:
             yield file
             return
         with igzip.IGzipFile(filename="", mode="wb", compresslevel=1, fileobj=file, mtime=0) as stream:
-            yield stream
+            yield cast("IO[bytes]", stream)
