@@ -59,10 +59,6 @@ def refuse_missing_slice_of_one_phase(folder):
     write_ct(folder)[3].unlink()
 
 
-def refuse_copied_file(folder):
-    shutil.copy(write_cine(folder)[2], folder / "copy.dcm")
-
-
 def refuse_duplicate_with_another_uid(folder):
     file = shutil.copy(write_cine(folder)[2], folder / "copy.dcm")
     change(file, SOPInstanceUID="1.2.3.66")
@@ -107,9 +103,13 @@ def refuse_no_position(folder):
     data.save_as(folder / "im_000_000.dcm")
 
 
-def refuse_zero_bytes(folder):
-    write_cine(folder)
+def refuse_zero_bytes_alone(folder):
     (folder / "empty.dcm").write_bytes(b"")
+
+
+def refuse_an_emptied_frame(folder):
+    """What is empty is passed over with a note; that a frame is missing is not."""
+    write_cine(folder)[5].write_bytes(b"")
 
 
 def refuse_foreign(folder):
@@ -150,7 +150,6 @@ def refuse_truncated_header(folder):
         (refuse_missing_slice_in_one_series, "im_003", "slice positions are missing"),
         (refuse_missing_frame, "im_001", "frames are missing"),
         (refuse_missing_slice_of_one_phase, "0003.dcm", "frames are missing"),
-        (refuse_copied_file, "copy.dcm", "duplicate frames"),
         (refuse_duplicate_with_another_uid, "im_000_002.dcm", "duplicate frames"),
         (refuse_duplicates_everywhere, "im_000", "duplicate frames"),
         (refuse_surplus_frame, "im_002", "has 4 frames where others have 3, each at another time; add"),
@@ -159,7 +158,8 @@ def refuse_truncated_header(folder):
         (refuse_color_in_a_series, "color.dcm", "color"),
         (refuse_nan_slope, "im_003_002.dcm", "RescaleSlope is nan"),
         (refuse_no_position, "im_000_000.dcm", "ImagePositionPatient"),
-        (refuse_zero_bytes, "empty.dcm", "zero bytes"),
+        (refuse_zero_bytes_alone, "empty.dcm", "zero bytes"),
+        (refuse_an_emptied_frame, "im_001", "frames are missing"),
         (refuse_foreign, "foreign.dcm", "not a DICOM file"),
         (refuse_no_image, "", "no DICOM image"),
         (

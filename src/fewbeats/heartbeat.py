@@ -36,6 +36,12 @@ QUANTITIES: dict[str, tuple[str, str]] = {
 """Every quantity of a heartbeat: its name and its unit, in the order of a report."""
 
 
+SHORTEST_FRAME_MS = 1.0
+"""Between frames of a heart."""
+SHORTEST_BEAT_MS = 75.0
+"""Of a mouse under stress; what lasts less over `MANY_FRAMES` is another time, as a repetition time."""
+MANY_FRAMES = 8
+
 LONG_AXIS_PLANES = ("2CH", "3CH", "4CH")
 """Planes along the heart: their areas are no volumes."""
 
@@ -43,6 +49,18 @@ LONG_AXIS_PLANES = ("2CH", "3CH", "4CH")
 def has_volume(slices: int, plane: str) -> bool:
     """Whether the slices of a scan add up to volumes; a single slice does not, whatever its plane."""
     return slices > 1 and plane not in LONG_AXIS_PLANES
+
+
+def is_heart_time(frames: int, last_ms: float) -> bool:
+    """Whether frames may be of a beating heart, the last one so long after the first.
+
+    >>> is_heart_time(25, 24 * 2.8), is_heart_time(25, 24 * 35.0), is_heart_time(2, 35.0)
+    (False, True, True)
+    """
+    if frames < 2:
+        return True
+    step_ms = last_ms / (frames - 1)
+    return step_ms >= SHORTEST_FRAME_MS and (frames < MANY_FRAMES or step_ms * frames >= SHORTEST_BEAT_MS)
 
 
 def body_surface_m2(height_cm: float, weight_kg: float) -> float:

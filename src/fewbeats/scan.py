@@ -196,6 +196,8 @@ class Source:
     """What had to be inferred, and how; one sentence each, without patient data."""
     instances: tuple[tuple[tuple[Path, int], ...], ...] = ()
     """DICOM only: [t][z] -> (file, index of the frame in it), in canonical order."""
+    part: str = ""
+    """Why this may be a part of a heart alone, so that its volumes are none; empty where nothing says so."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -6,6 +6,7 @@ Positions decide where a slice is, never the thickness tags. What had to be infe
 
 from __future__ import annotations
 
+import filecmp
 import os
 import warnings
 from collections import Counter, defaultdict
@@ -17,10 +18,28 @@ import numpy as np
 from fewbeats.disk import files_below
 from fewbeats.errors import InputError
 from fewbeats.io.dicom_headers import FrameHeader, read_headers
-from fewbeats.io.dicom_series import SAME_PLACE_MM, Stack, is_even, join_series, split_series
+from fewbeats.io.dicom_series import Stack, is_even, join_series, may_be_one, same_place_mm, split_series
 from fewbeats.io.dicom_time import frame_times, order_frames
 from fewbeats.scan import Reorientation, Scan, Source, canonical_reorientation
 
+MENDS = (
+    (("dicomdir",), "it is the index of a CD; give the folder that it lies in"),
+    ((".zip", ".tar", ".tgz", ".tar.gz", ".rar", ".7z"), "an archive; unpack it and give the folder"),
+    (
+        (".nii", ".nii.gz"),
+        "it holds NIfTI files: give one of them, or index the folder first and give the cohort table",
+    ),
+    (
+        (".hdr", ".img", ".img.gz"),
+        "convert Analyze and two-file NIfTI images (.hdr and .img) to .nii.gz",
+    ),
+    (
+        (".nrrd", ".nhdr", ".mha", ".mhd", ".par", ".rec", ".mnc"),
+        "this format is not read; save it as .nii.gz",
+    ),
+    ((".dcm.gz", ".ima.gz", ".dicom.gz"), "gzipped DICOM files; unpack them (gunzip) and give the folder"),
+)
+"""How names end where there is no DICOM image, and what to do."""
 LPS_TO_RAS = np.diag([-1.0, -1.0, 1.0])
 
 
@@ -47,7 +66,7 @@ class DicomPixels:
             planes = _decode(file, [self.headers[t][z].index for z in slices], stored.shape[1:])
             for z, plane in zip(slices, planes, strict=True):
                 header = self.headers[t][z]
-                stored[z] = plane * np.float32(header.slope) + np.float32(header.intercept)
+                stored[z] = header.gray(plane)
         return values
 
 
@@ -105,41 +124,84 @@ def read_dicom(path: Path | str) -> list[Scan]:
     if not root.exists():
         raise InputError(f"{root}: no such file or folder; check the path")
     files = [root] if root.is_file() else files_below(root)
-    headers = [header for file in files for header in read_headers(file)]
+    empty = [file for file in files if len(files) > 1 and _is_empty(file)]
+    headers = [header for file in files if file not in empty for header in read_headers(file)]
     if not headers:
         raise InputError(f"{root}: no DICOM image in it; {_mend_without_dicom(files)}")
-    _refuse_copies(headers)
-    scans, left_out = [], []
+    headers, notes = _drop_copies(headers)
+    notes += [f"left out: {_counted(empty, 'empty file')}"] if empty else []
+    read, scans, faults = [], [], []
     for stack in join_series(split_series(headers)):
         try:
             scans.append(_build(stack))
+            read.append(stack)
         except InputError as error:
-            if not scans:  # the largest of all: the one that was meant
-                flawed = next((h for h in headers if h.flaw and h.file.name not in str(error)), None)
-                if flawed is None:
-                    raise
-                raise InputError(f"{error}; of another series {flawed.file}: {flawed.flaw}") from error
-            left_out.append(f"left out: {error}")
-    return [
-        replace(scan, source=replace(scan.source, notes=(*scan.source.notes, *left_out))) for scan in scans
-    ]
+            faults.append((stack, error))
+    if not scans:
+        raise _first_fault(faults, headers)
+    for stack, error in faults:
+        if any(may_be_one(stack, other) for other in read):  # what is left would be a part of a heart
+            raise error
+    notes += [f"left out: {error}" for _, error in faults]
+    return [replace(scan, source=replace(scan.source, notes=(*scan.source.notes, *notes))) for scan in scans]
+
+
+def _first_fault(faults: list[tuple[Stack, InputError]], headers: list[FrameHeader]) -> InputError:
+    """What is wrong with the largest scan, where none can be read, and with a file of another."""
+    error = faults[0][1]
+    flawed = next((h for h in headers if h.flaw and h.file.name not in str(error)), None)
+    return error if flawed is None else InputError(f"{error}; of another series {flawed.file}: {flawed.flaw}")
+
+
+def _is_empty(file: Path) -> bool:
+    return file.stat().st_size == 0
+
+
+def _counted(files: list[Path], what: str) -> str:
+    if len(files) == 1:
+        return f"1 {what}, {files[0].name}"
+    return f"{len(files)} {what}s, among them {files[0].name}"
 
 
 def _mend_without_dicom(files: list[Path]) -> str:
     names = [file.name.lower() for file in files]
-    if any(name.endswith((".nii", ".nii.gz")) for name in names):
-        return "it holds NIfTI files: give one of them, or index the folder first and give the cohort table"
-    if any(name.endswith((".hdr", ".img", ".img.gz")) for name in names):
-        return "convert Analyze and two-file NIfTI images (.hdr and .img) to .nii.gz"
+    for suffixes, mend in MENDS:
+        if any(name.endswith(suffixes) for name in names):
+            return mend
     return "give the folder or file of an image series"
 
 
-def _refuse_copies(headers: list[FrameHeader]) -> None:
-    seen: dict[tuple[str, int], FrameHeader] = {}
+def _drop_copies(headers: list[FrameHeader]) -> tuple[list[FrameHeader], list[str]]:
+    """Frames without those that are there twice, and what there is to say of them.
+
+    The same SOPInstanceUID says so where headers and pixels agree; some anonymizers write one into all files.
+    """
+    seen: dict[tuple[str, int], list[FrameHeader]] = defaultdict(list)
+    kept, copies, reused = [], [], False
     for header in headers:
-        other = seen.setdefault((header.sop_uid, header.index), header)
-        if other is not header:
-            raise InputError(f"{header.file}: duplicate frames: the same image as {other.file}; remove one")
+        others = seen[header.sop_uid, header.index] if header.sop_uid else []
+        if any(_is_copy(header, other) for other in others):
+            copies.append(header.file)
+            continue
+        reused |= bool(others)
+        others.append(header)
+        kept.append(header)
+    notes = [f"left out: {_counted(sorted(set(copies)), 'copied file')}"] if copies else []
+    if reused:
+        notes.append(
+            "files share a SOPInstanceUID though their images differ; they are told apart by content"
+        )
+    return kept, notes
+
+
+def _is_copy(a: FrameHeader, b: FrameHeader) -> bool:
+    """Whether two frames of one UID are one image: at one place and time, and of equal pixels."""
+    if (a.position, a.orientation, a.order, a.shape) != (b.position, b.orientation, b.order, b.shape):
+        return False
+    if filecmp.cmp(a.file, b.file, shallow=False):
+        return True
+    one, other = (_decode(header.file, [header.index], header.shape)[0] for header in (a, b))
+    return np.array_equal(one, other)
 
 
 def _build(stack: Stack) -> Scan:
@@ -167,8 +229,9 @@ def _build(stack: Stack) -> Scan:
             affine=affine,
             shape=shape,
             reorientation=turn,
-            notes=(_series_note(stack), *order_notes, *notes, *time_notes),
+            notes=(_series_note(stack), *stack.notes, *_gray_notes(first), *order_notes, *notes, *time_notes),
             instances=instances,
+            part=stack.part,
         ),
     )
 
@@ -215,17 +278,14 @@ def _slices(frames: list[FrameHeader], normal: np.ndarray) -> list[list[FrameHea
     order = np.argsort(depths, kind="stable")
     slices: list[list[FrameHeader]] = []
     for previous, i in zip([order[0], *order], order, strict=False):
-        if not slices or depths[i] - depths[previous] > SAME_PLACE_MM:
+        if not slices or depths[i] - depths[previous] > same_place_mm(frames[i]):
             slices.append([])
         slices[-1].append(frames[i])
     counts = Counter(len(one) for one in slices)
     usual = max(counts, key=lambda n: (counts[n], n))
     for one in slices:
         if len(one) < usual:
-            raise InputError(
-                f"{one[0].file}: its slice position has {len(one)} frames where others have {usual}: frames "
-                f"are missing; add their files"
-            )
+            raise InputError(f"{one[0].file}: {_tell_fewer(one, slices, usual)}")
         if len(one) > usual:
             counted = f"its slice position has {len(one)} frames where others have {usual}"
             same = [a for a in one if any(a is not b and a.order == b.order for b in one)]
@@ -238,6 +298,21 @@ def _slices(frames: list[FrameHeader], normal: np.ndarray) -> list[list[FrameHea
                 f"remove this position's surplus"
             )
     return slices
+
+
+def _tell_fewer(one: list[FrameHeader], slices: list[list[FrameHeader]], usual: int) -> str:
+    """Why a position has fewer frames than others, and the mend."""
+    times, others = (
+        {round(header.order["TriggerTime"]) for header in frames if "TriggerTime" in header.order}
+        for frames in (one, next(other for other in slices if len(other) == usual))
+    )
+    counted = f"its slice position has {len(one)} frames where others have {usual}"
+    if times - others:
+        return (
+            f"{counted}, at times of their own: slices have different numbers of phases; give those with "
+            "equally many"
+        )
+    return f"{counted}: frames are missing; add their files"
 
 
 def _slice_step(slices: list[list[FrameHeader]], first: FrameHeader) -> tuple[np.ndarray, list[str]]:
@@ -283,10 +358,14 @@ def _affine(corner: FrameHeader, step_mm: np.ndarray) -> np.ndarray:
     return affine
 
 
+def _gray_notes(first: FrameHeader) -> list[str]:
+    return [] if first.mirror is None else ["gray values turned round, so that bright is white (MONOCHROME1)"]
+
+
 def _series_note(stack: Stack) -> str:
     count = len(stack.series)
     if count == 1:
-        return "one series"
+        return stack.series[0].note or "one series"
     if stack.phase_rule:
         return f"{count} series, one per cardiac phase"
     singles = all(len(series.depths_mm) == 1 for series in stack.series)

@@ -43,13 +43,15 @@ TAGS = [
     "RescaleIntercept", "TriggerTime", "NominalPercentageOfCardiacPhase", "TemporalPositionIdentifier",
     "TemporalResolution", "AcquisitionDate", "AcquisitionTime", "ContentDate", "ContentTime",
     "InstanceNumber", "NominalInterval", "HeartRate", "SharedFunctionalGroupsSequence",
-    "PerFrameFunctionalGroupsSequence",
+    "PerFrameFunctionalGroupsSequence", "EchoTime", "InversionTime", "DiffusionBValue", "BitsStored",
+    "ComplexImageComponent",
 ]  # fmt: skip
 
 GROUPS = [
     "PlanePositionSequence", "PlaneOrientationSequence", "PixelMeasuresSequence", "FrameContentSequence",
     "PixelValueTransformationSequence", "CardiacSynchronizationSequence", "CTAcquisitionDetailsSequence",
-    "MRImageFrameTypeSequence", "CTImageFrameTypeSequence",
+    "MRImageFrameTypeSequence", "CTImageFrameTypeSequence", "MREchoSequence", "MRModifierSequence",
+    "MRDiffusionSequence",
 ]  # fmt: skip
 
 
@@ -72,7 +74,9 @@ class FrameHeader:
     frame_of_reference: str
     modality: str
     technique: tuple[str, ...]
-    """Kind of image (magnitude, phase, localizer), sequence and kernel: frames of one stack share it."""
+    """Kind of image (magnitude, phase, water, localizer), sequence, kernel: frames of one stack share it."""
+    contrast: dict[str, float]
+    """Tag -> value that makes another image of the same moment: echo and inversion time in ms, b-value."""
     shape: tuple[int, int]
     """(rows, columns)."""
     spacing_mm: tuple[float, float]
@@ -88,12 +92,22 @@ class FrameHeader:
     dtype: np.dtype
     slope: float
     intercept: float
+    mirror: float | None
+    """Of MONOCHROME1, whose lowest values are shown white: the sum of the least and the largest stored value,
+    which values are taken from; None of all others."""
     order: dict[str, float]
     """Tag -> value that may order frames in time; times in ms."""
     cycle_ms: float | None
     resolution_ms: float | None
     flaw: str
     """Why this frame cannot be part of a scan, and the mend; empty where it can."""
+
+    def gray(self, stored: np.ndarray) -> np.ndarray:
+        """Stored values as float32 gray values: bright is white, and the rescale applied."""
+        values = stored.astype(np.float32)
+        if self.mirror is not None:
+            values = np.float32(self.mirror) - values
+        return values * np.float32(self.slope) + np.float32(self.intercept)
 
     @property
     def normal(self) -> np.ndarray:
@@ -216,12 +230,14 @@ def _flat(sequence: Any, index: int) -> dict[str, Any]:
 
 def _frame_header(file: Path, index: int, tags: Mapping[str, Any]) -> FrameHeader:
     kind = tags.get("FrameType") or tags.get("ImageType") or []
-    technique = "ScanningSequence", "SequenceVariant", "ConvolutionKernel"
+    technique = "ScanningSequence", "SequenceVariant", "ConvolutionKernel", "ComplexImageComponent"
     claims = [(tag, _number(tags, tag)) for tag in ("SpacingBetweenSlices", "SliceThickness")]
     flaws: list[str] = []
     color = _text(tags, "PhotometricInterpretation")
     if tags.get("SamplesPerPixel", 1) != 1 or not color.startswith("MONOCHROME"):
         flaws.append("a color image, not a scan; remove it from the folder")
+    if "MOSAIC" in map(str, kind):
+        flaws.append("a mosaic: all slices tiled in one image; export it as one image a slice")
     return FrameHeader(
         file=file,
         index=index,
@@ -234,7 +250,8 @@ def _frame_header(file: Path, index: int, tags: Mapping[str, Any]) -> FrameHeade
         description=_text(tags, "SeriesDescription"),
         frame_of_reference=_text(tags, "FrameOfReferenceUID"),
         modality=_text(tags, "Modality"),
-        technique=(str(kind[2]) if len(kind) > 2 else "", *(_text(tags, tag) for tag in technique)),
+        technique=(*map(str, kind[2:]), *(_text(tags, tag) for tag in technique)),
+        contrast=_contrast(tags),
         shape=(int(tags["Rows"]), int(tags["Columns"])),
         spacing_mm=_vector(tags, "PixelSpacing", (1.0, 1.0), flaws),  # type: ignore[arg-type]
         thickness_mm=_number(tags, "SliceThickness"),
@@ -245,11 +262,29 @@ def _frame_header(file: Path, index: int, tags: Mapping[str, Any]) -> FrameHeade
         dtype=_dtype(tags),
         slope=_rescale(tags, "RescaleSlope", 1.0, flaws),
         intercept=_rescale(tags, "RescaleIntercept", 0.0, flaws),
+        mirror=_mirror(tags) if color == "MONOCHROME1" else None,
         order=_order(index, tags),
         cycle_ms=_cycle_ms(tags),
         resolution_ms=_number(tags, "TemporalResolution"),
         flaw=flaws[0] if flaws else "",
     )
+
+
+def _contrast(tags: Mapping[str, Any]) -> dict[str, float]:
+    values = {
+        "EchoTime": _first(tags, "EffectiveEchoTime", "EchoTime"),
+        "InversionTime": _first(tags, "InversionTimes", "InversionTime"),
+        "DiffusionBValue": _number(tags, "DiffusionBValue"),
+    }
+    return {tag: value for tag, value in values.items() if value is not None}
+
+
+def _mirror(tags: Mapping[str, Any]) -> float | None:
+    """None of CT, too, whose numbers mean the same however they are shown."""
+    if _text(tags, "Modality") == "CT":
+        return None
+    bits = int(_first(tags, "BitsStored", "BitsAllocated") or 16)
+    return -1.0 if tags.get("PixelRepresentation") else 2.0**bits - 1
 
 
 def _order(index: int, tags: Mapping[str, Any]) -> dict[str, float]:
@@ -305,7 +340,11 @@ def _vector(
     tags: Mapping[str, Any], tag: str, default: tuple[float, ...], flaws: list[str]
 ) -> tuple[float, ...]:
     """The values of a tag that gives a frame its place; `default` and a flaw where they are unusable."""
-    values = tuple(float(v) for v in tags.get(tag) or ())
+    try:
+        values = tuple(float(v) for v in tags.get(tag) or ())
+    except ValueError:
+        flaws.append(f"{tag} is no number as DICOM writes it (a decimal comma?); export it again")
+        return default
     usable = len(values) == len(default) and bool(np.isfinite(values).all())
     if usable and tag == "PixelSpacing":
         usable = min(values) > 0

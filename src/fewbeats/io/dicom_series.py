@@ -10,13 +10,17 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from fewbeats.io.dicom_kinds import same_contrast, split_kinds
+
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from fewbeats.io.dicom_headers import FrameHeader
 
 SAME_PLACE_MM = 0.02
-"""Positions closer than this are one slice."""
+"""Positions closer than this are one slice,"""
+SAME_PLACE = 0.1
+"""and so are such as are closer than this share of a pixel, as where slices follow the breath."""
 SAME_DIRECTION = 1e-3
 """Largest difference of direction cosines within one orientation."""
 EVEN = 0.1
@@ -24,6 +28,11 @@ EVEN = 0.1
 PHASE_TAGS = ("NominalPercentageOfCardiacPhase", "TemporalPositionIdentifier", "TriggerTime")
 SAYS_NOTHING = {("TemporalPositionIdentifier", 1.0), ("TriggerTime", 0.0)}
 """What some scanners write into every series, whatever its phase."""
+
+SHIFTED_MM = 20.0
+"""Stacks that continue one another lie no farther apart in their plane."""
+ONE_SESSION_MS = 15 * 60_000.0
+"""A next slice is acquired within this time."""
 
 Rule = tuple[str, int]
 """What tells phases apart: a tag, and which of the numbers in it."""
@@ -34,6 +43,8 @@ class Series:
     """The frames of one SeriesInstanceUID that share an orientation and a kind of image."""
 
     frames: tuple[FrameHeader, ...]
+    note: str = ""
+    """Why it is less than what its SeriesInstanceUID names."""
 
     @cached_property
     def first(self) -> FrameHeader:
@@ -44,7 +55,7 @@ class Series:
     def depths_mm(self) -> np.ndarray:
         """(Z,) distinct positions along the normal, ascending."""
         depths = np.sort(np.array([frame.position for frame in self.frames]) @ self.first.normal)
-        return depths[np.r_[True, np.diff(depths) > SAME_PLACE_MM]]
+        return depths[np.r_[True, np.diff(depths) > same_place_mm(self.first)]]
 
     @property
     def frames_per_slice(self) -> float:
@@ -74,6 +85,10 @@ class Stack:
 
     series: list[Series] = field(default_factory=list)
     phase_rule: Rule | None = None
+    notes: list[str] = field(default_factory=list)
+    """On how its series belong together."""
+    part: str = ""
+    """Why it may be a part of a heart alone; empty where nothing says so."""
 
     @property
     def frames(self) -> list[FrameHeader]:
@@ -100,8 +115,15 @@ def split_series(headers: Sequence[FrameHeader]) -> list[Series]:
                 parts.append([header])
             else:
                 part.append(header)
-        series += [Series(tuple(part)) for part in parts]
+        for part in parts:
+            kinds = [(part, "")] if flawed else split_kinds(part, same_place_mm(part[0]))
+            series += [Series(tuple(kind), note) for kind, note in kinds]
     return series
+
+
+def same_place_mm(header: FrameHeader) -> float:
+    """How close two positions are that are one slice."""
+    return max(SAME_PLACE_MM, SAME_PLACE * min(header.spacing_mm))
 
 
 def join_series(series: Sequence[Series]) -> list[Stack]:
@@ -116,7 +138,72 @@ def join_series(series: Sequence[Series]) -> list[Stack]:
     for stack in stacks:
         if (rule := stack.phase_rule) is not None:
             stack.series.sort(key=lambda s: s.phases[rule])
-    return sorted(stacks, key=lambda s: -len(s.frames))  # stable: then by series number
+    stacks.sort(key=lambda s: -len(s.frames))  # stable: then by series number
+    _tell_neighbors(stacks)
+    return stacks
+
+
+def _tell_neighbors(stacks: Sequence[Stack]) -> None:
+    """Say of stacks that lie at or beside each other's slices what they are to each other."""
+    for i, stack in enumerate(stacks):
+        for j, other in enumerate(stacks):
+            if i == j or not _alike(stack, other):
+                continue
+            mine, theirs = (np.concatenate([s.depths_mm for s in one.series]) for one in (stack, other))
+            shared = _shared(theirs, mine, same_place_mm(stack.series[0].first))
+            if shared and i < j:
+                what = "a position" if len(theirs) == 1 else f"{shared} positions"
+                stack.notes.append(f"scan {j + 1} is of {what} of this one; it was not used here")
+            elif not shared and _continues(mine, theirs):
+                stack.part = f"scan {j + 1} seems to continue this one"
+                stack.notes.append(f"{stack.part}: {_why_apart(stack, other)}")
+
+
+def _alike(a: Stack, b: Stack) -> bool:
+    """Of one kind, grid and direction, and of as many frames, in planes that are little shifted."""
+    one, other = a.series[0].first, b.series[0].first
+    return (
+        (one.modality, one.shape) == (other.modality, other.shape)
+        and _same_kind(one, other)
+        and np.allclose(one.spacing_mm, other.spacing_mm, rtol=1e-3)
+        and np.abs(one.in_plane_mm - other.in_plane_mm).max() < SHIFTED_MM
+        and len(a.frames) / _positions(a) == len(b.frames) / _positions(b)
+        and not any(s.note or s.first.flaw for s in (*a.series, *b.series))
+    )
+
+
+def _positions(stack: Stack) -> int:
+    return len(stack.series[0].depths_mm) if stack.phase_rule else sum(len(s.depths_mm) for s in stack.series)
+
+
+def _continues(mine: np.ndarray, theirs: np.ndarray) -> bool:
+    """Whether slices lie next to the others, about one slice distance away."""
+    mine, theirs = np.sort(np.unique(mine)), np.sort(np.unique(theirs))
+    steps = np.r_[np.diff(mine), np.diff(theirs)]
+    gap = max(theirs[0] - mine[-1], mine[0] - theirs[-1])
+    return len(steps) > 0 and 0 < gap <= 1.5 * float(np.median(steps))
+
+
+def _why_apart(a: Stack, b: Stack) -> str:
+    one, other = a.series[0].first, b.series[0].first
+    if one.study_uid != other.study_uid:
+        return "they are of two studies"
+    if one.frame_of_reference != other.frame_of_reference:
+        return "they have two frames of reference, so their positions may not fit each other"
+    return "they are shifted against each other"
+
+
+def may_be_one(a: Stack, b: Stack) -> bool:
+    """Whether two stacks are so alike that one may be missing in the other: kind, grid, number of frames."""
+    one, other = a.series[0].first, b.series[0].first
+    ratio = a.series[0].frames_per_slice / b.series[0].frames_per_slice
+    return (
+        (one.modality, one.shape) == (other.modality, other.shape)
+        and _same_kind(one, other)
+        and np.allclose(one.spacing_mm, other.spacing_mm, rtol=1e-3)
+        and 0.5 <= ratio <= 2
+        and (len(a.frames) > 1 or len(b.frames) == 1)
+    )
 
 
 def is_even(depths_mm: np.ndarray) -> bool:
@@ -135,17 +222,25 @@ def _joins(stack: Stack, series: Series) -> bool:
     """Add the series to the stack where it is its next slice or phase."""
     a, b = stack.series[0].first, series.first
     same_grid = (
-        (a.study_uid, a.frame_of_reference, a.modality, a.shape)
-        == (b.study_uid, b.frame_of_reference, b.modality, b.shape)
+        (a.modality, a.shape) == (b.modality, b.shape)
         and _same_kind(a, b)
         and np.allclose(a.spacing_mm, b.spacing_mm, rtol=1e-3)
         and np.abs(a.in_plane_mm - b.in_plane_mm).max() < 0.5 * min(a.spacing_mm)
     )
     if not same_grid:
         return False
+    space = [(h.study_uid, h.frame_of_reference) for h in (a, b)]
     if not stack.phase_rule and _is_next_slice(stack, series):
+        if space[0] != space[1]:
+            if not _is_certainly_next(stack, series):
+                return False
+            what = "StudyInstanceUID" if space[0][0] != space[1][0] else "FrameOfReferenceUID"
+            note = f"joined though its series differ in {what}: positions and times continue one another"
+            stack.notes = list(dict.fromkeys([*stack.notes, note]))
         stack.series.append(series)
         return True
+    if space[0] != space[1]:
+        return False
     if _is_next_phase(stack, series):
         stack.series.append(series)
         stack.phase_rule = _phase_rule(stack.series)
@@ -156,13 +251,25 @@ def _joins(stack: Stack, series: Series) -> bool:
 def _is_next_slice(stack: Stack, series: Series) -> bool:
     """At places the stack does not have yet, with about as many frames, and filling it evenly."""
     taken = np.concatenate([s.depths_mm for s in stack.series])
-    if _shared(series.depths_mm, taken):
+    if _shared(series.depths_mm, taken, same_place_mm(series.first)):
         return False
     ratio = series.frames_per_slice / stack.series[0].frames_per_slice
     if not 0.5 <= ratio <= 2:
         return False
     singles = all(len(s.depths_mm) == 1 for s in (*stack.series, series))
     return singles or is_even(np.sort(np.concatenate([taken, series.depths_mm])))
+
+
+def _is_certainly_next(stack: Stack, series: Series) -> bool:
+    """Minutes after, with as many frames, and the next of an even row where there is one."""
+    times = [s.first.order.get("AcquisitionTime") for s in (stack.series[-1], series)]
+    depths = np.concatenate([s.depths_mm for s in (*stack.series, series)])
+    return (
+        None not in times
+        and abs(times[0] - times[1]) < ONE_SESSION_MS  # type: ignore[operator]
+        and series.frames_per_slice == stack.series[0].frames_per_slice
+        and is_even(np.sort(depths))
+    )
 
 
 def _is_next_phase(stack: Stack, series: Series) -> bool:
@@ -173,8 +280,12 @@ def _is_next_phase(stack: Stack, series: Series) -> bool:
         return False
     if any(s.frames_per_slice >= 1.5 for s in (*stack.series, series)):
         return False
-    places = stack.series[0].depths_mm
-    return _shared(series.depths_mm, places) > 0.5 * max(len(places), len(series.depths_mm))
+    first = series.first
+    beside = min(stack.series[0].frames, key=lambda frame: abs(frame.depth_mm - first.depth_mm))
+    if not same_contrast(beside, first):
+        return False
+    places, most = stack.series[0].depths_mm, max(len(s.depths_mm) for s in (stack.series[0], series))
+    return _shared(series.depths_mm, places, same_place_mm(first)) > 0.5 * most
 
 
 def _phase_rule(series: Sequence[Series]) -> Rule | None:
@@ -191,6 +302,6 @@ def _phase_rule(series: Sequence[Series]) -> Rule | None:
     return None
 
 
-def _shared(a: np.ndarray, b: np.ndarray) -> int:
+def _shared(a: np.ndarray, b: np.ndarray, within_mm: float) -> int:
     """How many positions of `a` are also in `b`."""
-    return int((np.abs(a[:, None] - b[None]).min(1) <= SAME_PLACE_MM).sum())
+    return int((np.abs(a[:, None] - b[None]).min(1) <= within_mm).sum())

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from fewbeats.errors import InputError
+from fewbeats.heartbeat import is_heart_time
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -18,7 +20,7 @@ TIME_TAGS = (
     "TriggerTime", "NominalPercentageOfCardiacPhase", "TemporalPositionIdentifier", "AcquisitionTime",
     "ContentTime", "InstanceNumber",
 )  # fmt: skip
-"""Tags that may order the frames of a slice; the first whose values are unique in every slice does."""
+"""Tags that may order the frames of a slice; the first that tells most of them apart in every slice does."""
 IN_MS = {"TriggerTime", "AcquisitionTime", "ms in SeriesDescription"}
 IN_PERCENT = {"NominalPercentageOfCardiacPhase", "% in SeriesDescription"}
 # A difference between slices that is worth a sentence.
@@ -47,18 +49,63 @@ def order_frames(slices: list[list[FrameHeader]], stack: Stack) -> tuple[str, np
         return rule, values, [f"frames ordered by {rule}, one series each"]
     passed_over: list[str] = []
     for tag in TIME_TAGS:
-        if not all(tag in header.order for one in slices for header in one):
+        if not any(tag in header.order for one in slices for header in one):
             continue
-        if all(len({header.order[tag] for header in one}) == len(one) for one in slices):
-            why = f" ({', '.join(passed_over)} not unique within a position)" if passed_over else ""
+        why = f" ({', '.join(passed_over)} not unique within a position)" if passed_over else ""
+        if _is_whole(slices, tag):
             values = _sort(slices, lambda header: header.order[tag])  # noqa: B023 (used at once)
             return tag, values, [f"frames ordered by {tag}{why}"]
-        passed_over.append(tag)
+        if all(_tells_most(one, tag) for one in slices):
+            return _order_by_two(slices, tag, why)
+        if all(tag in header.order for one in slices for header in one):
+            passed_over.append(tag)
     a, b = slices[0][:2]
     raise InputError(
         f"{a.file}: duplicate frames: no time and no InstanceNumber tells it from {b.file} at the same "
         f"position; remove the copies"
     )
+
+
+def _is_whole(slices: list[list[FrameHeader]], tag: str) -> bool:
+    """Whether a tag tells all frames of every slice apart."""
+    return all(None not in (values := {h.order.get(tag) for h in one}) and len(values) == len(one)
+               for one in slices)  # fmt: skip
+
+
+def _tells_most(one: list[FrameHeader], tag: str) -> bool:
+    """Whether it has more values in a slice than half of its frames."""
+    return len({header.order[tag] for header in one if tag in header.order}) > len(one) / 2
+
+
+def _order_by_two(slices: list[list[FrameHeader]], tag: str, why: str) -> tuple[str, np.ndarray, list[str]]:
+    """By a tag that leaves a few frames untold, and for those by the next one that agrees with it.
+
+    Raises:
+        InputError: no other tag tells all frames apart without contradicting the first.
+    """
+    later = TIME_TAGS[TIME_TAGS.index(tag) + 1 :]
+    second = next((t for t in later if _is_whole(slices, t) and _agrees(slices, t, tag)), None)
+    if second is None:
+        one = next(one for one in slices if len({h.order.get(tag) for h in one}) < len(one))
+        raise InputError(
+            f"{one[0].file}: {tag} leaves frames of its position untold, and no other tag that tells them "
+            f"apart agrees with it; export the series again with its times"
+        )
+    _sort(slices, lambda header: header.order[second])
+    untold = sum(len(one) - len({h.order[tag] for h in one if tag in h.order}) for one in slices)
+    values = np.array([[header.order.get(tag, np.nan) for header in one] for one in slices])
+    told = f"frames ordered by {tag}{why}, {untold} that it leaves untold by {second}"
+    return tag, values, [told]
+
+
+def _agrees(slices: list[list[FrameHeader]], second: str, first: str) -> bool:
+    """Whether frames in the order of the second tag are in that of the first, where they have it."""
+    for one in slices:
+        ordered = sorted(one, key=lambda header: header.order[second])
+        known = [header.order[first] for header in ordered if first in header.order]
+        if any(a > b for a, b in pairwise(known)):
+            return False
+    return True
 
 
 def _sort(slices: list[list[FrameHeader]], key: Callable[[FrameHeader], float]) -> np.ndarray:
@@ -86,6 +133,10 @@ def frame_times(
     if not rule:
         return None, cycle_ms, []
     notes = [f"heartbeat of {cycle_ms:.4g} ms (median of what the frames say)"] if cycle_ms else []
+    whole = np.array([len(set(one)) == len(one) and not np.isnan(one).any() for one in values])
+    if not whole.any():
+        return None, cycle_ms, [*notes, f"frame times are unknown ({rule} leaves frames untold)"]
+    values = values[whole]
     since_first = values - values[:, :1]
     resolution_ms = headers[0].resolution_ms
     if rule in IN_MS:
@@ -101,6 +152,9 @@ def frame_times(
         notes.append(f"frames are {resolution_ms:.4g} ms apart (TemporalResolution)")
     else:
         return None, cycle_ms, [*notes, f"frame times are unknown ({rule} gives only their order)"]
+    if not is_heart_time(len(times), float(times[-1])):
+        what = f"{len(times)} frames in {times[-1]:.4g} ms are no heartbeat"
+        return None, cycle_ms, [*notes, f"frame times are unknown ({what})"]
     if cycle_ms and times[-1] > cycle_ms:
         notes.append("the frames last longer than the heartbeat, so they are not one cycle")
         cycle_ms = None

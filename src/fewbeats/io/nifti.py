@@ -23,6 +23,7 @@ from nibabel.spatialimages import HeaderDataError
 
 from fewbeats.disk import DISK_FULL, atomic_path
 from fewbeats.errors import InputError
+from fewbeats.heartbeat import is_heart_time
 from fewbeats.scan import Reorientation, Scan, Source, canonical_reorientation
 
 if TYPE_CHECKING:
@@ -258,6 +259,9 @@ def _frame_times(
     step_ms = float(header["pixdim"][axis]) * unit_ms
     if not 0.0 < step_ms <= LONGEST_FRAME_MS:
         return None, [f"frame time unknown: {step_ms:g} ms in the header is no time between heart phases"]
+    if not is_heart_time(frames, step_ms * (frames - 1)):
+        what = f"{frames} frames in {step_ms * frames:g} ms, as the header says, are no heartbeat"
+        return None, [f"frame time unknown: {what}"]
     return np.arange(frames) * step_ms, [f"frame time {step_ms:g} ms from the header"]
 
 

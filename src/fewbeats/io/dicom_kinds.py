@@ -1,0 +1,120 @@
+"""Which images of one series are no phases of one heartbeat: other echoes, inversion times, hours, or kinds.
+
+What differs in such a way at one slice position becomes scans of their own, so that no cine, and no ejection
+fraction, is made of them. From position to position the same tags may drift, as inversion times do.
+"""
+
+from __future__ import annotations
+
+from collections import Counter, defaultdict
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from fewbeats.io.dicom_headers import FrameHeader
+
+SAME_CONTRAST = 0.01
+"""Echo and inversion times that differ by less than this share are one contrast."""
+APART_MS = 60_000.0
+"""Images of one position that are longer apart are of two acquisitions: nobody holds the breath that long."""
+
+Ranks = list[int]
+"""For each image of a position, which of the kinds found there it is, from 0."""
+
+
+def split_kinds(frames: Sequence[FrameHeader], same_place_mm: float) -> list[tuple[list[FrameHeader], str]]:
+    """Images of one series and orientation, parted where they are no phases of one beat.
+
+    Args:
+        frames: in the order of their numbers.
+        same_place_mm: positions closer than this are one slice.
+
+    Returns:
+        the parts, each with a note that says why it stands alone; empty where nothing was parted.
+    """
+    places = _by_place(frames, same_place_mm)
+    for tag in ("EchoTime", "InversionTime", "DiffusionBValue"):
+        if parts := _part(places, lambda place: _rank_values(place, tag)):  # noqa: B023 (used at once)
+            return _said(parts, same_place_mm, f"images of one position differ in {tag}")
+    if parts := _part(places, _rank_acquisitions):
+        return _said(parts, same_place_mm, "images of one position were acquired minutes apart")
+    if parts := _part(places, _rank_repeats):
+        return _said(parts, same_place_mm, "each TriggerTime is there as often as there are kinds of image")
+    return [(list(frames), "")]
+
+
+def _said(
+    parts: list[list[FrameHeader]], same_place_mm: float, why: str
+) -> list[tuple[list[FrameHeader], str]]:
+    note = f"one of {len(parts)} scans of one series: {why}, so they are no cardiac phases"
+    return [(one, inner or note) for part in parts for one, inner in split_kinds(part, same_place_mm)]
+
+
+def same_contrast(a: FrameHeader, b: FrameHeader) -> bool:
+    """Whether two images of one position may be phases of one beat."""
+    for tag, value in a.contrast.items():
+        other = b.contrast.get(tag, value)
+        if abs(value - other) > SAME_CONTRAST * max(abs(value), abs(other)):
+            return False
+    times = [header.order.get("AcquisitionTime") for header in (a, b)]
+    return None in times or abs(times[0] - times[1]) <= APART_MS  # type: ignore[operator]
+
+
+def _by_place(frames: Sequence[FrameHeader], same_place_mm: float) -> list[list[FrameHeader]]:
+    depths = np.array([frame.position for frame in frames]) @ frames[0].normal
+    order = np.argsort(depths, kind="stable")
+    starts = np.r_[True, np.diff(depths[order]) > same_place_mm]
+    places: dict[int, list[FrameHeader]] = defaultdict(list)
+    for i, place in zip(order, np.cumsum(starts)):
+        places[int(place)].append(frames[i])
+    return list(places.values())
+
+
+def _part(
+    places: Sequence[list[FrameHeader]], rank: Callable[[list[FrameHeader]], Ranks | None]
+) -> list[list[FrameHeader]]:
+    """Images by their rank within their position; nothing where all are of one kind."""
+    parts: dict[int, list[FrameHeader]] = defaultdict(list)
+    for place in places:
+        for header, number in zip(place, rank(place) or [0] * len(place)):
+            parts[number].append(header)
+    return [parts[number] for number in sorted(parts)] if len(parts) > 1 else []
+
+
+def _rank_values(place: list[FrameHeader], tag: str) -> Ranks | None:
+    values = [header.contrast.get(tag) for header in place]
+    if None in values:
+        return None
+    known = np.array(values, float)
+    order = np.sort(np.unique(known))
+    fresh = np.r_[False, np.diff(order) > SAME_CONTRAST * np.abs(order[1:])]
+    return [int(n) for n in np.cumsum(fresh)[np.searchsorted(order, known)]]
+
+
+def _rank_acquisitions(place: list[FrameHeader]) -> Ranks | None:
+    times = [header.order.get("AcquisitionTime") for header in place]
+    if None in times:
+        return None
+    known = np.array(times, float)
+    order = np.sort(known)
+    fresh = np.r_[False, np.diff(order) > APART_MS]
+    return [int(n) for n in np.cumsum(fresh)[np.searchsorted(order, known)]]
+
+
+def _rank_repeats(place: list[FrameHeader]) -> Ranks | None:
+    """Every one of several trigger times is there equally often, as of magnitude and phase images."""
+    times = [header.order.get("TriggerTime") for header in place]
+    counts = Counter(times)
+    if None in counts or len(counts) < 2 or len(set(counts.values())) > 1 or counts[times[0]] == 1:
+        return None
+    if len({header.order.get("AcquisitionTime") for header in place}) == len(place):
+        return None  # one beat after another, each with the same delays
+    order = sorted(range(len(place)), key=lambda i: place[i].order.get("InstanceNumber", i))
+    seen: Counter = Counter()
+    ranks = [0] * len(place)
+    for i in order:
+        ranks[i] = seen[times[i]]
+        seen[times[i]] += 1
+    return ranks
