@@ -9,14 +9,14 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
 from fewbeats.errors import InputError
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
 # A stack of slices, whose slice axis must stay Z whatever its direction in the patient, has slices far
 # thicker than its pixels, and thick in themselves: thin slices of finer pixels are a volume, which is turned
@@ -196,6 +196,10 @@ class Source:
     """What had to be inferred, and how; one sentence each, without patient data."""
     instances: tuple[tuple[tuple[Path, int], ...], ...] = ()
     """DICOM only: [t][z] -> (file, index of the frame in it), in canonical order."""
+    placement: Mapping[str, Any] = field(default_factory=dict)
+    """NIfTI only: the header's fields that place it, both transforms and their codes, lengths in mm."""
+    other_affine: np.ndarray | None = None
+    """NIfTI only: the second of two transforms that the header holds, as `affine`."""
     part: str = ""
     """Why this may be a part of a heart alone, so that its volumes are none; empty where nothing says so."""
 

@@ -8,6 +8,7 @@ import re
 import zlib
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
+from itertools import product
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -137,7 +138,7 @@ def open_labels(row: Mapping[str, Any], scan: Scan) -> Mapping[int, np.ndarray]:
         drawn = dict(zip(seg_frames(path, scan), read_seg(path, scan), strict=True))
         return {t: labels.astype(np.int32) for t, labels in drawn.items() if t in (named or drawn)}
     mask = read_nifti(path)
-    check_grid(mask, scan, path=path)
+    turned = _on_grid(mask, scan, path=path)
     places = {t: t for t in named or range(scan.shape[0])}
     count = mask.shape[0]
     if count != scan.shape[0]:
@@ -147,7 +148,26 @@ def open_labels(row: Mapping[str, Any], scan: Scan) -> Mapping[int, np.ndarray]:
                 "into label_frames which they are, as 0;12"
             )
         places = dict(zip(named, range(count)))
-    return Labels(places, lambda place: whole_labels(mask.frame(place), file=path))
+    return Labels(places, lambda place: whole_labels(turned(mask.frame(place)), file=path))
+
+
+def _on_grid(mask: Scan, scan: Scan, *, path: Path) -> Callable[[np.ndarray], np.ndarray]:
+    """What turns a mask's frames to the image's, by whichever of their transforms lay it on the image.
+
+    Raises:
+        InputError: none does.
+    """
+    one, other = mask.source, scan.source
+    mine = [a for a in (one.affine, one.other_affine) if a is not None]
+    theirs = [a for a in (other.affine, other.other_affine) if a is not None]
+    if len(mine) + len(theirs) > 2 and one.shape == other.shape:
+        z, y, x = other.shape
+        corners = np.array([[i, j, k, 1.0] for i in (0, x - 1) for j in (0, y - 1) for k in (0, z - 1)])
+        for a, b in product(mine, theirs):
+            if np.linalg.norm(corners @ (a - b).T, axis=1).max() <= 0.1 * min(scan.spacing_mm):
+                return lambda frame: other.reorientation.apply(one.reorientation.invert(frame))
+    check_grid(mask, scan, path=path)
+    return lambda frame: frame
 
 
 def check_grid(mask: Scan, scan: Scan, *, path: Path) -> None:

@@ -139,10 +139,10 @@ def read_dicom(path: Path | str) -> list[Scan]:
             faults.append((stack, error))
     if not scans:
         raise _first_fault(faults, headers)
-    for stack, error in faults:
+    for stack, fault in faults:
         if any(may_be_one(stack, other) for other in read):  # what is left would be a part of a heart
-            raise error
-    notes += [f"left out: {error}" for _, error in faults]
+            raise fault
+    notes += [f"left out: {fault}" for _, fault in faults]
     return [replace(scan, source=replace(scan.source, notes=(*scan.source.notes, *notes))) for scan in scans]
 
 

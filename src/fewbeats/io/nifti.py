@@ -7,7 +7,6 @@ way, one frame after the other, so that memory stays flat in the number of frame
 
 from __future__ import annotations
 
-import logging
 import os
 import tempfile
 import threading
@@ -18,36 +17,27 @@ from typing import IO, TYPE_CHECKING, Any, cast
 import nibabel as nib
 import numpy as np
 from isal import igzip
-from nibabel.openers import ImageOpener
-from nibabel.spatialimages import HeaderDataError
 
 from fewbeats.disk import DISK_FULL, atomic_path
 from fewbeats.errors import InputError
-from fewbeats.heartbeat import is_heart_time
+from fewbeats.io.nifti_header import (
+    HEADER_BYTES,
+    load_image,
+    named_gzip,
+    other_affine,
+    read_frame_times,
+    read_grid,
+    read_placement,
+    tell_grid,
+)
 from fewbeats.scan import Reorientation, Scan, Source, canonical_reorientation
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
+    from collections.abc import Iterable, Iterator, Mapping
 
     from nibabel.arrayproxy import ArrayProxy
 
-# nibabel tells the screen what it repairs in a header.
-logging.getLogger("nibabel.global").setLevel(logging.CRITICAL)
-
 CHUNK = 1 << 20
-SPACE_UNIT_BITS = 0x07  # of the header's xyzt_units
-MM_PER_UNIT = {1: 1000.0, 3: 0.001}
-TIME_UNIT_BITS = 0x38
-MS_PER_UNIT = {8: 1000.0, 16: 1.0, 24: 0.001}
-# 30 beats a minute in 5 frames are 400 ms apart; a longer frame time is a default left in the header.
-LONGEST_FRAME_MS = 400.0
-
-
-VECTORS = (1004, 1005, 1006, 1007, 2003, 2004)  # intents of headers: matrices, vectors, colors
-
-
-def _named_gzip(path: Path) -> bool:
-    return path.suffix.lower() == ".gz"
 
 
 class UnpackedFile:
@@ -57,7 +47,7 @@ class UnpackedFile:
         self.path = path
         self._lock = threading.Lock()
         self._packed: IO[bytes] | None = None
-        if _named_gzip(path):
+        if named_gzip(path):
             self._packed = igzip.open(path, "rb")
             self._file: IO[bytes] = tempfile.TemporaryFile(prefix="fewbeats-")  # noqa: SIM115 (closed with self)
         else:
@@ -113,7 +103,8 @@ class NiftiPixels:
         self.shape = (shape[0], z, y, x)
         self.dtype, self.slope, self.intercept = stored.dtype, stored.slope, stored.inter
         self._stored_shape, self._turn = shape[1:], turn
-        self._offset = int(stored.offset)
+        self._offset = max(HEADER_BYTES, int(stored.offset))
+        self._moved = int(stored.offset) < HEADER_BYTES
         self._path = path
         self._file: UnpackedFile | None = None
 
@@ -130,7 +121,28 @@ class NiftiPixels:
             if self.slope != 1.0 or self.intercept != 0.0:
                 values *= np.float32(self.slope)
                 values += np.float32(self.intercept)
+        if self.dtype.kind == "f" and (missing := np.isnan(values)).any() and not missing.all():
+            values[missing] = values[~missing].min()
         return values
+
+    def notes(self) -> list[str]:
+        """What there is to say of where pixels lie, and of such as have no value."""
+        notes = []
+        if self._moved:
+            notes.append(f"the header says that pixels begin within it; read from byte {HEADER_BYTES} on")
+        if self.dtype.kind == "f" and self._has_nan():
+            notes.append("voxels without a value (NaN) are taken as background")
+        return notes
+
+    def _has_nan(self) -> bool:
+        """By the middle slice of the first frame, which shows an edge without values where there is one."""
+        rows, columns = self._stored_shape[1:]
+        count = rows * columns * self.dtype.itemsize
+        try:
+            raw = UnpackedFile(self._path).read(self._offset + self._stored_shape[0] // 2 * count, count)
+        except InputError:
+            return False  # whoever reads the frame will say it
+        return bool(np.isnan(np.frombuffer(raw, self.dtype)).any())
 
 
 def read_nifti(path: Path | str, *, frame_time_ms: float | None = None) -> Scan:
@@ -144,125 +156,31 @@ def read_nifti(path: Path | str, *, frame_time_ms: float | None = None) -> Scan:
         InputError: missing, empty, truncated or foreign file; color or complex pixels; an unusable grid.
     """
     path = Path(path)
-    image = _load(path)
+    image = load_image(path)
     header = image.header
-    shape, affine = _grid(path, image)
+    shape, affine = read_grid(path, image)
     turn = canonical_reorientation(affine, shape[1:])
-    times, notes = _frame_times(header, shape[0], frame_time_ms)
-    notes += _grid_notes(header, affine, shape[1:])
+    times, notes = read_frame_times(header, shape[0], frame_time_ms)
+    other = other_affine(header)
+    notes += tell_grid(header, affine, other, shape[1:])
+    pixels = NiftiPixels(path, stored=image.dataobj, shape=shape, turn=turn)
+    notes += pixels.notes()
     if turn != Reorientation():
         notes.append("axes turned to the canonical orientation; results are written on the file's own grid")
     return Scan(
-        pixels=NiftiPixels(path, stored=image.dataobj, shape=shape, turn=turn),
+        pixels=pixels,
         affine=turn.affine(affine, shape[1:]),
         frame_times_ms=times,
-        source=Source(path=path, affine=affine, shape=shape[1:], reorientation=turn, notes=tuple(notes)),
+        source=Source(
+            path=path,
+            affine=affine,
+            shape=shape[1:],
+            reorientation=turn,
+            notes=tuple(notes),
+            placement=read_placement(header),
+            other_affine=other,
+        ),
     )
-
-
-def _load(path: Path) -> Any:
-    if not path.exists():
-        raise InputError(f"{path}: no such file; check the path")
-    if path.is_dir():
-        raise InputError(f"{path}: is a folder; give a NIfTI file (.nii or .nii.gz)")
-    if path.stat().st_size == 0:
-        raise InputError(f"{path}: the file is empty (0 bytes); copy or export it again")
-    try:
-        image = nib.load(path)
-    except Exception as error:  # nibabel raises whatever its guesses meet in a foreign file
-        what = "truncated or damaged" if _named_gzip(path) and _is_gzip(path) else "not a NIfTI image"
-        raise InputError(f"{path}: {what}; give a readable .nii or .nii.gz file") from error
-    if not isinstance(image, nib.Nifti1Image) or not path.name.lower().endswith((".nii", ".nii.gz")):
-        raise InputError(f"{path}: not a single-file NIfTI image; convert it to .nii.gz")
-    dtype = image.header.get_data_dtype()
-    if dtype.fields is not None or dtype.kind not in "iuf":
-        raise InputError(f"{path}: color or complex pixels; convert the image to gray values")
-    return image
-
-
-def _is_gzip(path: Path) -> bool:
-    with path.open("rb") as file:
-        return file.read(2) == b"\x1f\x8b"
-
-
-def _grid(path: Path, image: Any) -> tuple[tuple[int, int, int, int], np.ndarray]:
-    """Stored shape (T, Z, Y, X) and affine."""
-    header = image.header
-    shape = list(header.get_data_shape())
-    if header.get_intent("code")[0] in VECTORS:
-        raise InputError(f"{path}: holds vectors, not gray values; give the image they belong to")
-    while len(shape) > 4 and shape[3] == 1:  # some writers put time in the fifth dimension
-        del shape[3]
-    while len(shape) > 4 and shape[-1] == 1:
-        del shape[-1]
-    if len(shape) == 2:
-        shape.append(1)
-    if len(shape) not in (3, 4) or min(shape) < 1:
-        raise InputError(
-            f"{path}: shape {tuple(header.get_data_shape())} is not a 3D or 4D image; split or convert it"
-        )
-    x, y, z, t = (*shape, 1)[:4]
-    affine = np.array(header.get_best_affine(), float)
-    affine[:3] *= _mm_per_unit(header)
-    if not np.isfinite(affine).all() or abs(np.linalg.det(affine[:3, :3])) < 1e-9:
-        raise InputError(
-            f"{path}: the header's affine is not usable (a spacing of 0 or NaN?); rewrite the header"
-        )
-    if header["sform_code"] == 0 and _lacks_spacing(path, image, (x, y, z)):
-        raise InputError(f"{path}: the header has a spacing of 0; rewrite the header with the true spacing")
-    needed = int(image.dataobj.offset) + x * y * z * t * header.get_data_dtype().itemsize
-    if not _named_gzip(path) and path.stat().st_size < needed:
-        raise InputError(f"{path}: truncated: the pixels end early; copy or export the file again")
-    return (t, z, y, x), affine
-
-
-def _mm_per_unit(header: nib.Nifti1Header) -> float:
-    return MM_PER_UNIT.get(int(header["xyzt_units"]) & SPACE_UNIT_BITS, 1.0)
-
-
-def _grid_notes(header: nib.Nifti1Header, affine: np.ndarray, shape: tuple[int, int, int]) -> list[str]:
-    factor, notes = _mm_per_unit(header), []
-    if factor != 1.0:
-        notes.append(f"the header's unit of length is {factor:g} mm; results are written in mm")
-    if header["sform_code"] and header["qform_code"]:
-        try:
-            other = header.get_qform() * factor
-        except (ValueError, HeaderDataError):  # unusable, and not used
-            return notes
-        z, y, x = shape
-        off_mm = (np.abs(other - affine)[:3] @ [x - 1, y - 1, z - 1, 1]).max()
-        if off_mm > np.linalg.norm(affine[:3, :3], axis=0).min():
-            notes.append(f"sform and qform of the header are up to {off_mm:.3g} mm apart; the sform is used")
-    return notes
-
-
-def _lacks_spacing(path: Path, image: Any, shape: tuple[int, int, int]) -> bool:
-    """Whether an axis of several voxels has spacing 0 in the file, which nibabel reads as 1 mm."""
-    with ImageOpener(str(path)) as file:
-        stored = image.header_class.from_fileobj(file, check=False)
-    return any(count > 1 and spacing == 0 for count, spacing in zip(shape, stored["pixdim"][1:4]))
-
-
-def _frame_times(
-    header: nib.Nifti1Header, frames: int, given_ms: float | None
-) -> tuple[np.ndarray | None, list[str]]:
-    if given_ms is not None:
-        if not (np.isfinite(given_ms) and given_ms > 0):
-            raise InputError(f"frame time {given_ms} ms: must be a positive number")
-        return np.arange(frames) * given_ms, [f"frame time {given_ms:g} ms as given"]
-    if frames == 1:
-        return None, []
-    unit_ms = MS_PER_UNIT.get(int(header["xyzt_units"]) & TIME_UNIT_BITS)
-    if unit_ms is None:
-        return None, ["frame time unknown: the header names no unit of time"]
-    axis = next(i for i in range(4, 8) if header["dim"][i] > 1)  # time is the fifth where the fourth is empty
-    step_ms = float(header["pixdim"][axis]) * unit_ms
-    if not 0.0 < step_ms <= LONGEST_FRAME_MS:
-        return None, [f"frame time unknown: {step_ms:g} ms in the header is no time between heart phases"]
-    if not is_heart_time(frames, step_ms * (frames - 1)):
-        what = f"{frames} frames in {step_ms * frames:g} ms, as the header says, are no heartbeat"
-        return None, [f"frame time unknown: {what}"]
-    return np.arange(frames) * step_ms, [f"frame time {step_ms:g} ms from the header"]
 
 
 def write_frames(
@@ -273,6 +191,7 @@ def write_frames(
     shape: tuple[int, int, int, int],
     dtype: np.dtype | type,
     frame_time_ms: float | None = None,
+    placement: Mapping[str, Any] | None = None,
 ) -> None:
     """Write frames (Z, Y, X) one by one as one NIfTI file; a 3D file when T = 1.
 
@@ -285,13 +204,19 @@ def write_frames(
         shape: (T, Z, Y, X).
         dtype: type on disk.
         frame_time_ms: written to the header where known.
+        placement: both transforms of the header of an image on this grid, as they are to be.
 
     Raises:
         InputError: the disk is full, or the folder cannot be written.
     """
     path = Path(path)
     header = _header(affine, shape, np.dtype(dtype), frame_time_ms)
-    with atomic_path(path) as partial, _open_packed(partial, packed=_named_gzip(path)) as file:
+    for name, value in (placement or {}).items():
+        if name == "qfac":
+            header["pixdim"][0] = value
+        else:
+            header[name] = value
+    with atomic_path(path) as partial, _open_packed(partial, packed=named_gzip(path)) as file:
         file.write(header.binaryblock + b"\0\0\0\0")
         count = 0
         for frame in frames:
@@ -316,6 +241,7 @@ def write_like(
         shape=(scan.shape[0], *source.shape),
         dtype=dtype,
         frame_time_ms=step,
+        placement=source.placement,
     )
 
 
