@@ -108,7 +108,7 @@ def test_own_file_may_be_silent(tmp_path):
         ("c.csv", "number,name\n1,LV\n", "no entry 'value'"),
         ("c.csv", "", "names no structure"),
         ("c.yaml", "structures: {}", "no entry 'values'"),
-        ("c.json", '{"labels": {"heart": [1, 2]}}', "not a list"),
+        ("c.json", '{"labels": {"heart": [1, 2]}}', "region-based labels"),
     ],
 )
 def test_broken_own_file(tmp_path, name, text, complaint):

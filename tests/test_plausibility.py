@@ -23,8 +23,9 @@ from fewbeats.inference.engine import Engine
 from fewbeats.inference.fingerprint import SHORT_AXIS, take_fingerprint
 from fewbeats.inference.labeler import Labeled, RunLabeler
 from fewbeats.inference.localize import Region, whole_image
-from fewbeats.inference.plausibility import Inspector, border_length_mm, enclosed_share
+from fewbeats.inference.plausibility import Inspector, border_length_mm
 from fewbeats.inference.segment import Model
+from fewbeats.metrics import enclosed_share
 from fewbeats.phantom.cohort import cohort_subject
 from fewbeats.phantom.scan import PhantomSettings, make_scan
 from fewbeats.scan import ArrayPixels, Scan
@@ -159,9 +160,9 @@ def test_a_volume_that_jumps(model):
 def test_a_ring_is_closed_and_a_half_moon_is_not():
     mask = np.zeros((1, 20, 20), np.uint8)
     mask[0, 5:15, 5:15], mask[0, 7:13, 7:13] = 2, 1
-    assert enclosed_share(mask) == 1.0
+    assert enclosed_share(mask == 1, mask == 2) == 1.0
     mask[0, :, 13:] = 0
-    assert enclosed_share(mask) == pytest.approx(0.75, abs=0.05)
+    assert enclosed_share(mask == 1, mask == 2) == pytest.approx(0.75, abs=0.05)
 
 
 def test_a_lost_orientation_is_not_judged(model):

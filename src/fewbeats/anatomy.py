@@ -39,7 +39,7 @@ OTHER = "OTHER"
 OTHER_NAMES = {
     "LV": "lvc lvcavity lvbp lvbloodpool leftventricle leftventriclecavity leftventriclebloodcavity "
     "heartventricleleft",
-    "MYO": "lvm lvmyo myocardium lvmyocardium leftventriclemyocardium heartmyocardium",
+    "MYO": "lvm mlv myolv lvmyo myocardium lvmyocardium leftventriclemyocardium heartmyocardium",
     "RV": "rvc rvcavity rvbp rvbloodpool rightventricle rightventriclecavity rightventriclebloodcavity "
     "heartventricleright",
     "LA": "leftatrium leftatriumbloodcavity heartatriumleft",

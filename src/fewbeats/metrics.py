@@ -16,6 +16,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
+from scipy import ndimage
 
 Spacing = tuple[float, float, float]
 
@@ -121,3 +122,22 @@ def _surface(mask: np.ndarray) -> np.ndarray:
 
     # Outside the crop is outside the mask (border value 0), which is what lies there.
     return mask & ~binary_erosion(mask)
+
+
+def enclosed_share(cavity: np.ndarray, wall: np.ndarray) -> float:
+    """Share of the pixels around a cavity, slice by slice, that are of its wall.
+
+    Args:
+        cavity: (Z, Y, X) bool.
+        wall: (Z, Y, X) bool.
+
+    Returns:
+        in [0, 1]; 0 without a cavity.
+    """
+    box = ndimage.find_objects(cavity.astype(np.uint8))
+    if not box:
+        return 0.0
+    grown = tuple(slice(max(0, s.start - 2), s.stop + 2) for s in box[0])
+    inner, outer = cavity[grown], wall[grown]
+    rim = ndimage.binary_dilation(inner, ndimage.generate_binary_structure(2, 1)[None]) & ~inner
+    return float(outer[rim].mean()) if rim.any() else 0.0

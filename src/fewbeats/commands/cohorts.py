@@ -12,6 +12,9 @@ from fewbeats.disk import atomic_path
 from fewbeats.errors import InputError
 from fewbeats.phantom.scan import PhantomSettings
 
+BY_FILE = ("nnunet", "msd", "folder")
+"""Layouts that know subjects by the names of files."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Index:
@@ -33,6 +36,10 @@ class Index:
     """Meaning of the label values: acdc, mnms, mmwhs, totalsegmentator, emidec, la2018, fewbeats, a file."""
     labels: Path | None = None
     """Folder of masks named like the scans that add to or replace labels (corrected predictions)."""
+    subject: str | None = None
+    """Regular expression that finds the subject in a scan's name: "^[A-Z]+_[0-9]{2}"."""
+    leave_out: bool = False
+    """Leave out scans that cannot be used, and name them, instead of stopping."""
 
     def run(self) -> Path:
         """Index and write; returns the table's path.
@@ -53,7 +60,14 @@ class Index:
             split_file=self.split,
             convention=self.convention,
             labels=self.labels,
+            subject=self.subject,
+            leave_out=self.leave_out,
+            tell=print,
         )
+        if self.draw and self.layout in BY_FILE and not self.subject:
+            names = name_some(cohort["subject"].unique().sort())
+            print(f"drawn by {cohort['subject'].n_unique()} names: {names}; where some are one person, "
+                  "--subject says so")  # fmt: skip
         if self.draw:
             cohort = draw_splits(cohort, fractions=dict(zip(SPLITS, self.draw)), seed=self.seed)
         if kept := _keep_edited(self.out, encode_cohort(cohort, self.out)):

@@ -228,9 +228,10 @@ def _derive(rows: pl.DataFrame) -> pl.DataFrame:
     stem = pl.col("image").str.extract(r"([^/\\]+)$").str.replace(r"(?i)\.(nii\.gz|nii|dcm)$", "")
     own = pl.when(stem.is_unique()).then(stem).otherwise(pl.col("subject") + "_" + stem)
     labeled = pl.col("label").is_not_null()
-    return rows.with_columns(
+    names = (pl.col(name).str.normalize("NFC") for name in ("subject", "study", "scan"))  # as in names.plain
+    return rows.with_columns(*names).with_columns(
         pl.col("study").fill_null(pl.col("subject")),
-        pl.col("scan").fill_null(own),
+        pl.col("scan").fill_null(own.str.normalize("NFC")),
         pl.when(labeled)
         .then(pl.col("label_source").fill_null("manual"))
         .otherwise("label_source")

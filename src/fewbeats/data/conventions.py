@@ -57,6 +57,8 @@ def read_convention(path: Path) -> Convention:
         pairs, silent = CONVENTION_READERS[path.suffix](path.read_text(encoding="utf-8-sig"))
         named = [(int(value), str(name)) for value, name in pairs]
         silent = [str(name) for name in silent]
+    except _Unsupported as error:
+        raise InputError(f"{path}: {error}") from error
     except OSError as error:
         raise InputError(f"{path}: cannot be read ({error.strerror}); check the path") from error
     except KeyError as error:
@@ -79,6 +81,10 @@ def read_convention(path: Path) -> Convention:
     return Convention(name=str(path), values=values, silent_about=unlabeled)
 
 
+class _Unsupported(Exception):
+    """Sound, but of a kind that is not taken; its text says which and what to do."""
+
+
 Pairs = tuple["list[tuple[Any, Any]]", "list[Any]"]
 
 
@@ -96,6 +102,12 @@ def _pairs_of_yaml(text: str) -> Pairs:
 
 def _pairs_of_json(text: str) -> Pairs:
     labels = json.loads(text)["labels"]
+    if "ignore" in labels:
+        raise _Unsupported("has nnU-Net's ignore label: frames that are annotated in part are not supported; "
+                           "annotate them whole, or take them out")  # fmt: skip
+    if any(isinstance(value, list) for value in labels.values()):
+        raise _Unsupported("has region-based labels, several values a structure; name a --convention of the "
+                           "values in the files")  # fmt: skip
     named = all(isinstance(value, int) for value in labels.values())  # nnU-Net: name -> value
     return [(value, name) if named else (name, value) for name, value in labels.items()], []
 

@@ -145,7 +145,7 @@ def open_labels(row: Mapping[str, Any], scan: Scan) -> Mapping[int, np.ndarray]:
         if count != len(named):
             raise InputError(
                 f"{path}: {count} frames for {scan.shape[0]} of the image; save a mask of all, or write "
-                "into label_frames which they are, as 0;12"
+                "into label_frames which they are, as 0;12 (or join channels, one a structure, to one mask)"
             )
         places = dict(zip(named, range(count)))
     return Labels(places, lambda place: whole_labels(turned(mask.frame(place)), file=path))

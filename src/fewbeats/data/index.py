@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import re
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -12,7 +14,9 @@ from fewbeats.anatomy import FEWBEATS_VALUES, relabel
 from fewbeats.data.cohort import ALLOWED, new_cohort
 from fewbeats.data.conventions import absolute_convention, find_convention
 from fewbeats.data.files import is_nifti, open_labels, open_scan
-from fewbeats.data.layouts import KNOWN_SETS, LAYOUTS, Row, bare_label, list_nifti, stem_of
+from fewbeats.data.layouts import KNOWN_SETS, LAYOUTS, Row
+from fewbeats.data.names import bare_label, list_nifti, plain, stem_of
+from fewbeats.data.oddities import look_exchanged, refuse_bad, tell_odd, tell_unused
 from fewbeats.data.split import apply_split_file
 from fewbeats.disk import files_below
 from fewbeats.errors import InputError, name_some
@@ -20,12 +24,15 @@ from fewbeats.io.nifti import frame_step_ms, read_nifti
 from fewbeats.scan import is_spacing_nominal
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Callable, Iterable
 
     import polars as pl
 
     from fewbeats.scan import Scan
 
+MASK_LEVELS = 12  # an image has more values
+AIR_HU = -500.0  # no MR image has such values, every CT of a chest has
+VENTRICLES = ("LV", "MYO", "RV")
 READERS = 4  # threads; unpacking releases the interpreter, more than this many wait for the disk
 
 
@@ -36,7 +43,10 @@ def index(
     split_file: Path | str | None = None,
     convention: str | None = None,
     labels: Path | str | None = None,
+    subject: str | None = None,
+    leave_out: bool = False,
     check_pixels: bool = True,
+    tell: Callable[[str], None] = lambda note: None,
 ) -> pl.DataFrame:
     """Make a cohort of a source.
 
@@ -49,13 +59,16 @@ def index(
         split_file: CSV subject,split; see `apply_split_file`.
         convention: meaning of the label values, where it is not the layout's own.
         labels: folder of masks that add to or replace labels; see `attach_labels`.
+        subject: regular expression that finds the subject in a scan's name, its first group where it has one.
+        leave_out: leave out what cannot be used, and tell it.
         check_pixels: read every image to its end, so that truncated and empty ones are found now.
+        tell: told what is to be known of the table, one sentence each.
 
     Returns:
         table as in `cohort.COLUMNS`, paths absolute.
 
     Raises:
-        InputError: naming the file that cannot be used.
+        InputError: naming the files that cannot be used.
     """
     source = Path(source).absolute()
     if layout not in LAYOUTS:
@@ -67,14 +80,43 @@ def index(
         # the values of ACDC and M&Ms are used by others too, and say nothing of how slices were ordered
         known = KNOWN_SETS.get(convention, {}) if layout == "folder" and convention not in LAYOUTS else {}
         rows = [{**known, **row, "convention": absolute_convention(convention)} for row in rows]
+    rows = rename_subjects(rows, subject) if subject else rows
     with ThreadPoolExecutor(READERS) as pool:
-        measured = list(pool.map(lambda row: measure(row, check_pixels=check_pixels), rows))
+        tried = list(pool.map(partial(_try_measure, check_pixels=check_pixels), rows))
+    refuse_bad([one for one in tried if isinstance(one, InputError)], leave_out=leave_out, tell=tell)
+    measured = [row for found in tried if not isinstance(found, InputError) for row in found]
+    measured = tell_odd(measured, tell)
     if not measured:
         raise InputError(f"{source}: no image of the layout '{layout}' in it; check folder and layout")
-    cohort = new_cohort(narrow_fewbeats([row for found in measured for row in found]))
+    cohort = new_cohort(narrow_fewbeats(measured))
+    tell_unused(source, cohort, tell)
     if labels is not None:
         cohort = attach_labels(cohort, labels)
     return cohort if split_file is None else apply_split_file(cohort, split_file)
+
+
+def _try_measure(row: Row, *, check_pixels: bool) -> list[Row] | InputError:
+    try:
+        return measure(row, check_pixels=check_pixels)
+    except InputError as error:
+        return error
+
+
+def rename_subjects(rows: list[Row], pattern: str) -> list[Row]:
+    """Rows with the subject that a lab's own pattern finds in the scan's name.
+
+    Raises:
+        InputError: no regular expression, or a name in which it finds nothing.
+    """
+    try:
+        search = re.compile(pattern).search
+    except re.error as error:
+        raise InputError(f"--subject '{pattern}': no regular expression ({error}); mend it") from error
+    found = {row["scan"]: search(row["scan"]) for row in rows}
+    if missed := [scan for scan, match in found.items() if not match or not match[match.re.groups and 1]]:
+        raise InputError(f"--subject '{pattern}': finds no subject in {name_some(missed)}; widen it")
+    names = {scan: match[match.re.groups and 1] for scan, match in found.items() if match}
+    return [{**row, "subject": names[row["scan"]]} for row in rows]
 
 
 def attach_labels(cohort: pl.DataFrame, folder: Path | str, *, convention: str = "fewbeats") -> pl.DataFrame:
@@ -95,7 +137,7 @@ def attach_labels(cohort: pl.DataFrame, folder: Path | str, *, convention: str =
     if not masks:
         raise InputError(f"{folder}: no mask (.nii.gz) in it; check the path")
     rows = {row["scan"]: row for row in cohort.iter_rows(named=True)}
-    named = {mask: stem if (stem := stem_of(mask)) in rows else bare_label(stem) for mask in masks}
+    named = {mask: stem if (stem := plain(stem_of(mask))) in rows else bare_label(stem) for mask in masks}
     strangers = [mask.name for mask, scan in named.items() if scan not in rows]
     if strangers:
         raise InputError(
@@ -122,7 +164,7 @@ def measure(row: Row, *, check_pixels: bool) -> list[Row]:
     done = []
     for one, scan in found:
         if check_pixels:
-            refuse_empty(scan)
+            one = {**one, **refuse_empty(scan)}
         if scan.modality not in ("", *ALLOWED["modality"]):
             raise InputError(f"{scan.source.path}: modality {scan.modality}; only MR and CT can be used")
         one = {**one, **_geometry(scan), "modality": scan.modality or one.get("modality")}
@@ -160,14 +202,17 @@ def measure_label(row: Row, scan: Scan) -> Row:
         where = f" on one of the frames {named}" if named else ""
         raise InputError(f"{file}: the label is empty{where}; draw it, or move the file away")
     frames = None if len(drawn) == scan.shape[0] else ";".join(map(str, drawn))
-    return {**row, "label_frames": frames, "_values": set().union(*found.values())}
+    exchanged = look_exchanged(relabel(labels[drawn[0]], convention, VENTRICLES, file=file))
+    return {
+        **row, "label_frames": frames, "_values": set().union(*found.values()), "_exchanged": exchanged
+    }  # fmt: skip
 
 
 def narrow_fewbeats(rows: Iterable[Row]) -> list[Row]:
     """Let labels in the `fewbeats` convention speak only of what is found in any of them.
 
     Its nine structures are seldom all drawn, and background must not be trained as "no left atrium" where
-    nobody drew one. Takes away the column `_values` of `measure_label`.
+    nobody drew one. Takes away the columns of `measure` that begin with `_`.
     """
     listed = list(rows)
     own = [row for row in listed if row.get("convention") == "fewbeats" and row.get("label")]
@@ -178,25 +223,34 @@ def narrow_fewbeats(rows: Iterable[Row]) -> list[Row]:
         values = found[_is_manual(row)]
         drawn = (structure for structure, value in FEWBEATS_VALUES.items() if value in values)
         row["convention"] = "fewbeats:" + "+".join(drawn)
-    return [{name: cell for name, cell in row.items() if name != "_values"} for row in listed]
+    return [{name: cell for name, cell in row.items() if not name.startswith("_")} for row in listed]
 
 
 def _is_manual(row: Row) -> bool:
     return (row.get("label_source") or "manual") == "manual"
 
 
-def refuse_empty(scan: Scan) -> None:
+def refuse_empty(scan: Scan) -> Row:
     """Read every frame, and refuse one that holds nothing.
 
+    Returns:
+        under `_mask` whether it looks like a mask, under `_hu` whether like Hounsfield units.
+
     Raises:
-        InputError: also what reading itself finds (truncated file, NaN).
+        InputError: also what reading itself finds (truncated file, infinite values).
     """
+    low, levels = np.inf, set[float]()
     for t in range(scan.shape[0]):
         frame = scan.frame(t)
         if frame.min() == frame.max():
             raise InputError(
                 f"{scan.source.path}: frame {t} is empty (one value throughout); export it again"
             )
+        low = min(low, float(frame.min()))
+        if len(levels) <= MASK_LEVELS:
+            levels |= set(np.unique(frame).tolist())
+    whole = all(value == int(value) and value >= 0 for value in levels)
+    return {"_mask": len(levels) <= MASK_LEVELS and whole, "_hu": low <= AIR_HU}
 
 
 def scans_in_dicom(row: Row, path: Path) -> list[tuple[Row, Scan]]:

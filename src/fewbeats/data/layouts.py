@@ -13,6 +13,20 @@ from typing import TYPE_CHECKING, Any
 
 import polars as pl
 
+from fewbeats.data.names import (
+    FRAME_NUMBER,
+    LABEL_ENDINGS,
+    LABEL_FOLDERS,
+    NIFTI,
+    bare_name,
+    frame_of,
+    is_label_folder,
+    list_nifti,
+    plane_of,
+    shared_folders,
+    stem_of,
+    subject_of,
+)
 from fewbeats.data.split import read_columns
 from fewbeats.disk import files_below
 from fewbeats.errors import InputError, name_some
@@ -22,11 +36,6 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
 Row = dict[str, Any]
-
-NIFTI = r"\.nii(\.gz)?$"
-LABEL_ENDINGS = r"[_\-.](label|labels|labelmap|seg|segmentation|mask|gt)$"
-SCAN_ENDINGS = r"[_\-](4d|sa|image|frame_?\d+|ed|es)$"
-FRAME_NUMBER = re.compile(r"_frame_?(\d+)$", re.IGNORECASE)
 
 KNOWN_SETS: dict[str, Row] = {
     "acdc": {"modality": "MR", "sequence": "cine", "view": "SAX", "slice_order": "base_first"},
@@ -50,12 +59,13 @@ def acdc(source: Path) -> list[Row]:
             "subject": subject, "group": info.get("Group"), "convention": "acdc", **KNOWN_SETS["acdc"],
             "height_cm": _number(info, "Height", info_file), "weight_kg": _number(info, "Weight", info_file),
         }  # fmt: skip
-        for image in list_nifti(info_file.parent):
-            stem = stem_of(image)
+        files = {stem_of(file): file for file in list_nifti(info_file.parent)}
+        for stem, image in files.items():
+            label = files.get(f"{stem}_gt")
             numbered = FRAME_NUMBER.search(stem)
             if numbered:  # ACDC counts frames from 1
                 number = int(numbered[1])
-                place = {"frame": number - 1, "phase": phases.get(number), "label": _beside(image, "_gt")}
+                place = {"frame": number - 1, "phase": phases.get(number), "label": label and str(label)}
             elif stem.endswith("_4d"):
                 place = {"ed_frame": ed - 1, "es_frame": es - 1}
             else:
@@ -138,37 +148,53 @@ def msd(source: Path) -> list[Row]:
 def folder(source: Path) -> list[Row]:
     """A plain folder: `images/NAME.nii.gz` and `labels/NAME.nii.gz`, or both in one place.
 
-    A label has the image's name, or that name (without `_4d`, `_image`) and `_label`, `_seg`, `_mask` or
-    `_gt`. Scans in a subfolder belong to the subject of its name; else the subject is the file's name
-    without `_4d`, `_sa`, `_ED`, `_ES`, `_frameNN`, where frames are counted from 0.
+    A label has the image's name, or that name (without `_4d`, `_image`, `_cine`) and `_label`, `_gt` or
+    the like (`names.LABEL_ENDINGS`); their folder may be called `masks` or the like. Scans in a subfolder
+    belong to the subject of its name; else the subject is `sub-NAME` of BIDS, or the file's name without
+    `_4d`, `_sa`, `_cine`, `_ED`, `_ES`, `_frameNN`, where frames are counted from 0.
     """
     images_folder = source / "images" if (source / "images").is_dir() else source
-    apart = (source / "labels").is_dir() and images_folder != source
-    files = list_nifti(images_folder)
+    beside = [source / name for name in LABEL_FOLDERS if (source / name).is_dir()]
+    labels_folder = beside[0] if beside else None
+    files = [
+        f for f in list_nifti(images_folder) if not any(map(is_label_folder, f.relative_to(source).parents))
+    ]
     images = [f for f in files if not re.search(LABEL_ENDINGS, stem_of(f), re.IGNORECASE)]
-    labels = list_nifti(source / "labels") if apart else []
+    labels = list_nifti(labels_folder) if labels_folder else []
     labels += sorted(set(files) - set(images))
     by_name = _by_name(images, images_folder)
     found: dict[Path, Path] = {}
     for label in labels:
-        base = source / "labels" if apart and (source / "labels") in label.parents else images_folder
-        image = by_name.get(_bare(label, base))
+        base = labels_folder if labels_folder and labels_folder in label.parents else images_folder
+        image = by_name.get(bare_name(label, base))
         if image is None:
-            raise InputError(f"{label}: a label without an image of that name; rename it like its image")
+            raise InputError(f"{label}: {_mend_lone_label(label, by_name)}")
         if image in found:
             raise InputError(f"{label}: a second label of {image.name}; keep one of them")
         found[image] = label
-    rows = []
+    rows, shared = [], shared_folders(images, images_folder)
     for image in images:
-        inside = image.relative_to(images_folder).parts[:-1]
+        inside = image.relative_to(images_folder).parts[shared:-1]
         stem = stem_of(image)
         phase = re.search(r"[_\-](ED|ES)$", stem, re.IGNORECASE)
         rows.append({
             "subject": inside[0] if inside else subject_of(stem), "scan": "_".join((*inside, stem)),
             "image": str(image), "label": str(found[image]) if image in found else None,
             "frame": frame_of(stem), "phase": phase[1].upper() if phase else None,
+            **({"view": plane} if (plane := plane_of(stem)) else {}),
         })  # fmt: skip
     return rows
+
+
+def _mend_lone_label(label: Path, by_name: dict[str, Path]) -> str:
+    stem = stem_of(label)
+    cine = by_name.get(FRAME_NUMBER.sub("", bare_name(label, label.parent))) or by_name.get(subject_of(stem))
+    if frame_of(stem) is not None and cine is not None:
+        return (
+            f"labels one frame of {cine.name}; save one mask of all frames under that name, with the others "
+            f"empty, or cut the frame out of the image as {stem}{cine.name[len(stem_of(cine)) :]}"
+        )
+    return "a label without an image of that name; rename it like its image"
 
 
 def phantom(source: Path) -> list[Row]:
@@ -207,49 +233,16 @@ LAYOUTS: dict[str, Callable[[Path], list[Row]]] = {
 """Name of a layout -> its function."""
 
 
-def list_nifti(folder: Path) -> list[Path]:
-    """NIfTI files in a folder and below, sorted."""
-    return [f for f in files_below(folder) if re.search(NIFTI, f.name, re.IGNORECASE)]
-
-
-def stem_of(path: Path) -> str:
-    """File name without .nii or .nii.gz."""
-    return re.sub(NIFTI, "", path.name, flags=re.IGNORECASE)
-
-
-def subject_of(stem: str) -> str:
-    """Subject from a file's stem: `patient001_frame01` -> `patient001`."""
-    return re.sub(SCAN_ENDINGS, "", stem, flags=re.IGNORECASE)
-
-
-def frame_of(stem: str) -> int | None:
-    """Frame number in a file's stem, as written there."""
-    found = FRAME_NUMBER.search(stem)
-    return int(found[1]) if found else None
-
-
 def _looks_like_dicom(file: Path) -> bool:
     with file.open("rb") as opened:
         marked = opened.read(132)[128:] == b"DICM"
     return file.name != "DICOMDIR" and (marked or file.suffix.lower() in (".dcm", ".ima"))
 
 
-def bare_label(stem: str) -> str:
-    """A label's stem without its ending: `patient001_label` -> `patient001`."""
-    return re.sub(LABEL_ENDINGS, "", stem, flags=re.IGNORECASE)
-
-
-def _bare(file: Path, folder: Path) -> str:
-    """What an image and its label share: the path below `folder` without endings."""
-    stem = bare_label(stem_of(file))
-    stem = re.sub(r"_(4d|image)$", "", stem, flags=re.IGNORECASE)
-    return str(file.relative_to(folder).with_name(stem))
-
-
 def _by_name(images: Iterable[Path], folder: Path) -> dict[str, Path]:
     by_name: dict[str, Path] = {}
     for image in images:
-        other = by_name.setdefault(_bare(image, folder), image)
+        other = by_name.setdefault(bare_name(image, folder), image)
         if other != image:
             raise InputError(f"{image}: its name differs from {other.name} by the ending alone; rename one")
     return by_name

@@ -203,7 +203,7 @@ def read_columns(path: Path, *names: str) -> pl.DataFrame:
         joined = any(";" in name or "\t" in name for name in table.columns)
         mend = "separate columns by commas" if joined else f"it needs {', '.join(names)}"
         raise InputError(f"{path}: has no column '{missing[0]}'; {mend}")
-    table = table.select(pl.col(name).str.strip_chars().replace("", None) for name in names)
+    table = table.select(pl.col(n).str.strip_chars().str.normalize("NFC").replace("", None) for n in names)
     table = table.filter(~pl.all_horizontal(pl.all().is_null()))
     if table["subject"].has_nulls():
         raise InputError(f"{path}: a row names no subject; fill it in")

@@ -9,10 +9,10 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import numpy as np
-from scipy import ndimage
 
 from fewbeats.anatomy import FEWBEATS_VALUES
 from fewbeats.inference.fingerprint import describe_gray, slice_normal
+from fewbeats.metrics import enclosed_share
 from fewbeats.transforms.preprocess import prepare_frame
 
 if TYPE_CHECKING:
@@ -65,7 +65,8 @@ class Inspector:
         for structure, volumes in self.volumes_ml.items():
             volumes[t] = counts[FEWBEATS_VALUES[structure]] * self.scan.voxel_ml
         if {"LV", "MYO"} <= self.volumes_ml.keys() and counts[FEWBEATS_VALUES["LV"]]:
-            self._enclosed.append(enclosed_share(mask))
+            parts = (mask == FEWBEATS_VALUES[name] for name in ("LV", "MYO"))
+            self._enclosed.append(enclosed_share(*parts))
         for structure in self._cut_mm:
             length = border_length_mm(mask, FEWBEATS_VALUES[structure], self.scan.spacing_mm)
             self._cut_mm[structure] = max(self._cut_mm[structure], length)
@@ -152,14 +153,3 @@ def border_length_mm(mask: np.ndarray, value: int, spacing_mm: Sequence[float]) 
     along_y = sum((side == value).any(2).sum() for side in (mask[:, :, :x_px], mask[:, :, -x_px:]))
     along_x = sum((side == value).any(1).sum() for side in (mask[:, :y_px], mask[:, -y_px:]))
     return float(along_y * y_mm + along_x * x_mm)
-
-
-def enclosed_share(mask: np.ndarray) -> float:
-    """Share of the pixels around the LV cavity, slice by slice, that are myocardium."""
-    box = ndimage.find_objects((mask == FEWBEATS_VALUES["LV"]).astype(np.uint8))[0]
-    grown = tuple(slice(max(0, s.start - 2), s.stop + 2) for s in box)
-    part = mask[grown]
-    cavity = part == FEWBEATS_VALUES["LV"]
-    cross = ndimage.generate_binary_structure(2, 1)[None]
-    rim = ndimage.binary_dilation(cavity, cross) & ~cavity
-    return float((part[rim] == FEWBEATS_VALUES["MYO"]).mean()) if rim.any() else 0.0

@@ -8,13 +8,14 @@ set to the true images.
 from __future__ import annotations
 
 import warnings
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from fewbeats import __version__
-from fewbeats.anatomy import FEWBEATS_VALUES, FULL_NAMES
+from fewbeats.anatomy import FEWBEATS_VALUES, FULL_NAMES, name_structure
 from fewbeats.errors import InputError
 from fewbeats.io.dicom import DicomPixels
 from fewbeats.io.dicom_headers import FrameHeader, is_seg, pixel_bytes
@@ -316,14 +317,14 @@ def _planes_of(
 
 
 def _value(file: Path, segment: Dataset) -> int:
-    """Label value of a segment: by its label (LV, or its full name), else by its code."""
-    label = str(segment.get("SegmentLabel", "")).strip().casefold()
+    """Label value of a segment: by its label, under any usual name of a structure, else by its code."""
+    label = str(segment.get("SegmentLabel", "")).strip()
+    with suppress(InputError):
+        if (name := name_structure(label, file=file)) in FEWBEATS_VALUES:
+            return FEWBEATS_VALUES[name]
     code = segment.SegmentedPropertyTypeCodeSequence[0].get("CodeValue", "")
     for name, value in FEWBEATS_VALUES.items():
-        if label in (name.casefold(), FULL_NAMES[name].casefold()):
-            return value
-    for name, value in FEWBEATS_VALUES.items():
-        if code == CODES[name][0]:
+        if label.casefold() == FULL_NAMES[name].casefold() or code == CODES[name][0]:
             return value
     raise InputError(
         f"{file}: segment {segment.SegmentNumber} is no structure fewbeats knows; name the segments "

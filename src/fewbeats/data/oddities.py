@@ -1,0 +1,95 @@
+"""What is odd about a source, in words: files that cannot be used, masks among images, swapped ventricles."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from fewbeats.data.names import FOREIGN, NIFTI
+from fewbeats.disk import files_below
+from fewbeats.errors import InputError, name_some
+from fewbeats.metrics import enclosed_share
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    import numpy as np
+    import polars as pl
+
+Row = dict[str, Any]
+MOST_NAMED = 10  # files of which all is said
+ENCLOSED = 0.6  # share of a ventricle's outline that borders on myocardium: nearly all of the left one's
+
+
+def refuse_bad(errors: list[InputError], *, leave_out: bool, tell: Callable[[str], None]) -> None:
+    """Name all files that cannot be used.
+
+    Raises:
+        InputError: there are any, and they are not to be left out.
+    """
+    if not errors:
+        return
+    told = " | ".join(map(str, errors[:MOST_NAMED]))
+    more = f" | and {len(errors) - MOST_NAMED} more" if len(errors) > MOST_NAMED else ""
+    if leave_out:
+        tell(f"left out: {told}{more}")
+    elif len(errors) == 1:
+        raise errors[0]
+    else:
+        raise InputError(
+            f"{len(errors)} scans cannot be used (--leave-out goes on without them): {told}{more}"
+        )
+
+
+def tell_odd(rows: list[Row], tell: Callable[[str], None]) -> list[Row]:
+    """Rows without what looks like a mask; what is odd about the others is told."""
+    masks = [row["scan"] for row in rows if row.get("_mask") and not row.get("label")]
+    if masks:
+        tell(f"left out, as they look like masks: {name_some(masks)}; name a mask like its image and _label")
+    rows = [row for row in rows if row["scan"] not in masks]
+    units = [row["scan"] for row in rows if row.get("_hu") and not row.get("modality")]
+    if units:
+        tell(
+            f"gray values look like Hounsfield units: {name_some(units)}; write CT into the column modality, "
+            "else they are taken as MR"
+        )
+    judged = [row["_exchanged"] for row in rows if row.get("_exchanged") is not None]
+    if sum(judged) > len(judged) / 2:
+        tell(
+            f"ventricles look exchanged: what is called RV lies within MYO in {sum(judged)} of {len(judged)} "
+            "labels; check the convention"
+        )
+    return rows
+
+
+def tell_unused(source: Path, cohort: pl.DataFrame, tell: Callable[[str], None]) -> None:
+    """Name files below the source that are in no row, and such as are of formats that nobody reads."""
+    used = {Path(text) for name in ("image", "label") for text in cohort[name].drop_nulls()}
+    files = files_below(source)
+    foreign = [f.name for f in files if f.name.lower().endswith(FOREIGN)]
+    if foreign:
+        tell(f"not read: {name_some(foreign)}; save what is wanted of these as .nii.gz")
+    folders = {f for f in used if f.is_dir()}
+    spare = [
+        f.name
+        for f in files
+        if re.search(NIFTI, f.name, re.IGNORECASE) and f not in used and not folders & set(f.parents)
+    ]
+    if spare:
+        tell(f"in no row: {name_some(spare)}; masks of single structures are to be joined to one of all")
+
+
+def look_exchanged(mask: np.ndarray) -> bool | None:
+    """Whether what is called RV lies within MYO and what is called LV does not.
+
+    Args:
+        mask: (Z, Y, X), 1 where LV, 2 where MYO, 3 where RV.
+
+    Returns:
+        None where not all three are there.
+    """
+    lv, myo, rv = (mask == value for value in (1, 2, 3))
+    if not (lv.any() and myo.any() and rv.any()):
+        return None
+    return enclosed_share(rv, myo) > ENCLOSED > enclosed_share(lv, myo)
