@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import field, fields, is_dataclass
 from typing import Any
 
@@ -62,3 +62,20 @@ def check_ranges(settings: Any, prefix: str, **names: Sequence[str]) -> None:
             if not listed or not all(map(fits, listed)):
                 flag = f"--{prefix}{name}".replace("_", "-")
                 raise InputError(f"{flag} {' '.join(map(str, listed))}: {demand}")
+
+
+def check_most(settings: Any, prefix: str, most: Mapping[str, int]) -> None:
+    """Refuse sizes that no machine holds, before any memory is taken.
+
+    Args:
+        settings: dataclass with the settings as fields.
+        prefix: of its flags, as "network.".
+        most: setting -> its largest value.
+
+    Raises:
+        InputError: naming the flag and its largest value.
+    """
+    for name, limit in most.items():
+        if (value := getattr(settings, name)) > limit:
+            flag = f"--{prefix}{name}".replace("_", "-")
+            raise InputError(f"{flag} {value}: give at most {limit}")

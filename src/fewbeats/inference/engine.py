@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
@@ -27,6 +28,8 @@ if TYPE_CHECKING:
     from torch import nn
 
 ONNX = "network.onnx"
+RUNTIMES = ("torch", "onnxruntime", "openvino")
+"""What may run a network; no other name in a run folder is looked for, as looking may import it."""
 LABELING = ("segmentation", "localizer")
 """Tasks whose networks put labels on images."""
 FINGERPRINT = {"gray_mean", "gray_spread", "spacing_mm"}  # what a scan is compared with
@@ -75,14 +78,32 @@ def load_engine(run: Path | str, *, runtime: str | None = None) -> Engine:
     if runtime == "torch":
         call = open_torch(_network(folder, settings, len(structures) + 1))
     else:
+        _check_onnx(folder, config)
         call = _open_onnx(folder.path / ONNX, runtime)
     return Engine(folder.path, settings, structures, runtime, call, config)
 
 
-def _open_onnx(file: Path, runtime: str) -> Callable[[np.ndarray], np.ndarray]:
+def _check_onnx(folder: RunDir, config: RunConfig) -> None:
+    """Refuse an ONNX file that was not written with the weights beside it.
+
+    Raises:
+        InputError: either is another than the run wrote.
+    """
+    file = folder.path / ONNX
     if not file.is_file():
         raise InputError(f"{file}: missing; take --runtime torch")
-    if find_spec(runtime) is None:
+    for name, digest in config.files.items():
+        if name == ONNX and digest_of(file) != digest:
+            raise InputError(f"{file}: is not the run's own; take --runtime torch or restore the run folder")
+
+
+def digest_of(file: Path) -> str:
+    """Of a file's bytes."""
+    return hashlib.sha256(file.read_bytes()).hexdigest()
+
+
+def _open_onnx(file: Path, runtime: str) -> Callable[[np.ndarray], np.ndarray]:
+    if runtime not in RUNTIMES or find_spec(runtime) is None:
         raise InputError(f"--runtime {runtime}: not installed; install it or take --runtime torch")
     try:
         return {"openvino": open_openvino, "onnxruntime": open_onnxruntime}[runtime](file)
@@ -94,7 +115,7 @@ def _fastest(seconds: Mapping[str, float], run: Path) -> str:
     """The installed runtime with the least measured time."""
     if not (run / ONNX).is_file() or _has_gpu():
         return "torch"
-    installed = [name for name in seconds if name == "torch" or find_spec(name) is not None]
+    installed = [n for n in seconds if n == "torch" or (n in RUNTIMES and find_spec(n) is not None)]
     return min(installed, key=lambda name: seconds[name], default="torch")
 
 
@@ -104,16 +125,18 @@ def _has_gpu() -> bool:
 
 
 def _network(folder: RunDir, settings: SegmentationSettings, classes: int) -> nn.Module:
+    import torch
+
     from fewbeats.models.network import build_network, set_deep_supervision
     from fewbeats.models.weights import read_weights
 
+    weights = read_weights(folder.weights())
+    with torch.device("meta"):  # takes no memory, whatever size the settings claim
+        claimed = build_network(settings.network, classes=classes).state_dict()
+    if {n: v.shape for n, v in claimed.items()} != {n: v.shape for n, v in weights.items()}:
+        raise InputError(f"{folder.path}: its weights do not fit its settings; restore the run folder")
     network = build_network(settings.network, classes=classes)
-    try:
-        network.load_state_dict(read_weights(folder.weights()))
-    except RuntimeError as error:
-        raise InputError(
-            f"{folder.path}: its weights do not fit its settings; restore the run folder"
-        ) from error
+    network.load_state_dict(weights)
     set_deep_supervision(network, False)
     return network.eval()
 

@@ -11,6 +11,7 @@ import os
 import tempfile
 import threading
 from contextlib import contextmanager
+from functools import cached_property
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, cast
 
@@ -121,7 +122,7 @@ class NiftiPixels:
             if self.slope != 1.0 or self.intercept != 0.0:
                 values *= np.float32(self.slope)
                 values += np.float32(self.intercept)
-        if self.dtype.kind == "f" and (missing := np.isnan(values)).any() and not missing.all():
+        if self._has_edge and (missing := np.isnan(values)).any() and not missing.all():
             values[missing] = values[~missing].min()
         return values
 
@@ -130,12 +131,15 @@ class NiftiPixels:
         notes = []
         if self._moved:
             notes.append(f"the header says that pixels begin within it; read from byte {HEADER_BYTES} on")
-        if self.dtype.kind == "f" and self._has_nan():
+        if self._has_edge:
             notes.append("voxels without a value (NaN) are taken as background")
         return notes
 
-    def _has_nan(self) -> bool:
-        """By the middle slice of the first frame, which shows an edge without values where there is one."""
+    @cached_property
+    def _has_edge(self) -> bool:
+        """Whether there is an edge without values (NaN): by the middle slice of the first frame."""
+        if self.dtype.kind != "f":
+            return False
         rows, columns = self._stored_shape[1:]
         count = rows * columns * self.dtype.itemsize
         try:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
 from fewbeats.errors import InputError
-from fewbeats.ranges import check_ranges, later
+from fewbeats.ranges import check_most, check_ranges, later
 
 if TYPE_CHECKING:
     import torch
@@ -60,6 +60,9 @@ class NetworkSettings:
     def __post_init__(self) -> None:
         counts = ("base_channels", "levels", "vit_width", "vit_depth", "vit_heads", "decoder_channels")
         check_ranges(self, "network.", counts=counts, not_negative=("context",))
+        check_most(
+            self, "network.", {"levels": 12, "vit_depth": 128, "base_channels": 4096, "vit_width": 16384}
+        )
         if self.levels < 2:
             raise InputError(f"--network.levels {self.levels}: a U-Net has at least 2")
         if self.kind in ("lite0", "hub") and len(self.decoder_channels) != 5:
@@ -132,6 +135,10 @@ def smp_encoder(name: str) -> str:
 
 def _on_encoder(settings: NetworkSettings, classes: int) -> nn.Module:
     """A network of segmentation-models-pytorch."""
+    if set(settings.encoder) & set(":/"):
+        raise InputError(
+            f"--network.encoder {settings.encoder}: a timm name without an address; give weights with --init"
+        )
     name = "tf_efficientnet_lite0" if settings.kind == "lite0" else settings.encoder
     architecture = "unet" if settings.kind == "lite0" else settings.architecture
     learned = settings.stem == "learned"

@@ -254,14 +254,17 @@ def export_segmenter(
     """
 
     def write(network: nn.Module, folder: RunDir) -> dict[str, Any]:
-        from fewbeats.inference.engine import export_network
+        from fewbeats.inference.engine import ONNX, digest_of, export_network
         from fewbeats.models.finish import finish_network
         from fewbeats.models.weights import save_weights
 
         ready = finish_network(network, batches)
         with atomic_path(folder.weights()) as partial:
             save_weights(ready.state_dict(), partial)
-        return {"engines_seconds": export_network(folder.path, ready, settings)}
+        seconds = export_network(folder.path, ready, settings)
+        onnx = folder.path / ONNX
+        files = {ONNX: digest_of(onnx)} if onnx.is_file() else {}
+        return {"engines_seconds": seconds, "files": files}
 
     return Exported(about={**about, "settings": settings}, write=write)
 

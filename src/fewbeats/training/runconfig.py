@@ -6,7 +6,8 @@ import math
 from collections.abc import Callable, Mapping
 from dataclasses import MISSING, dataclass, field, fields, is_dataclass
 from pathlib import Path
-from typing import Any, TypeVar, get_type_hints
+from types import UnionType
+from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
 from fewbeats.errors import InputError
 
@@ -40,6 +41,10 @@ def _are_numbers(value: Any) -> bool:
     return isinstance(value, dict) and all(map(_is_number, value.values()))
 
 
+def _are_named_texts(value: Any) -> bool:
+    return isinstance(value, dict) and all(map(_is_text, value.values()))
+
+
 def _known(check: Callable[[Any], bool], **default: Any) -> Any:
     return field(metadata={"check": check}, **default)
 
@@ -64,6 +69,8 @@ class RunConfig:
     """See `inference/fingerprint.py`."""
     engines_seconds: Mapping[str, float] = _known(_are_numbers, default_factory=dict)
     """Runtime -> least seconds of a batch on the machine of the training."""
+    files: Mapping[str, str] = _known(_are_named_texts, default_factory=dict)
+    """File in the folder -> its SHA-256, of what must be as the run wrote it."""
     seed: int = _known(_is_count, default=0)
     steps: int | None = _known(_is_count, default=None)
     seconds: float | None = _known(_is_number, default=None)
@@ -114,11 +121,31 @@ def read_config(content: Mapping[str, Any], *, file: Path | str) -> RunConfig:
     return RunConfig(**values)
 
 
+def _fits(value: Any, hint: Any) -> bool:
+    """Whether a value as JSON gives it is of a setting's type."""
+    kind, inner = get_origin(hint), get_args(hint)
+    if kind is Literal:
+        return value in inner
+    if kind is tuple:
+        if not isinstance(value, (list, tuple)):
+            return False
+        hints = inner[:1] * len(value) if Ellipsis in inner else inner
+        return len(value) == len(hints) and all(map(_fits, value, hints))
+    if kind in (Union, UnionType):
+        return any(_fits(value, one) for one in inner)
+    if hint is float:
+        return _is_number(value)
+    if hint is int:
+        return isinstance(value, int) and not isinstance(value, bool)
+    return isinstance(value, hint if isinstance(hint, type) else object)
+
+
 def restore_settings(cls: type[Settings], content: Any) -> Settings:
     """A settings dataclass from what `write_json` made of it.
 
     Raises:
-        InputError: a field is unknown, so the run is of another version, or these are no settings.
+        InputError: a field is unknown, so the run is of another version, or of another type; or these are no
+            settings.
     """
     if not isinstance(content, dict):
         raise InputError(f"settings of a run are '{content}': damaged; restore its run.json from a copy")
@@ -129,5 +156,7 @@ def restore_settings(cls: type[Settings], content: Any) -> Settings:
             raise InputError(f"setting '{name}' is unknown to this version; use the one named in run.json")
         if is_dataclass(hints[name]) and isinstance(hints[name], type):
             value = restore_settings(hints[name], value)
+        elif not _fits(value, hints[name]):
+            raise InputError(f"damaged: setting '{name}' is {value!r:.40}; restore run.json from a copy")
         values[name] = tuple(value) if isinstance(value, list) else value
     return cls(**values)
