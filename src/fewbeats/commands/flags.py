@@ -54,6 +54,9 @@ def _one_line(box: str) -> str:
     return f"{text[:1].lower()}{text[1:]}{f'; perhaps you meant {meant[1]}' if meant else ''}"
 
 
+MOST_NODES = 100_000  # of a settings file
+
+
 def read_yaml(path: Path) -> dict[str, Any]:
     """A YAML file of settings.
 
@@ -64,7 +67,10 @@ def read_yaml(path: Path) -> dict[str, Any]:
 
     try:
         text = path.read_text(encoding="utf-8")
-        _refuse_repeated(yaml.compose(text, Loader=yaml.SafeLoader), path)
+        root = yaml.compose(text, Loader=yaml.SafeLoader)
+        if count_nodes(root, {}) > MOST_NODES:
+            raise InputError(f"{path}: its aliases stand for more than {MOST_NODES} entries; write fewer")
+        _refuse_repeated(root, path)
         content = yaml.safe_load(text)
     except OSError as error:
         raise InputError(f"{path}: cannot be read ({error.strerror}); check the path") from error
@@ -73,6 +79,17 @@ def read_yaml(path: Path) -> dict[str, Any]:
     if not isinstance(content, dict):
         raise InputError(f"{path}: holds no settings; write them as 'name: value'")
     return content
+
+
+def count_nodes(node: Any, counted: dict[int, int]) -> int:
+    """How many entries a YAML tree has once its aliases are written out; `counted` are those seen before."""
+    if id(node) not in counted:
+        counted[id(node)] = MOST_NODES  # of a tree that holds itself
+        inner = getattr(node, "value", "")
+        listed = inner if isinstance(inner, list) else []
+        parts = [part for one in listed for part in (one if isinstance(one, tuple) else (one,))]
+        counted[id(node)] = 1 + sum(count_nodes(part, counted) for part in parts)
+    return counted[id(node)]
 
 
 def _refuse_repeated(root: Any, path: Path) -> None:

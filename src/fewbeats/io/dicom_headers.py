@@ -32,6 +32,8 @@ SLICE_CLASSES = {
     f"1.2.840.10008.5.1.4.1.1.{number}" for number in ("2", "2.1", "2.2", "4", "4.1", "4.3", "4.4")
 }
 """SOP classes of CT and MR images: classic, Enhanced, Enhanced color, legacy converted."""
+MOST_PIXELS = 2**26
+"""Of an image; beyond it a small file would claim gigabytes."""
 DEFLATED = "1.2.840.10008.1.2.1.99"
 
 TAGS = [
@@ -236,6 +238,8 @@ def _frame_header(file: Path, index: int, tags: Mapping[str, Any]) -> FrameHeade
     color = _text(tags, "PhotometricInterpretation")
     if tags.get("SamplesPerPixel", 1) != 1 or not color.startswith("MONOCHROME"):
         flaws.append("a color image, not a scan; remove it from the folder")
+    if int(tags["Rows"]) * int(tags["Columns"]) > MOST_PIXELS:
+        flaws.append(f"says that it has {tags['Rows']} x {tags['Columns']} pixels, as no scan has; remove it")
     if "MOSAIC" in map(str, kind):
         flaws.append("a mosaic: all slices tiled in one image; export it as one image a slice")
     return FrameHeader(

@@ -23,6 +23,8 @@ TIME_UNIT_BITS = 0x38
 MS_PER_UNIT = {8: 1000.0, 16: 1.0, 24: 0.001}
 # 30 beats a minute in 5 frames are 400 ms apart; a longer frame time is a default left in the header.
 LONGEST_FRAME_MS = 400.0
+MOST_PACKED = 1033  # bytes that a byte of gzip can hold
+MOST_FRAMES = 100_000
 HEADER_BYTES = 352  # of a single file: pixels begin no earlier
 PLACED = (
     "sform_code", "qform_code", "quatern_b", "quatern_c", "quatern_d", "qoffset_x", "qoffset_y", "qoffset_z",
@@ -105,7 +107,7 @@ def _is_gzip(path: Path) -> bool:
 def read_grid(path: Path, image: Any) -> tuple[tuple[int, int, int, int], np.ndarray]:
     """Stored shape (T, Z, Y, X) and affine."""
     header = image.header
-    shape = list(header.get_data_shape())
+    shape = [int(count) for count in header.get_data_shape()]
     if header.get_intent("code")[0] in VECTORS:
         mend = "give the image they belong to"
         if len(shape) == 5 and shape[3] == 1 and shape[4] > 3:
@@ -122,6 +124,8 @@ def read_grid(path: Path, image: Any) -> tuple[tuple[int, int, int, int], np.nda
             f"{path}: shape {tuple(header.get_data_shape())} is not a 3D or 4D image; split or convert it"
         )
     x, y, z, t = (*shape, 1)[:4]
+    if t > MOST_FRAMES:
+        raise InputError(f"{path}: says that it has {t} frames; write the true shape into the header")
     affine = np.array(header.get_best_affine(), float)
     affine[:3] *= _mm_per_unit(header)
     if header["sform_code"] and not affine[:3, :3].any() and (other := other_affine(header)) is not None:
@@ -133,7 +137,7 @@ def read_grid(path: Path, image: Any) -> tuple[tuple[int, int, int, int], np.nda
     if header["sform_code"] == 0 and _lacks_spacing(path, image, (x, y, z)):
         raise InputError(f"{path}: the header has a spacing of 0; rewrite the header with the true spacing")
     needed = max(HEADER_BYTES, int(image.dataobj.offset)) + x * y * z * t * header.get_data_dtype().itemsize
-    if not named_gzip(path) and path.stat().st_size < needed:
+    if needed > path.stat().st_size * (MOST_PACKED if named_gzip(path) else 1):
         raise InputError(f"{path}: truncated: the pixels end early; copy or export the file again")
     return (t, z, y, x), affine
 
