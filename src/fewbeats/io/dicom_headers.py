@@ -253,7 +253,7 @@ def _frame_header(file: Path, index: int, tags: Mapping[str, Any]) -> FrameHeade
         series_number=int(_number(tags, "SeriesNumber") or 0),
         description=_text(tags, "SeriesDescription"),
         frame_of_reference=_text(tags, "FrameOfReferenceUID"),
-        modality=_text(tags, "Modality"),
+        modality=_text(tags, "Modality").upper(),
         technique=(*map(str, kind[2:]), *(_text(tags, tag) for tag in technique)),
         contrast=_contrast(tags),
         shape=(int(tags["Rows"]), int(tags["Columns"])),

@@ -19,6 +19,7 @@ from fewbeats.anatomy import FEWBEATS_VALUES, FULL_NAMES, name_structure
 from fewbeats.errors import InputError
 from fewbeats.io.dicom import DicomPixels
 from fewbeats.io.dicom_headers import FrameHeader, is_seg, pixel_bytes
+from fewbeats.io.dicom_identity import read_identity
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -46,18 +47,6 @@ STAND_IN_CLASS = {"CT": "1.2.840.10008.5.1.4.1.1.2"}
 MR_CLASS = "1.2.840.10008.5.1.4.1.1.4"
 SAME_PLANE_MM = 0.1
 
-IDENTITY = [
-    "SpecificCharacterSet", "PatientID", "PatientName", "PatientBirthDate", "PatientSex", "PatientAge",
-    "PatientSize", "PatientWeight", "StudyInstanceUID", "StudyID", "StudyDate", "StudyTime",
-    "StudyDescription", "AccessionNumber", "ReferringPhysicianName", "FrameOfReferenceUID",
-    "PositionReferenceIndicator", "LossyImageCompression", "LossyImageCompressionRatio",
-    "LossyImageCompressionMethod",
-]  # fmt: skip
-REQUIRED_BUT_MAY_BE_EMPTY = [
-    "PatientID", "PatientName", "PatientBirthDate", "PatientSex", "StudyID", "StudyDate", "StudyTime",
-    "AccessionNumber", "ReferringPhysicianName",
-]  # fmt: skip
-
 
 def write_seg(
     mask_frames: Iterable[np.ndarray], scan: Scan, out_dir: Path, *, structures: Sequence[str]
@@ -80,7 +69,7 @@ def write_seg(
     from pydicom.uid import generate_uid
 
     headers = _stack_headers(scan)
-    identity = _identity(headers[0][0].file)
+    identity = read_identity(headers[0][0].file)
     series_uid = generate_uid(prefix=None)
     segment_of = np.zeros(256, np.uint8)
     for number, name in enumerate(structures, 1):
@@ -146,22 +135,6 @@ def _stack_headers(scan: Scan) -> list[list[FrameHeader]]:
             f"{where}: not read from DICOM, so no DICOM SEG can refer to it; write NIfTI instead"
         )
     return scan.pixels.headers
-
-
-def _identity(file: Path) -> Dataset:
-    """Patient and study of a source image; they go into the SEG, as into every image of the study."""
-    import pydicom
-    from pydicom.uid import generate_uid
-
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        identity = pydicom.dcmread(file, stop_before_pixels=True, specific_tags=IDENTITY)
-    for name in REQUIRED_BUT_MAY_BE_EMPTY:
-        if name not in identity:
-            setattr(identity, name, "")
-    if not identity.get("FrameOfReferenceUID"):
-        identity.FrameOfReferenceUID = generate_uid(prefix=None)
-    return identity
 
 
 def _segmentation(
