@@ -205,3 +205,13 @@ def test_labels_of_a_teacher_judge_nothing(cohort):
     cohort.add_cine("c1")
     with pytest.raises(InputError, match=r"none of its 3 scans has a manual label .* \(2 labels are teacher"):
         judge(cohort)
+
+
+def test_exchanged_ventricles_are_told(cohort):
+    """Labels of one convention read as those of another: every figure would be that of a failed network."""
+    cohort.add_pair("s1")
+    swapped = heart(9) | {"LV": heart(9)["RV"], "RV": heart(9)["LV"]}
+    cohort.add("s2", [labels(heart(9), FEWBEATS_VALUES)], [labels(swapped, ACDC)], subject="s2")
+    summary, _, _, page = judge(cohort)
+    assert summary["exchanged_scans"] == 1
+    assert "Ventricles look exchanged in 1 scan:" in page

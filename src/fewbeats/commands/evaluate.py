@@ -45,5 +45,9 @@ class Evaluate:
         if dice["ci95"]:
             interval = "95% interval {:.3f} to {:.3f}".format(*dice["ci95"])
         print(f"Dice {dice['mean']:.3f} ({interval}) over {summary['subjects']} subjects: {parts}")
+        if count := summary["exchanged_scans"]:
+            print(
+                f"ventricles look exchanged between prediction and labels, in {count} scans; check convention"
+            )
         print(f"report: {self.out / 'report.html'}")
         return summary

@@ -49,6 +49,7 @@ def evaluate(predictions: Path, cohort: pl.DataFrame, out: Path) -> dict[str, An
     clinical = tabulate_heartbeats(beats)
     summary = summarize(rows, clinical, run["structures"])
     summary |= _count_caveats(scans, beats, predicted=len(predicted), cohort=cohort, run=run)
+    summary |= {"exchanged_scans": sum(m.exchanged for m in measured)}
     summary |= {"seconds": run.get("seconds"), "peak_memory_mb": run.get("peak_memory_mb")}
     page = render_report(measured, beats, run=run, rows=rows, summary=summary)
     _write(out / "subjects.csv", rows.write_csv(float_precision=5))

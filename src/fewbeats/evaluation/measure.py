@@ -16,7 +16,7 @@ from fewbeats.errors import InputError
 from fewbeats.evaluation.predictions import PredictedScan
 from fewbeats.heartbeat import find_phases, has_volume, heartbeat
 from fewbeats.io.nifti import read_nifti
-from fewbeats.metrics import bounding_box, compare
+from fewbeats.metrics import bounding_box, compare, dice
 from fewbeats.scan import Scan
 
 Masks = dict[str, np.ndarray]
@@ -106,6 +106,8 @@ class MeasuredScan:
     """Structure -> (T,) manual volume, NaN in frames without a label."""
     frame_times_ms: np.ndarray | None
     """(T,), None where unknown."""
+    exchanged: bool = False
+    """What was predicted as each ventricle agrees better with what is called the other one by hand."""
 
     @property
     def manual_frames(self) -> list[int]:
@@ -130,8 +132,11 @@ def measure_scan(source: PredictedScan) -> MeasuredScan:
     volumes = {s: np.zeros(frames) for s in source.structures}
     manual_volumes = {s: np.full(frames, np.nan) for s in masks.judged}
     rows: list[dict[str, Any]] = []
+    exchanged = []
     for t in range(frames):
         predicted, manual = masks.predicted(t), masks.manual(t)
+        if {"LV", "RV"} <= predicted.keys() & manual.keys():
+            exchanged.append(are_exchanged(predicted, manual))
         for s, mask in predicted.items():
             volumes[s][t] = np.count_nonzero(mask) * voxel_ml
         for s, mask in manual.items():
@@ -150,7 +155,15 @@ def measure_scan(source: PredictedScan) -> MeasuredScan:
         volumes_ml=volumes if in_ml else {},
         manual_ml=manual_volumes,
         frame_times_ms=masks.scan.frame_times_ms,
+        exchanged=bool(exchanged) and all(exchanged),
     )
+
+
+def are_exchanged(predicted: Masks, manual: Masks) -> bool:
+    """Whether each predicted ventricle agrees better with what is called the other one by hand."""
+    lv, rv = predicted["LV"], predicted["RV"]
+    crossed = dice(lv, manual["RV"]), dice(rv, manual["LV"])
+    return crossed[0] > dice(lv, manual["LV"]) and crossed[1] > dice(rv, manual["RV"])
 
 
 def _phases(source: PredictedScan, manual_ml: Mapping[str, np.ndarray]) -> dict[int, str]:
