@@ -32,6 +32,9 @@ def write_odd(folder, **tags):
             warnings.simplefilter("ignore")
             data = pydicom.dcmread(file)
             for tag, value in tags.items():
+                if tag == "PatientName":
+                    data.PatientName = value
+                    continue
                 data[tag] = pydicom.DataElement(
                     tag, pydicom.datadict.dictionary_VR(tag), value, already_converted=True
                 )

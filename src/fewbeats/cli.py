@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from fewbeats import __version__
-from fewbeats.commands.flags import flags_of, parse, read_yaml, settings_of
+from fewbeats.commands.flags import flags_of, parse, settings_of
+from fewbeats.commands.settings_file import read_yaml
 from fewbeats.disk import explain_refusal
 from fewbeats.errors import InputError
 

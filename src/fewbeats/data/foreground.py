@@ -17,6 +17,10 @@ Extents = Callable[[Clock], "np.ndarray | None"]
 has; None where nothing is known yet."""
 
 
+def nothing_known(clock: Clock) -> None:
+    """Extents where nobody looked."""
+
+
 def list_frames(stacks: Stacks) -> Iterator[tuple[int, int]]:
     """(stack, frame) in the order in which a sampler of slabs counts them."""
     for stack, frames in enumerate(stacks.frames):

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 
 from fewbeats.clock import Clock
-from fewbeats.data.foreground import Extents, force_starts
+from fewbeats.data.foreground import Extents, force_starts, nothing_known
 from fewbeats.data.store import Stacks
 from fewbeats.sample import Batch
 
@@ -39,7 +39,7 @@ class Sampler:
     """Without replacement, epoch after epoch; else anew each step, all different within it."""
     forced: float = 0.0
     """Share of slabs that are moved to where `extents` say that there is foreground."""
-    extents: Extents = lambda clock: None
+    extents: Extents = nothing_known
 
     def __call__(self, clock: Clock) -> Batch:
         """The batch of a step; each rank gets its own share of the step's slices."""

@@ -28,6 +28,8 @@ if TYPE_CHECKING:
     from torch import nn
 
 ONNX = "network.onnx"
+SIZED = ("lite0", "unet2d", "unet3d", "vit")
+"""Networks whose size is in their settings, not in a library's name."""
 RUNTIMES = ("torch", "onnxruntime", "openvino")
 """What may run a network; no other name in a run folder is looked for, as looking may import it."""
 LABELING = ("segmentation", "localizer")
@@ -131,12 +133,17 @@ def _network(folder: RunDir, settings: SegmentationSettings, classes: int) -> nn
     from fewbeats.models.weights import read_weights
 
     weights = read_weights(folder.weights())
-    with torch.device("meta"):  # takes no memory, whatever size the settings claim
-        claimed = build_network(settings.network, classes=classes).state_dict()
-    if {n: v.shape for n, v in claimed.items()} != {n: v.shape for n, v in weights.items()}:
-        raise InputError(f"{folder.path}: its weights do not fit its settings; restore the run folder")
+    misfit = InputError(f"{folder.path}: its weights do not fit its settings; restore the run folder")
+    if settings.network.kind in SIZED:
+        with torch.device("meta"):  # takes no memory, whatever size the settings claim
+            claimed = build_network(settings.network, classes=classes).state_dict()
+        if {n: v.shape for n, v in claimed.items()} != {n: v.shape for n, v in weights.items()}:
+            raise misfit
     network = build_network(settings.network, classes=classes)
-    network.load_state_dict(weights)
+    try:
+        network.load_state_dict(weights)
+    except RuntimeError as error:
+        raise misfit from error
     set_deep_supervision(network, False)
     return network.eval()
 

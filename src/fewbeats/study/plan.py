@@ -12,9 +12,10 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from fewbeats.commands.flags import flags_of, parse, read_yaml, settings_of
+from fewbeats.commands.flags import flags_of, parse, settings_of
 from fewbeats.commands.labeled import MAY_DIFFER
 from fewbeats.commands.pretrain import Pretrain
+from fewbeats.commands.settings_file import read_yaml
 from fewbeats.errors import InputError
 from fewbeats.evaluation.scores import SCORES, Score
 from fewbeats.ranges import SEEDS
