@@ -25,6 +25,9 @@ if TYPE_CHECKING:
     from fewbeats.scan import Scan
 
 
+OFF_GRID = 0.1  # of a voxel: a mask that lies farther off is not on the image's grid
+
+
 def check_files(cohort: pl.DataFrame, *, labels: bool = True) -> None:
     """Make sure that images and, where they are wanted, labels are there, before hours are spent.
 
@@ -161,10 +164,8 @@ def _on_grid(mask: Scan, scan: Scan, *, path: Path) -> Callable[[np.ndarray], np
     mine = [a for a in (one.affine, one.other_affine) if a is not None]
     theirs = [a for a in (other.affine, other.other_affine) if a is not None]
     if len(mine) + len(theirs) > 2 and one.shape == other.shape:
-        z, y, x = other.shape
-        corners = np.array([[i, j, k, 1.0] for i in (0, x - 1) for j in (0, y - 1) for k in (0, z - 1)])
         for a, b in product(mine, theirs):
-            if np.linalg.norm(corners @ (a - b).T, axis=1).max() <= 0.1 * min(scan.spacing_mm):
+            if _apart_mm(a, b, other.shape) <= OFF_GRID * min(scan.spacing_mm):
                 return lambda frame: other.reorientation.apply(one.reorientation.invert(frame))
     check_grid(mask, scan, path=path)
     return lambda frame: frame
@@ -181,13 +182,18 @@ def check_grid(mask: Scan, scan: Scan, *, path: Path) -> None:
             f"{path}: shape {mask.shape[1:]} is not the image's {scan.shape[1:]} (z, y, x); "
             "save the mask on the image's own grid"
         )
-    z, y, x = scan.shape[1:]
-    corners = np.array([[i, j, k, 1.0] for i in (0, x - 1) for j in (0, y - 1) for k in (0, z - 1)])
-    off_mm = np.linalg.norm(corners @ (mask.affine - scan.affine).T, axis=1).max()
-    if off_mm > 0.1 * min(scan.spacing_mm):
+    off_mm = _apart_mm(mask.affine, scan.affine, scan.shape[1:])
+    if off_mm > OFF_GRID * min(scan.spacing_mm):
         raise InputError(
             f"{path}: lies up to {off_mm:.1f} mm off the image's grid; save the mask on the image's own grid"
         )
+
+
+def _apart_mm(a: np.ndarray, b: np.ndarray, shape: tuple[int, int, int]) -> float:
+    """How far apart two affines lay the corners of a grid (Z, Y, X), at most."""
+    z, y, x = shape
+    corners = np.array([[i, j, k, 1.0] for i in (0, x - 1) for j in (0, y - 1) for k in (0, z - 1)])
+    return float(np.linalg.norm(corners @ (a - b).T, axis=1).max())
 
 
 def content_digest(text: str) -> str:

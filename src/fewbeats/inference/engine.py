@@ -94,9 +94,9 @@ def _check_onnx(folder: RunDir, config: RunConfig) -> None:
     file = folder.path / ONNX
     if not file.is_file():
         raise InputError(f"{file}: missing; take --runtime torch")
-    for name, digest in config.files.items():
-        if name == ONNX and digest_of(file) != digest:
-            raise InputError(f"{file}: is not the run's own; take --runtime torch or restore the run folder")
+    wanted = config.files.get(ONNX)  # runs of before have none
+    if wanted and digest_of(file) != wanted:
+        raise InputError(f"{file}: is not the run's own; take --runtime torch or restore the run folder")
 
 
 def digest_of(file: Path) -> str:

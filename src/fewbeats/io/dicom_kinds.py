@@ -87,20 +87,21 @@ def _rank_values(place: list[FrameHeader], tag: str) -> Ranks | None:
     values = [header.contrast.get(tag) for header in place]
     if None in values:
         return None
-    known = np.array(values, float)
-    order = np.sort(np.unique(known))
-    fresh = np.r_[False, np.diff(order) > SAME_CONTRAST * np.abs(order[1:])]
-    return [int(n) for n in np.cumsum(fresh)[np.searchsorted(order, known)]]
+    return _rank(np.array(values, float), lambda ascending: SAME_CONTRAST * np.abs(ascending[1:]))
 
 
 def _rank_acquisitions(place: list[FrameHeader]) -> Ranks | None:
     times = [header.order.get("AcquisitionTime") for header in place]
     if None in times:
         return None
-    known = np.array(times, float)
-    order = np.sort(known)
-    fresh = np.r_[False, np.diff(order) > APART_MS]
-    return [int(n) for n in np.cumsum(fresh)[np.searchsorted(order, known)]]
+    return _rank(np.array(times, float), lambda ascending: APART_MS)
+
+
+def _rank(values: np.ndarray, gap: Callable[[np.ndarray], np.ndarray | float]) -> Ranks:
+    """Which group each value is in, where ascending values that are more than `gap` apart part the groups."""
+    ascending = np.unique(values)
+    fresh = np.r_[False, np.diff(ascending) > gap(ascending)]
+    return [int(n) for n in np.cumsum(fresh)[np.searchsorted(ascending, values)]]
 
 
 def _rank_repeats(place: list[FrameHeader]) -> Ranks | None:

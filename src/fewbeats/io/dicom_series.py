@@ -163,9 +163,7 @@ def _alike(a: Stack, b: Stack) -> bool:
     """Of one kind, grid and direction, and of as many frames, in planes that are little shifted."""
     one, other = a.series[0].first, b.series[0].first
     return (
-        (one.modality, one.shape) == (other.modality, other.shape)
-        and _same_kind(one, other)
-        and np.allclose(one.spacing_mm, other.spacing_mm, rtol=1e-3)
+        _same_grid(one, other)
         and np.abs(one.in_plane_mm - other.in_plane_mm).max() < SHIFTED_MM
         and len(a.frames) / _positions(a) == len(b.frames) / _positions(b)
         and not any(s.note or s.first.flaw for s in (*a.series, *b.series))
@@ -197,13 +195,7 @@ def may_be_one(a: Stack, b: Stack) -> bool:
     """Whether two stacks are so alike that one may be missing in the other: kind, grid, number of frames."""
     one, other = a.series[0].first, b.series[0].first
     ratio = a.series[0].frames_per_slice / b.series[0].frames_per_slice
-    return (
-        (one.modality, one.shape) == (other.modality, other.shape)
-        and _same_kind(one, other)
-        and np.allclose(one.spacing_mm, other.spacing_mm, rtol=1e-3)
-        and 0.5 <= ratio <= 2
-        and (len(a.frames) > 1 or len(b.frames) == 1)
-    )
+    return _same_grid(one, other) and 0.5 <= ratio <= 2 and (len(a.frames) > 1 or len(b.frames) == 1)
 
 
 def is_even(depths_mm: np.ndarray) -> bool:
@@ -214,6 +206,15 @@ def is_even(depths_mm: np.ndarray) -> bool:
     return bool(np.abs(depths_mm - grid).max() <= EVEN * (grid[1] - grid[0]))
 
 
+def _same_grid(a: FrameHeader, b: FrameHeader) -> bool:
+    """Of one modality and kind, of equal pixels, and in the same direction."""
+    return (
+        (a.modality, a.shape) == (b.modality, b.shape)
+        and _same_kind(a, b)
+        and np.allclose(a.spacing_mm, b.spacing_mm, rtol=1e-3)
+    )
+
+
 def _same_kind(a: FrameHeader, b: FrameHeader) -> bool:
     return a.technique == b.technique and np.allclose(a.orientation, b.orientation, atol=SAME_DIRECTION)
 
@@ -221,13 +222,8 @@ def _same_kind(a: FrameHeader, b: FrameHeader) -> bool:
 def _joins(stack: Stack, series: Series) -> bool:
     """Add the series to the stack where it is its next slice or phase."""
     a, b = stack.series[0].first, series.first
-    same_grid = (
-        (a.modality, a.shape) == (b.modality, b.shape)
-        and _same_kind(a, b)
-        and np.allclose(a.spacing_mm, b.spacing_mm, rtol=1e-3)
-        and np.abs(a.in_plane_mm - b.in_plane_mm).max() < 0.5 * min(a.spacing_mm)
-    )
-    if not same_grid:
+    shifted_mm = np.abs(a.in_plane_mm - b.in_plane_mm).max()
+    if not _same_grid(a, b) or shifted_mm >= 0.5 * min(a.spacing_mm):
         return False
     space = [(h.study_uid, h.frame_of_reference) for h in (a, b)]
     if not stack.phase_rule and _is_next_slice(stack, series):
