@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -20,7 +21,7 @@ from fewbeats.semi_supervised.settings import BcpSettings, MeanTeacherSettings, 
 from fewbeats.semi_supervised.unimatch import Unimatch, draw_boxes, dropped_channels
 from fewbeats.training.optim import OptimSettings
 from fewbeats.transforms.intensity import IntensitySettings
-from fewbeats.transforms.views import ViewSettings
+from fewbeats.transforms.views import ViewSettings, follow
 from tiny_training import at
 
 OPTIM = OptimSettings(learning_rate=1e-2)
@@ -57,7 +58,15 @@ def batch_of(*names: str, labeled: int = 2, size: int = 4, seed: int = 0) -> Bat
     views = {name: torch.randn(size, 1, 16, 16, generator=draw) for name in names}
     target = torch.randint(0, 3, (size, 16, 16), generator=draw)
     known = torch.arange(size) < labeled
-    return Batch(views=views, target=target.where(known[:, None, None], 0), labeled=known)
+    target, place = target.where(known[:, None, None], 0), untouched(size, 16)
+    return Batch(views=views, target=target, labeled=known, place=place)
+
+
+def untouched(count: int, px: int) -> torch.Tensor:
+    """The place of views that show what is stored as it is."""
+    at = (2 * torch.arange(px) + 1) / px - 1
+    y, x = torch.meshgrid(at, at, indexing="ij")
+    return torch.stack([x, y, torch.ones_like(x)], -1).expand(count, px, px, 3)
 
 
 # Mean Teacher
@@ -71,7 +80,7 @@ def test_the_consistency_rises_as_the_paper_says():
 
 
 def test_mean_teachers_loss_is_labels_and_agreement():
-    method, batch = method_of(MeanTeacher, MeanTeacherSettings(ramp=0.0)), batch_of("image", "teacher")
+    method, batch = method_of(MeanTeacher, MeanTeacherSettings(ramp=0.0)), batch_of("image", "stored")
     with torch.no_grad():
         for parameter in method.teacher.parameters():
             parameter.mul_(1.3)
@@ -79,7 +88,7 @@ def test_mean_teachers_loss_is_labels_and_agreement():
     method.student.train()
     with torch.no_grad():
         logits = method.student(batch.views["image"])
-        wanted = method.teacher.eval()(batch.views["teacher"]).softmax(1)
+        wanted = method.teacher.eval()(batch.views["stored"]).softmax(1)
     apart = (logits.softmax(1) - wanted).square().mean()
     assert step.logs["consistency"] == pytest.approx(float(apart), rel=1e-5)
     assert float(step.loss.detach()) == pytest.approx(float(supervised_loss(logits, batch) + apart), rel=1e-5)
@@ -92,7 +101,7 @@ def test_mean_teachers_loss_is_labels_and_agreement():
 
 def test_what_is_not_sure_is_not_learned_from():
     settings = UnimatchSettings(threshold=1.0, weight=0.4)
-    method, batch = method_of(Unimatch, settings), batch_of("weak", "image", "strong0", "strong1")
+    method, batch = method_of(Unimatch, settings), batch_of("stored", "image", "strong0", "strong1")
     step = method(batch, at(0.5))
     known = batch.select([0, 1])
     method.student.load_state_dict(Small().state_dict())
@@ -103,14 +112,28 @@ def test_what_is_not_sure_is_not_learned_from():
 
 def test_a_strong_view_is_held_to_what_the_teacher_says_of_the_weak_one():
     settings = UnimatchSettings(threshold=0.0, features=0.0, strong_views=1, cutmix=0.0, weight=1.0)
-    method, batch = method_of(Unimatch, settings), batch_of("weak", "image", "strong0")
+    method, batch = method_of(Unimatch, settings), batch_of("stored", "image", "strong0")
     step = method(batch, at(0.5))
     with torch.no_grad():
-        wanted = method.teacher.eval()(batch.views["weak"][2:]).argmax(1)
+        wanted = method.teacher.eval()(batch.views["stored"][2:]).argmax(1)
     again = Small().train()
     again(batch.views["image"][:2])  # the labels were learned first: its statistics have moved
     expected = dice_ce_loss(again(batch.views["strong0"][2:]), wanted, weight=torch.ones(2, 16, 16))
     assert float(step.loss) == pytest.approx(float(expected), rel=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("cls", "own", "told"),
+    [
+        (Unimatch, UnimatchSettings(threshold=0.0, features=0.0), "sure"),
+        (MeanTeacher, MeanTeacherSettings(ramp=0.0), "consistency"),
+    ],
+)
+def test_what_the_teacher_did_not_see_is_not_learned_from(cls, own, told):
+    batch = batch_of("stored", "image", "strong0", "strong1")
+    outside = replace(batch, place=batch.place + torch.tensor([3.0, 0.0, 0.0]))
+    assert method_of(cls, own)(batch, at(0.5)).logs[told] > 0
+    assert method_of(cls, own)(outside, at(0.5)).logs[told] == 0
 
 
 def test_boxes_are_in_plane_and_of_the_stated_size():
@@ -206,9 +229,16 @@ def test_all_views_and_the_target_share_one_geometry(module):
     wide = Batch(views={"image": target * 50.0}, target=target)
     found = module.views(wide, torch.Generator().manual_seed(0), settings=settings, own=UnimatchSettings())
     for name, view in found.views.items():
-        if not name.startswith("strong"):  # these are changed whatever the settings say
-            inside = view > 25
-            assert float((inside == (found.target == 1)).float().mean()) > 0.98, name
+        if name.startswith("strong"):  # these are changed whatever the settings say
+            continue
+        if name == "stored":
+            view = follow(view, found.place)
+            seen = follow(torch.ones_like(view), found.place) > 0.99
+            assert 0.3 < float(seen.float().mean()) < 1
+        else:
+            seen = torch.ones_like(view, dtype=torch.bool)
+        same = (view > 25) == (found.target == 1)
+        assert float(same[seen].float().mean()) > 0.98, name
 
 
 def test_every_method_is_there_by_its_name():
@@ -228,8 +258,8 @@ def test_labels_alone_come_first(name, own):
 @pytest.mark.parametrize(
     ("cls", "settings", "names"),
     [
-        (MeanTeacher, MeanTeacherSettings(), ("image", "teacher")),
-        (Unimatch, UnimatchSettings(), ("weak", "image", "strong0", "strong1")),
+        (MeanTeacher, MeanTeacherSettings(), ("image", "stored")),
+        (Unimatch, UnimatchSettings(), ("stored", "image", "strong0", "strong1")),
         (Bcp, BcpSettings(), ("image",)),
     ],
 )

@@ -53,6 +53,9 @@ class Batch:
     """(B,) share of the stack's height, 0 to 1, from base to apex where `directed`; NaN where not told."""
     directed: torch.Tensor | None = None
     """(B,) bool: the direction of the stack is known."""
+    place: torch.Tensor | None = None
+    """(B, Y, X, 3): x and y of each pixel in the middle of the stored slice, normalized, and 0 where it is
+    blanked, else 1; see `transforms.views.follow`."""
     scan: torch.Tensor | None = None
     """(B,) number of the stack in its table: an unlabeled scan, or a labeled frame."""
     subject: tuple[str, ...] = ()

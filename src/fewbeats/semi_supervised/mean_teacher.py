@@ -3,9 +3,9 @@
 Tarvainen and Valpola, Mean teachers are better role models, NeurIPS 2017, https://arxiv.org/abs/1703.01780;
 for segmentation Yu et al., MICCAI 2019, https://arxiv.org/abs/1907.07034 (here without its uncertainty).
 
-    for a batch x of labeled and unlabeled images, of one geometry and two draws of gray values x', x'':
-        p = softmax(s(x')); q = softmax(t(x''))          student, teacher; q without gradient
-        loss = supervised(p, labels) + w(k) mean (p - q)^2
+    for a batch x of labeled and unlabeled images, a random geometry g and two draws of gray values A, B:
+        p = softmax(s(A(g(x)))); q = g(softmax(t(B(x))))       student, teacher; q without gradient
+        loss = supervised(p, labels) + w(k) mean (p - q)^2     mean over what both see
         w(k) = w exp(-5 (1 - min(k / r, 1))^2), k the share of the run
         t = l t + (1 - l) s
     keep t
@@ -25,7 +25,7 @@ from fewbeats.semi_supervised.averaged import Averaged
 from fewbeats.semi_supervised.methods import Recipe, tell_pseudo
 from fewbeats.training.method import Step
 from fewbeats.training.optim import OptimSettings
-from fewbeats.transforms.views import ViewSettings, change_gray, cut_labeled
+from fewbeats.transforms.views import ViewSettings, change_gray, cut_labeled, cut_middle, follow
 
 if TYPE_CHECKING:
     from torch import Generator
@@ -34,12 +34,14 @@ if TYPE_CHECKING:
     from fewbeats.sample import Batch
     from fewbeats.semi_supervised.settings import MeanTeacherSettings
 
+SEEN = 0.99  # sum of the teacher's probabilities that followed a view: below, the pixel lies partly outside
+
 
 def views(batch: Batch, generator: Generator, *, settings: ViewSettings, own: MeanTeacherSettings) -> Batch:
-    """One geometry for image and mask, two draws of gray values."""
+    """One geometry for image and mask, and the image as it is stored; two draws of gray values."""
     cut = cut_labeled(batch, settings, generator)
-    shown = {name: change_gray(cut.views["image"], settings, generator) for name in ("image", "teacher")}
-    return replace(cut, views=shown)
+    shown = {"image": cut.views["image"], "stored": cut_middle(batch.views["image"], settings)}
+    return replace(cut, views={name: change_gray(view, settings, generator) for name, view in shown.items()})
 
 
 class MeanTeacher(Averaged):
@@ -59,14 +61,18 @@ class MeanTeacher(Averaged):
         self.settings = settings
 
     def forward(self, batch: Batch, clock: Clock) -> Step:
+        assert batch.place is not None
         logits = self.student(batch.views["image"])
         with answering(self.teacher) as ask:
-            wanted = ask(batch.views["teacher"]).float().softmax(1)
-        apart = (finest(logits).float().softmax(1) - wanted).square().mean()
+            told = ask(batch.views["stored"]).float().softmax(1)
+        wanted = follow(told, batch.place)
+        seen = (wanted.sum(1, keepdim=True) > SEEN).float()
+        apart = ((finest(logits).float().softmax(1) - wanted).square().mean(1, keepdim=True) * seen).sum()
+        apart = apart / seen.sum().clamp_min(1)
         loss = supervised_loss(logits, batch) + self.weight(clock) * apart
         logs = {"consistency": float(apart.detach())}
         if batch.labeled is not None and not bool(batch.labeled.all()):
-            logs |= tell_pseudo(wanted[~batch.labeled].argmax(1))
+            logs |= tell_pseudo(told[~batch.labeled].argmax(1))
         return Step(loss, logs)
 
     def weight(self, clock: Clock) -> float:

@@ -4,13 +4,18 @@ Yang et al., Revisiting Weak-to-Strong Consistency in Semi-Supervised Semantic S
 https://arxiv.org/abs/2208.09910; the teacher that labels is the moving average of UniMatch V2, TPAMI 2025,
 https://arxiv.org/abs/2410.10777. With one strong view and no features it is FixMatch (Sohn et al., 2020).
 
-    for unlabeled images u of one geometry, gray values as they are:
-        q = softmax(t(u)), c = max q, y = argmax q                         teacher, without gradient
-        u_i = CutMix(A_i(u)), y_i, c_i cut and mixed alike                 strong views i = 1, 2
-        l_i = Dice of s(u_i) with y_i where c_i > tau;   l_f = Dice of s(u) with its feature channels dropped
+    for unlabeled images u, as they are stored, and a random geometry g:
+        q = softmax(t(u))                                                  teacher, without gradient
+        c = max g(q), y = argmax g(q)                                      0 where g shows what u does not
+        u_i = CutMix(A_i(g(u))), y_i, c_i mixed alike                      strong views i = 1, 2
+        l_i = Dice of s(u_i) with y_i where c_i > tau
+        l_f = Dice of s(u), its feature channels dropped, with argmax q where max q > tau
         loss = (1 - v) supervised + v (mean of l_i + l_f) / 2
         t = l t + (1 - l) s
     keep t
+
+The teacher is asked about a heart as it is stored, since it knows hearts that are turned less well; the
+paper's photographs, which are scaled and mirrored alone, need no such care.
 """
 
 from __future__ import annotations
@@ -27,7 +32,7 @@ from fewbeats.semi_supervised.averaged import Averaged
 from fewbeats.semi_supervised.methods import Recipe, labels_first, tell_pseudo
 from fewbeats.training.method import Step
 from fewbeats.training.optim import OptimSettings
-from fewbeats.transforms.views import ViewSettings, change_gray, cut_labeled
+from fewbeats.transforms.views import ViewSettings, change_gray, cut_labeled, cut_middle, follow
 
 if TYPE_CHECKING:
     from torch import Generator, Tensor
@@ -41,11 +46,14 @@ ASPECT = (0.3, 1 / 0.3)
 
 
 def views(batch: Batch, generator: Generator, *, settings: ViewSettings, own: UnimatchSettings) -> Batch:
-    """One geometry; gray values as they are, changed as ever for the labels, and changed strongly."""
+    """As stored, and in one geometry: gray values changed as ever for the labels, and changed strongly."""
     cut = cut_labeled(batch, settings, generator)
     image = cut.views["image"]
     strong = replace(settings.intensity, probability=max(0.5, settings.intensity.probability))
-    shown = {"weak": image, "image": change_gray(image, settings, generator)}
+    shown = {
+        "stored": cut_middle(batch.views["image"], settings),
+        "image": change_gray(image, settings, generator),
+    }
     for i in range(own.strong_views):
         shown[f"strong{i}"] = change_gray(image, replace(settings, intensity=strong), generator)
     return replace(cut, views=shown)
@@ -70,25 +78,32 @@ class Unimatch(Averaged):
     def forward(self, batch: Batch, clock: Clock) -> Step:
         if batch.labeled is None or bool(batch.labeled.all()):
             return Step(supervised_loss(self.student(batch.views["image"]), batch))
+        assert batch.place is not None
         known = batch.select(batch.labeled.nonzero()[:, 0].tolist())
         labels = batch.views["image"].new_zeros(())
         if len(known.views["image"]):  # a micro-batch may have none
             labels = supervised_loss(self.student(known.views["image"]), known)
         unlabeled = {name: view[~batch.labeled] for name, view in batch.views.items()}
         with answering(self.teacher) as ask:
-            confidence, target = ask(unlabeled["weak"]).float().softmax(1).max(1)
-        sure = (confidence > self.settings.threshold).float()
+            told = ask(unlabeled["stored"]).float().softmax(1)
+        target, sure = self._trust(follow(told, batch.place[~batch.labeled]))
         streams = [
             self._learn(unlabeled[f"strong{i}"], target, sure) for i in range(self.settings.strong_views)
         ]
         loss = torch.stack(streams).mean()
         if self.settings.features:
             with dropped_channels(self.student, self.settings.features):
-                answer = finest(self.student(unlabeled["weak"]))
-            loss = 0.5 * (loss + dice_ce_loss(answer, target, weight=sure))
+                answer = finest(self.student(unlabeled["stored"]))
+            here, trusted = self._trust(told)
+            loss = 0.5 * (loss + dice_ce_loss(answer, here, weight=trusted))
         v = self.settings.weight
         logs = {"sure": float(sure.mean()), **tell_pseudo(target)}
         return Step((1 - v) * labels + v * loss, logs)
+
+    def _trust(self, probabilities: Tensor) -> tuple[Tensor, Tensor]:
+        """Likeliest classes, and 1 where they are surer than the threshold, else 0."""
+        confidence, target = probabilities.max(1)
+        return target, (confidence > self.settings.threshold).float()
 
     def _learn(self, image: Tensor, target: Tensor, sure: Tensor) -> Tensor:
         """Loss of a strong view with boxes of the other images in it, labels mixed alike."""

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 from fewbeats.transforms.intensity import IntensitySettings, apply_intensity, draw_intensity
+from fewbeats.transforms.preprocess import middle
 from fewbeats.transforms.spatial import SpatialDraw, SpatialSettings, apply_spatial, draw_spatial
 
 if TYPE_CHECKING:
@@ -63,15 +64,48 @@ def cut_labeled(batch: Batch, settings: ViewSettings, generator: Generator) -> B
         generator: of the draws.
 
     Returns:
-        the batch with both at `settings.size`.
+        the batch with both at `settings.size`, and its `place`.
     """
+    import torch
+
     image, target, weight = batch.views["image"], batch.target, batch.weight
     draw = draw_geometry(image, settings, generator)
     if target is not None:
         target = apply_spatial(target.float(), draw, labels=True).long()
     if weight is not None and weight.ndim > 1:
         weight = apply_spatial(weight, draw)
-    return replace(batch, views={"image": apply_spatial(image, draw)}, target=target, weight=weight)
+    place = torch.cat([_in_middle(draw.grid, image.shape[-1], settings.size), draw.keep[:, 0, ..., None]], -1)
+    shown = {"image": apply_spatial(image, draw)}
+    return replace(batch, views=shown, target=target, weight=weight, place=place)
+
+
+def cut_middle(image: Tensor, settings: ViewSettings) -> Tensor:
+    """The middle (B, C, size, size) of wide slices (B, C, Y, X), as they are stored."""
+    side = middle(image.shape[-1], settings.size)
+    return image[..., side, side]
+
+
+def _in_middle(grid: Tensor, source_px: int, out_px: int) -> Tensor:
+    """Normalized positions in a wide square -> the same in its middle, as `cut_middle` cuts it."""
+    side = middle(source_px, out_px)
+    return ((grid + 1) * source_px / 2 - side.start) * (2 / (side.stop - side.start)) - 1
+
+
+def follow(values: Tensor, place: Tensor) -> Tensor:
+    """What is known of the middle of stored slices, seen as the batch's views show them.
+
+    Args:
+        values: (B, C, [Z,] Y, X) of the view that `cut_middle` gives, such as a network's probabilities.
+        place: of the batch.
+
+    Returns:
+        the same shape, linear in-plane; 0 where a view shows what lies outside the middle, or nothing.
+    """
+    from torch.nn import functional as F
+
+    flat = values.reshape(len(values), -1, *values.shape[-2:])
+    moved = F.grid_sample(flat, place[..., :2], mode="bilinear", padding_mode="zeros", align_corners=False)
+    return (moved * place[:, None, ..., 2]).view(values.shape)
 
 
 def as_input(batch: Batch, *, dims: int) -> Batch:
