@@ -8,6 +8,7 @@ from pathlib import Path
 
 import nibabel as nib
 import numpy as np
+import polars as pl
 import pytest
 
 import synthetic_dicom
@@ -125,18 +126,29 @@ def test_predicting_a_spoiled_scan(name, cohort, small_run, tmp_path, capfd):
     assert not out.exists()
 
 
-def test_a_cohort_with_one_spoiled_scan_leaves_nothing(cohort, small_run, tmp_path, capfd):
-    out = tmp_path / "masks"
+def test_all_spoiled_scans_of_a_cohort_are_named_and_the_others_labeled(cohort, small_run, tmp_path, capfd):
+    out, good = tmp_path / "masks", image_of(cohort, 5).read_bytes()
+    scans = pl.read_csv(cohort).filter(pl.col("split") == "dev")["scan"].to_list()
     rewrite(image_of(cohort, 5), with_value(np.nan, (5, 5, 0, -1)))
-    assert "phantom005" in refuse(capfd, "predict", small_run, cohort, f"--out={out}", "--split=dev")
-    assert not out.exists()
+    line = refuse(capfd, "predict", small_run, cohort, f"--out={out}", "--split=dev")
+    assert f"1 of {len(scans)} scans cannot be labeled" in line
+    assert "phantom005" in line
+    assert len(list(out.glob("*.nii.gz"))) == len(scans) - 1
+    assert "was stopped" in refuse(capfd, "evaluate", out, cohort, f"--out={tmp_path / 'report'}")
+    image_of(cohort, 5).write_bytes(good)
+    assert main(["predict", str(small_run), str(cohort), f"--out={out}", "--split=dev"]) == 0
+    assert f"{len(scans) - 1} of {len(scans)} labeled before" in capfd.readouterr().out
+    assert len(list(out.glob("*.nii.gz"))) == len(scans)
+
+
+def test_a_cohort_that_cannot_be_used_leaves_what_is_there(cohort, small_run, tmp_path, capfd):
+    out = tmp_path / "masks"
     assert main(["predict", str(small_run), str(image_of(cohort, 4)), f"--out={out}"]) == 0
     before = {f: f.read_bytes() for f in files_below(out)}
-    refuse(capfd, "predict", small_run, cohort, f"--out={out}", "--split=dev")
-    assert {f: f.read_bytes() for f in files_below(out)} == before
     image_of(cohort, 5).unlink()
     assert "no such file" in refuse(capfd, "predict", small_run, cohort, f"--out={out}", "--split=dev")
     assert "split 'test'" in refuse(capfd, "predict", small_run, cohort, f"--out={out}", "--split=test")
+    assert {f: f.read_bytes() for f in files_below(out)} == before
 
 
 def test_spoiled_dicom(small_run, tmp_path, capfd):

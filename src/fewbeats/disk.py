@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import errno
+import glob
 import os
+import re
 import shutil
-from collections.abc import Iterator, Sequence
+import socket
+import zlib
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from fewbeats.errors import InputError
+from fewbeats.errors import InputError, PlaceError
 
 FULL = "the disk is full; make room and run again"
 CLOSED = "cannot be written ({strerror}); choose another output folder"
@@ -26,7 +30,7 @@ REFUSED: dict[int, tuple[str | None, str | None]] = {
     errno.EPERM: (NO_RIGHT, CLOSED),
     errno.EROFS: ("the disk is read-only; choose another place", CLOSED),
     errno.EISDIR: (None, CLOSED),
-    errno.ENAMETOOLONG: (None, CLOSED),
+    errno.ENAMETOOLONG: (None, "its name is too long for this disk; choose a shorter one"),
     errno.EPIPE: ("nobody reads it any more", None),
 }
 """What the operating system may refuse, and the mend: anywhere, and while a result is written."""
@@ -49,7 +53,7 @@ def name_disk_trouble(path: Path) -> Iterator[None]:
     """Turn what a full or closed disk raises into one line about `path`.
 
     Raises:
-        InputError: the disk is full, or the place cannot be written.
+        PlaceError: the disk is full, or the place cannot be written.
     """
     try:
         yield
@@ -57,7 +61,7 @@ def name_disk_trouble(path: Path) -> Iterator[None]:
         told = explain_refusal(error, writing=True)
         if told is None:
             raise
-        raise InputError(f"{path}: {told}") from error
+        raise PlaceError(f"{path}: {told}") from error
 
 
 @contextmanager
@@ -65,53 +69,113 @@ def atomic_path(path: Path) -> Iterator[Path]:
     """A partial file or folder beside `path`, of this process alone, named `path` when the block ends well.
 
     Raises:
-        InputError: the disk is full, or the folder cannot be written.
+        InputError: the disk is full, the folder cannot be written, or takes no name as long as this.
     """
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
     with name_disk_trouble(path):
         path.parent.mkdir(parents=True, exist_ok=True)
+        with suppress(FileNotFoundError):
+            path.lstat()  # a name that is too long is told before the work, not after it
+        partial = partial_of(path)
+        _sweep(path, but=partial)
         try:
+            if partial.is_dir():  # of a process that was killed and had the same number
+                shutil.rmtree(partial)
             yield partial
             partial.replace(path)
         finally:
-            if partial.is_dir():
-                shutil.rmtree(partial, ignore_errors=True)
-            partial.unlink(missing_ok=True)
+            remove(partial)
 
 
 @contextmanager
-def whole_folder(out: Path, *, names: Sequence[str], mark: str) -> Iterator[Path]:
-    """A hidden folder in `out` whose content moves into `out` when the block ends well; else it is removed.
-
-    Args:
-        out: made where it is missing.
-        names: files that are part of such a result; what an earlier one has and this one lacks goes away.
-        mark: file that an earlier result holds, without which nothing in `out` is overwritten.
+def staging_folder(path: Path) -> Iterator[Path]:
+    """A hidden folder beside `path` for files that move out of it when all are whole; it goes with the block.
 
     Raises:
-        InputError: `out` is no folder, or holds files of these names that are not an earlier result.
+        InputError: see `atomic_path`.
     """
+    staging = partial_of(path)
+    with name_disk_trouble(path):
+        with suppress(FileNotFoundError):
+            path.lstat()
+        remove(staging)
+        try:
+            staging.mkdir(parents=True)
+            yield staging
+        finally:
+            remove(staging)
+
+
+def partial_of(path: Path) -> Path:
+    """Hidden name beside `path` for what is not whole yet: of this machine and process, never too long."""
+    return path.with_name(f".{_mark(path)}.{_machine()}-{os.getpid()}.partial")
+
+
+def _mark(path: Path) -> str:
+    return f"{path.name[:24]}.{zlib.crc32(os.fsencode(path.name)):08x}"
+
+
+def _machine() -> str:
+    return re.sub(r"[^A-Za-z0-9]", "", socket.gethostname())[:16]
+
+
+def _sweep(path: Path, *, but: Path) -> None:
+    """Remove what killed processes of this machine left of the same file."""
+    for left in path.parent.glob(f".{glob.escape(_mark(path))}.{_machine()}-*.partial"):
+        number = left.name.split("-")[-1].removesuffix(".partial")
+        if left != but and number.isdigit() and not _runs(int(number)):
+            remove(left)
+
+
+def _runs(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return True
+
+
+def remove(path: Path) -> None:
+    """A file or a folder, gone."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        path.unlink(missing_ok=True)
+
+
+@contextmanager
+def hold_folder(out: Path) -> Iterator[None]:
+    """Keep a folder to this process while the block lasts, without what killed processes left in it.
+
+    Args:
+        out: made where it is missing, and removed again where nothing was put into it.
+
+    Raises:
+        InputError: `out` is no folder and cannot be one, or another process holds it.
+    """
+    import fcntl
+
     if out.exists() and not out.is_dir():
         raise InputError(f"{out}: is a file; choose a folder for --out")
-    if (out / "request.json").exists():
-        raise InputError(f"{out}: is a training run, which would be overwritten; choose another --out")
-    taken = [name for name in names if (out / name).exists()]
-    if taken and not (out / mark).is_file():
-        raise InputError(f"{out / taken[0]}: would be overwritten; choose another --out")
-    fresh, staging = not out.exists(), out / f".{os.getpid()}.partial"
+    fresh = not out.exists()
+    with name_disk_trouble(out):
+        out.mkdir(parents=True, exist_ok=True)
+        folder = os.open(out, os.O_RDONLY)
     try:
-        staging.mkdir(parents=True)
-        yield staging
-        written = {whole.name for whole in staging.iterdir()}
-        for whole in sorted(staging.iterdir()):
-            if (out / whole.name).is_dir():
-                shutil.rmtree(out / whole.name)
-            whole.replace(out / whole.name)
-        for name in taken:
-            if name not in written:
-                shutil.rmtree(out / name) if (out / name).is_dir() else (out / name).unlink(missing_ok=True)
+        try:
+            fcntl.flock(folder, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise InputError(
+                f"{out}: another process writes there; wait for it, or choose another --out"
+            ) from error
+        except OSError:  # a disk without locks
+            pass
+        for left in [*out.rglob(".*.????????.*-*.partial")]:
+            remove(left)
+        yield
     finally:
-        shutil.rmtree(staging, ignore_errors=True)
+        os.close(folder)
         if fresh:
             with suppress(OSError):  # it holds what was written
                 out.rmdir()

@@ -13,6 +13,10 @@ class InputError(ValueError):
     """
 
 
+class PlaceError(InputError):
+    """A disk or a folder that takes nothing: whatever comes next would fail there as well."""
+
+
 def name_some(names: Iterable[str], most: int = 5) -> str:
     """The first few names and how many more there are."""
     listed = list(names)

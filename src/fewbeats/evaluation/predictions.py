@@ -16,7 +16,10 @@ from fewbeats.data.conventions import find_convention
 from fewbeats.errors import InputError
 from fewbeats.heartbeat import body_surface_m2
 
-COLUMNS = ("scan", "subject", "image", "mask", "ed_frame", "es_frame", "warnings", "seconds")
+NEEDED = ("scan", "subject", "image", "mask", "ed_frame", "es_frame", "warnings", "seconds")
+COLUMNS = (*NEEDED, "labeler", "source")
+"""Of predictions.csv: the last two are digests of what labeled the scan, and of what it was read from; tables
+of earlier versions lack them."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,12 +73,16 @@ def read_predictions(folder: Path) -> tuple[list[PredictedScan], dict[str, Any]]
         raise InputError(
             f"{folder}: damaged predictions.csv or run.json; run `fewbeats predict` again"
         ) from error
-    lacking = [c for c in COLUMNS if c not in found.columns]
+    lacking = [c for c in NEEDED if c not in found.columns]
     if not isinstance(run, dict):
         raise InputError(f"{run_file}: damaged; run `fewbeats predict` again")
     if lacking or not run.get("structures"):
         what = f"lacks the columns {lacking}" if lacking else "run.json names no structures"
         raise InputError(f"{table}: {what}; run `fewbeats predict` again")
+    if run.get("finished") is False:
+        raise InputError(f"{folder}: its labeling was stopped; run the same `fewbeats predict` again")
+    if "labeler" in found.columns and set(found["labeler"]) - {run.get("labeler")}:
+        raise InputError(f"{table}: holds masks of another network than run.json names; predict again")
     if found.is_empty():
         raise InputError(f"{table}: holds no scan; run `fewbeats predict` again")
     if twice := found["scan"].filter(found["scan"].is_duplicated()).to_list():

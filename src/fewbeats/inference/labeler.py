@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -53,6 +54,10 @@ class Labeler(Protocol):
         """What it has seen."""
 
     @property
+    def key(self) -> str:
+        """Digest of all that decides its masks; equal keys label equally."""
+
+    @property
     def known(self) -> Known | None:
         """What it was trained on, None where it does not tell."""
 
@@ -94,6 +99,18 @@ class RunLabeler:
     @property
     def structures(self) -> tuple[str, ...]:
         return self.model.structures
+
+    @property
+    def key(self) -> str:
+        from fewbeats.inference.engine import ONNX, digest_of
+        from fewbeats.training.rundir import RunDir
+
+        told = []
+        for engine in (self.model.segmenter, *self.model.others, self.model.localizer):
+            if engine is not None:
+                file = RunDir(engine.run).weights() if engine.runtime == "torch" else engine.run / ONNX
+                told.append((digest_of(file), engine.runtime, engine.settings))
+        return hashlib.sha256(repr((told, self.structures)).encode()).hexdigest()[:12]
 
     @property
     def known(self) -> Known:

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import resource
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -14,20 +12,17 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from fewbeats.disk import whole_folder
-from fewbeats.errors import InputError, name_some
-from fewbeats.evaluation.predictions import COLUMNS
+from fewbeats.errors import InputError, PlaceError
 from fewbeats.heartbeat import ejection_fraction_percent, find_phases, has_volume
 from fewbeats.inference.plausibility import Inspector
 from fewbeats.io.nifti import write_like
+from fewbeats.recipes.labeled_folder import open_labeled, source_key
 from fewbeats.scan import Prediction, Scan, is_spacing_nominal
-from fewbeats.training.rundir import RunDir
 
 if TYPE_CHECKING:
     from fewbeats.inference.labeler import Labeler
 
 COHORT_SUFFIXES = (".csv", ".parquet")
-TABLE = "predictions.csv"
 
 
 @dataclass(frozen=True)
@@ -142,38 +137,74 @@ def label_scans(
     *,
     about: Mapping[str, Any],
     tell: Callable[[str], None] = print,
-) -> list[Prediction]:
+) -> None:
     """Label every frame of scans into a folder: masks, `predictions.csv`, `run.json`, provenance.
+
+    Scan by scan, each whole or absent: a labeling that was stopped goes on, and scans that this labeler has
+    labeled before, from the same files, are left as they are.
 
     Args:
         jobs: the scans.
         labeler: what labels them.
-        out: made where it is missing; an earlier result for the same scans is replaced when all is done.
+        out: made where it is missing; masks of another labeler give way when the first new one is whole.
         about: what `run.json` is to say besides.
         tell: is given one line a scan.
 
-    Returns:
-        what was found, in order.
-
     Raises:
-        InputError: a scan cannot be read, or `out` holds something else.
+        InputError: scans cannot be read, which is told when all others are done; or `out` holds something
+            else, or another process writes there.
     """
-    started, predictions, rows = time.perf_counter(), [], []
-    refuse_others(out, {job.scan for job in jobs})
-    names = [*(name for job in jobs for name in (job.mask, job.seg)), "report.html"]
-    with whole_folder(out, names=names, mark=TABLE) as folder:
+    started, kept, refused = time.perf_counter(), 0, list[InputError]()
+    scans = {job.scan: (job.mask, job.seg) for job in jobs}
+    told = {**labeler.describe(), **about}
+    with open_labeled(
+        out, labeler=labeler.key, about=told, provenance=labeler.provenance, scans=scans
+    ) as folder:
         for job in jobs:
-            begun, scan = time.perf_counter(), job.open()
-            prediction = label_scan(job, scan, labeler, folder)
-            predictions.append(replace(prediction, mask=out / job.mask))
-            rows.append(_row(job, prediction, seconds=time.perf_counter() - begun))
-            tell(summarize(job, prediction, slices=scan.shape[1]))
-        (folder / TABLE).write_text(_table(rows))
+            try:
+                scan = job.open()
+                source = source_key(scan, job.phases, job.spacing_trusted)
+                if folder.has(job.scan, source=source):
+                    kept += 1
+                else:
+                    folder.add(job.scan, partial(_label, job, scan, labeler, source=source, tell=tell))
+            except PlaceError:
+                raise
+            except InputError as error:
+                refused.append(error)
+        if refused:
+            raise _join_refused(refused, len(jobs))
         memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-        facts = {"seconds": time.perf_counter() - started, "peak_memory_mb": memory}
-        RunDir(folder).write_json("run.json", {**labeler.describe(), **about, **facts})
-        labeler.provenance.save(folder)
-    return predictions
+        folder.finish({"seconds": time.perf_counter() - started, "peak_memory_mb": memory})
+    if kept:
+        tell(f"{out}: {kept} of {len(jobs)} labeled before, by the same network from the same files")
+
+
+def _join_refused(errors: Sequence[InputError], scans: int) -> InputError:
+    if scans == 1:
+        return errors[0]
+    told = "; ".join(map(str, errors[:5])) + (f"; and {len(errors) - 5} more" if len(errors) > 5 else "")
+    return InputError(f"{len(errors)} of {scans} scans cannot be labeled: {told}")
+
+
+def _label(
+    job: Job, scan: Scan, labeler: Labeler, folder: Path, *, source: str, tell: Callable[[str], None]
+) -> dict[str, Any]:
+    """Label a scan into a folder; its row of the table."""
+    begun = time.perf_counter()
+    prediction = label_scan(job, scan, labeler, folder)
+    tell(summarize(job, prediction, slices=scan.shape[1]))
+    return {
+        "scan": job.scan,
+        "subject": job.subject,
+        "image": job.image,
+        "mask": job.mask,
+        "ed_frame": prediction.ed_frame,
+        "es_frame": prediction.es_frame,
+        "warnings": ";".join(prediction.warnings),
+        "seconds": round(time.perf_counter() - begun, 3),
+        "source": source,
+    }
 
 
 def label_scan(job: Job, scan: Scan, labeler: Labeler, folder: Path) -> Prediction:
@@ -207,44 +238,6 @@ def _write_seg(out: Path, mask: Path, scan: Scan, structures: tuple[str, ...]) -
     written = read_nifti(mask)
     frames: Iterator[np.ndarray] = (written.frame(t).astype(np.uint8) for t in range(written.shape[0]))
     write_seg(frames, scan, out, structures=structures)
-
-
-def refuse_others(out: Path, scans: set[str]) -> None:
-    """Refuse a folder with masks of other scans, which a new table would no longer name.
-
-    Raises:
-        InputError: naming them.
-    """
-    try:
-        with (out / TABLE).open(newline="", encoding="utf-8") as file:
-            others = sorted({row.get("scan") or "" for row in csv.DictReader(file)} - scans)
-    except (OSError, ValueError, csv.Error):
-        return
-    if others:
-        raise InputError(
-            f"{out}: holds predictions of other scans ({name_some(others)}); choose another --out"
-        )
-
-
-def _table(rows: Iterable[Mapping[str, Any]]) -> str:
-    text = io.StringIO()
-    writer = csv.DictWriter(text, COLUMNS)
-    writer.writeheader()
-    writer.writerows(rows)
-    return text.getvalue()
-
-
-def _row(job: Job, prediction: Prediction, *, seconds: float) -> dict[str, Any]:
-    return {
-        "scan": job.scan,
-        "subject": job.subject,
-        "image": job.image,
-        "mask": job.mask,
-        "ed_frame": prediction.ed_frame,
-        "es_frame": prediction.es_frame,
-        "warnings": ";".join(prediction.warnings),
-        "seconds": round(seconds, 3),
-    }
 
 
 def summarize(job: Job, prediction: Prediction, *, slices: int) -> str:

@@ -6,10 +6,12 @@ import resource
 import shutil
 import time
 from collections.abc import Callable, Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from fewbeats.disk import hold_folder
 from fewbeats.training.loop import FitSettings, Validation, check_length, fit
 from fewbeats.training.precision import choose_precision
 from fewbeats.training.rundir import RunDir
@@ -118,30 +120,36 @@ def carry_out(
             print(f"{run.path}: already trained with these settings")
         return run
     training = build()
-    run.claim(request)
-    prepare(run)
-    earlier = run.trained_seconds()  # by processes that were stopped
-    with with_workers(training.batches, workers) as batches:
-        steps = fit(
-            training.method,
-            batches,
-            settings=length.left(settings),
-            run=run,
-            label=label,
-            validation=training.validation,
-        )
-    seconds = time.perf_counter() - length.started + earlier
-    about: dict[str, Any] = {"steps": steps, "seed": settings.seed, "seconds": seconds}
-    about |= {"precision": choose_precision(settings.optim.precision), "networks": list(training.exports)}
-    _export(run, training, about | {"network_seconds": run.network_seconds()}, provenance)
+    with hold_folder(out) if is_main_process() else nullcontext():
+        run.claim(request)
+        prepare(run)
+        earlier = run.trained_seconds()  # by processes that were stopped
+        with with_workers(training.batches, workers) as batches:
+            steps = fit(
+                training.method,
+                batches,
+                settings=length.left(settings),
+                run=run,
+                label=label,
+                validation=training.validation,
+            )
+        seconds = time.perf_counter() - length.started + earlier
+        about: dict[str, Any] = {"steps": steps, "seed": settings.seed, "seconds": seconds}
+        about |= {"precision": choose_precision(settings.optim.precision), "networks": list(training.exports)}
+        _export(run, training, about | {"network_seconds": run.network_seconds()}, provenance)
     return run
+
+
+def is_main_process() -> bool:
+    """Whether this process writes, of those that train together."""
+    from accelerate import PartialState
+
+    return PartialState().is_main_process
 
 
 def _export(run: RunDir, training: Training, about: dict[str, Any], provenance: Provenance) -> None:
     """Write all networks, the one that finishes the run last."""
-    from accelerate import PartialState
-
-    if not PartialState().is_main_process:
+    if not is_main_process():
         return
     networks = list(training.method.networks().items())
     folders = {name: run if i == 0 else RunDir(run.path / name) for i, (name, _) in enumerate(networks)}
