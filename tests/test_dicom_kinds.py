@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 from pathlib import Path
 
@@ -9,10 +10,11 @@ import numpy as np
 import pydicom
 import pytest
 
+from fewbeats.cli import main
 from fewbeats.errors import InputError
 from fewbeats.inference.plausibility import Inspector
 from fewbeats.io.dicom import read_dicom
-from synthetic_dicom import Grid, assert_truth, only, write_cine, write_color
+from synthetic_dicom import Grid, assert_truth, header, only, save, write_cine, write_color
 
 
 def edit(file: Path, **tags) -> None:
@@ -244,6 +246,21 @@ def test_slices_that_follow_the_breath_are_one_stack(tmp_path):
     scan = only(read_dicom(tmp_path))
     assert_truth(scan, 3, tolerance=1.0)
     assert scan.spacing_mm[0] == pytest.approx(8.0, abs=0.05)
+    moved = float(np.ptp(jitter, axis=1).max())
+    told = re.search(r"the position of a slice moves by up to ([0-9.]+) mm", said(scan))
+    assert float(told[1]) == pytest.approx(moved, abs=0.01)
+
+
+def test_contours_are_not_passed_over_in_silence(tmp_path, capfd):
+    folder = tmp_path / "source" / "p1"
+    write_cine(folder)
+    assert "contours" not in said(only(read_dicom(folder)))
+    structure_set = header("RTSTRUCT", "1.2.840.10008.5.1.4.1.1.481.3", StructureSetLabel="heart")
+    save(structure_set, folder / "rt.dcm")
+    assert "not read: contours (RTSTRUCT), 1 file, rt.dcm; export" in said(only(read_dicom(folder)))
+    words = ["index", str(folder.parent), "--layout=dicom", f"--out={tmp_path / 'c.csv'}"]
+    assert main(words) == 0
+    assert "contours (RTSTRUCT) are not read as labels: p1" in capfd.readouterr().out
 
 
 @pytest.mark.parametrize("tag", ["FrameOfReferenceUID", "StudyInstanceUID"])

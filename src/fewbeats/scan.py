@@ -200,6 +200,8 @@ class Source:
     """NIfTI only: the header's fields that place it, both transforms and their codes, lengths in mm."""
     other_affine: np.ndarray | None = None
     """NIfTI only: the second of two transforms that the header holds, as `affine`."""
+    parts: tuple[Path, ...] = ()
+    """NIfTI only: the files, where there is one a frame or a slice."""
     part: str = ""
     """Why this may be a part of a heart alone, so that its volumes are none; empty where nothing says so."""
 

@@ -21,7 +21,7 @@ class Predict:
     model: tyro.conf.Positional[Path]
     """Run folder of `fewbeats finetune`."""
     input: tyro.conf.Positional[Path]
-    """NIfTI file (3D or 4D), DICOM folder, or cohort table."""
+    """NIfTI file (3D or 4D), folder of one NIfTI file a frame or slice, DICOM folder, or cohort table."""
     out: Path
     """Folder for masks, predictions.csv, run.json and, for scans without labels, report.html."""
     split: str | None = None
@@ -69,6 +69,7 @@ class Predict:
                 as know better.
         """
         from fewbeats.data.files import is_nifti
+        from fewbeats.io.nifti_parts import find_parts
         from fewbeats.recipes.labeling import Phases, jobs_of_cohort, jobs_of_path
 
         if self._is_cohort:
@@ -79,7 +80,7 @@ class Predict:
             jobs = jobs_of_path(self.input, frame_time_ms=self.frame_time_ms)
         if len(jobs) > 1 and (self.ed_frame is not None or self.es_frame is not None):
             raise InputError(f"--ed-frame, --es-frame: go with one scan; {self.input} holds {len(jobs)}")
-        if self.frame_time_ms is not None and not is_nifti(self.input):
+        if self.frame_time_ms is not None and not (is_nifti(self.input) or find_parts(self.input)):
             raise InputError(f"--frame-time-ms: goes with a NIfTI file, not with {self.input}")
         phases = Phases(self.ed_frame, self.es_frame)
         return [replace(job, phases=phases) for job in jobs]

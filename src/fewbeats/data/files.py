@@ -18,6 +18,7 @@ from fewbeats.anatomy import whole_labels
 from fewbeats.disk import files_below
 from fewbeats.errors import InputError
 from fewbeats.io.nifti import read_nifti
+from fewbeats.io.nifti_parts import find_parts, read_parts
 
 if TYPE_CHECKING:
     import polars as pl
@@ -62,20 +63,22 @@ def bare_name(path: Path) -> str:
 
 
 def read_scans(path: Path, *, frame_time_ms: float | None = None) -> list[Scan]:
-    """Every scan in a NIfTI file or a DICOM file or folder.
+    """Every scan in a NIfTI file, a folder of NIfTI files that are one heart, or a DICOM file or folder.
 
     Raises:
         InputError: nothing readable is there.
     """
     if is_nifti(path) or not path.exists():
         return [read_nifti(path, frame_time_ms=frame_time_ms)]
+    if path.is_dir() and (files := find_parts(path)):
+        return [read_parts(files, frame_time_ms=frame_time_ms)]
     from fewbeats.io.dicom import read_dicom
 
     return read_dicom(path)
 
 
 def open_image(image: str, *, frame_time_ms: float | None = None) -> Scan:
-    """A NIfTI file, DICOM file or folder, or FOLDER#2, the second scan in a folder.
+    """One of the scans that `read_scans` finds: FOLDER#2 is the second scan in a folder.
 
     Args:
         image: as in the cohort's column.
@@ -85,11 +88,7 @@ def open_image(image: str, *, frame_time_ms: float | None = None) -> Scan:
         InputError: it cannot be read, or holds fewer scans.
     """
     path, number = split_fragment(image)
-    if is_nifti(path):
-        return read_nifti(path, frame_time_ms=frame_time_ms)
-    from fewbeats.io.dicom import read_dicom
-
-    scans = read_dicom(path)
+    scans = read_scans(path, frame_time_ms=frame_time_ms)
     if number > len(scans):
         raise InputError(f"{path}: holds {len(scans)} scans; it asks for number {number}; index it again")
     return scans[number - 1]

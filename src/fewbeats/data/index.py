@@ -16,7 +16,7 @@ from fewbeats.data.conventions import absolute_convention, find_convention
 from fewbeats.data.files import is_nifti, open_labels, open_scan
 from fewbeats.data.layouts import KNOWN_SETS, LAYOUTS, Row
 from fewbeats.data.names import bare_label, list_nifti, plain, stem_of
-from fewbeats.data.oddities import look_exchanged, refuse_bad, tell_odd, tell_unused
+from fewbeats.data.oddities import look_exchanged, refuse_bad, tell_odd, tell_parts, tell_unused
 from fewbeats.data.split import apply_split_file
 from fewbeats.disk import files_below
 from fewbeats.errors import InputError, name_some
@@ -89,6 +89,7 @@ def index(
     if not measured:
         raise InputError(f"{source}: no image of the layout '{layout}' in it; check folder and layout")
     cohort = new_cohort(narrow_fewbeats(measured))
+    tell_parts(measured, tell)
     tell_unused(source, cohort, tell)
     if labels is not None:
         cohort = attach_labels(cohort, labels)
@@ -260,10 +261,11 @@ def scans_in_dicom(row: Row, path: Path) -> list[tuple[Row, Scan]]:
         InputError: no scan; a segmentation of other images; those of one scan scattered over folders.
     """
     from fewbeats.io.dicom import read_dicom
-    from fewbeats.io.dicom_headers import is_seg
+    from fewbeats.io.dicom_headers import is_contours, is_seg
 
     scans = read_dicom(path)
     segs = [f for f in files_below(path) if is_seg(f)]
+    row = {**row, "_contours": any(is_contours(f) for f in files_below(path))}
     found = []
     for number, scan in enumerate(scans, start=1):
         one = (

@@ -6,9 +6,12 @@ import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from fewbeats.data.files import is_nifti
 from fewbeats.data.names import FOREIGN, NIFTI
 from fewbeats.disk import files_below
 from fewbeats.errors import InputError, name_some
+from fewbeats.io.dicom import CONTOURS
+from fewbeats.io.nifti_parts import find_parts, read_parts
 from fewbeats.metrics import enclosed_share
 
 if TYPE_CHECKING:
@@ -54,6 +57,9 @@ def tell_odd(rows: list[Row], tell: Callable[[str], None]) -> list[Row]:
             f"gray values look like Hounsfield units: {name_some(units)}; write CT into the column modality, "
             "else they are taken as MR"
         )
+    drawn = [row["scan"] for row in rows if row.get("_contours") and not row.get("label")]
+    if drawn:
+        tell(f"contours (RTSTRUCT) are not read as labels: {name_some(drawn)}; {CONTOURS}")
     judged = [row["_exchanged"] for row in rows if row.get("_exchanged") is not None]
     if sum(judged) > len(judged) / 2:
         tell(
@@ -61,6 +67,18 @@ def tell_odd(rows: list[Row], tell: Callable[[str], None]) -> list[Row]:
             "labels; check the convention"
         )
     return rows
+
+
+def tell_parts(rows: list[Row], tell: Callable[[str], None]) -> None:
+    """Name folders whose files are frames or slices of one heart, as one file a scan is indexed."""
+    for folder in sorted({Path(row["image"]).parent for row in rows if is_nifti(Path(row["image"]))}):
+        try:
+            files = find_parts(folder)
+            note = read_parts(files).source.notes[0] if files else ""
+        except InputError:
+            continue
+        if note:
+            tell(f"{note}: one scan in pieces; join them (fewbeats convert {folder} OUT) and index that")
 
 
 def tell_unused(source: Path, cohort: pl.DataFrame, tell: Callable[[str], None]) -> None:

@@ -17,7 +17,7 @@ import numpy as np
 
 from fewbeats.disk import files_below
 from fewbeats.errors import InputError
-from fewbeats.io.dicom_headers import FrameHeader, read_headers
+from fewbeats.io.dicom_headers import FrameHeader, is_contours, read_headers
 from fewbeats.io.dicom_series import Stack, is_even, join_series, may_be_one, same_place_mm, split_series
 from fewbeats.io.dicom_time import frame_times, order_frames
 from fewbeats.scan import Reorientation, Scan, Source, canonical_reorientation
@@ -40,6 +40,7 @@ MENDS = (
     ((".dcm.gz", ".ima.gz", ".dicom.gz"), "gzipped DICOM files; unpack them (gunzip) and give the folder"),
 )
 """How names end where there is no DICOM image, and what to do."""
+CONTOURS = "export them as DICOM SEG, or as a mask in NIfTI"
 LPS_TO_RAS = np.diag([-1.0, -1.0, 1.0])
 
 
@@ -125,11 +126,14 @@ def read_dicom(path: Path | str) -> list[Scan]:
         raise InputError(f"{root}: no such file or folder; check the path")
     files = [root] if root.is_file() else files_below(root)
     empty = [file for file in files if len(files) > 1 and _is_empty(file)]
-    headers = [header for file in files if file not in empty for header in read_headers(file)]
+    read_files = {file: read_headers(file) for file in files if file not in empty}
+    headers = [header for found in read_files.values() for header in found]
     if not headers:
         raise InputError(f"{root}: no DICOM image in it; {_mend_without_dicom(files)}")
     headers, notes = _drop_copies(headers)
     notes += [f"left out: {_counted(empty, 'empty file')}"] if empty else []
+    contours = [file for file, found in read_files.items() if not found and is_contours(file)]
+    notes += [f"not read: contours (RTSTRUCT), {_counted(contours, 'file')}; {CONTOURS}"] if contours else []
     read, scans, faults = [], [], []
     for stack in join_series(split_series(headers)):
         try:
@@ -342,9 +346,12 @@ def _slice_step(slices: list[list[FrameHeader]], first: FrameHeader) -> tuple[np
         )
     step = (positions[-1] - positions[0]) / (len(slices) - 1)
     distance = float(np.linalg.norm(step))
-    if claimed and abs(claimed - distance) > 0.01 * distance:
-        return step, [f"slice distance {distance:.4g} mm from positions ({tag} says {claimed:.4g} mm)"]
-    return step, [f"slice distance {distance:.4g} mm from positions"]
+    told = f" ({tag} says {claimed:.4g} mm)" if abs(claimed - distance) > 0.01 * distance and claimed else ""
+    notes = [f"slice distance {distance:.4g} mm from positions{told}"]
+    moved = max(float(np.ptp([header.depth_mm for header in one])) for one in slices)
+    if moved > 0.01:
+        notes.append(f"the position of a slice moves by up to {moved:.2g} mm in time; its first is taken")
+    return step, notes
 
 
 def _affine(corner: FrameHeader, step_mm: np.ndarray) -> np.ndarray:

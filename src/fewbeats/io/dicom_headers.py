@@ -27,6 +27,8 @@ if TYPE_CHECKING:
 DICOM_SUFFIXES = {".dcm", ".dicom", ".ima"}
 SEG_CLASSES = {"1.2.840.10008.5.1.4.1.1.66.4", "1.2.840.10008.5.1.4.1.1.66.7"}
 """SOP classes Segmentation Storage and Label Map Segmentation Storage (PS3.4, B.5)."""
+CONTOUR_CLASS = "1.2.840.10008.5.1.4.1.1.481.3"
+"""SOP class RT Structure Set Storage."""
 NO_IMAGE_CLASSES = SEG_CLASSES | {"1.2.840.10008.5.1.4.1.1.481.2"}  # RT Dose has pixels, but no image
 SLICE_CLASSES = {
     f"1.2.840.10008.5.1.4.1.1.{number}" for number in ("2", "2.1", "2.2", "4", "4.1", "4.3", "4.4")
@@ -166,17 +168,26 @@ def read_headers(file: Path) -> list[FrameHeader]:
 
 def is_seg(path: Path) -> bool:
     """Whether a file is a DICOM segmentation (a mask, for instance one drawn in a viewer)."""
+    return _sop_class(path) in SEG_CLASSES
+
+
+def is_contours(path: Path) -> bool:
+    """Whether a file holds outlines of structures (RTSTRUCT), which are not read."""
+    return _sop_class(path) == CONTOUR_CLASS
+
+
+def _sop_class(path: Path) -> str:
     import pydicom
 
     if _head(path)[128:132] != b"DICM":
-        return False
+        return ""
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             data = pydicom.dcmread(path, stop_before_pixels=True, specific_tags=["SOPClassUID"])
-            return data.get("SOPClassUID", "") in SEG_CLASSES
+            return str(data.get("SOPClassUID", ""))
     except Exception:  # a damaged file is no mask; whoever reads it as an image names it
-        return False
+        return ""
 
 
 def _head(file: Path) -> bytes:

@@ -131,7 +131,7 @@ def source_key(scan: Scan, *given: Any) -> str:
     """Digest of what a mask is made from: the files as they lie there, how they were read, and `given`."""
     files = {file for stack in scan.source.instances for file, _ in stack}
     if not files and scan.source.path is not None:
-        files = {scan.source.path}
+        files = set(scan.source.parts) or {scan.source.path}
     states = [(file.name, file.stat()) for file in sorted(files)]
     seen = [(name, state.st_size, state.st_mtime_ns) for name, state in states]
     times = None if scan.frame_times_ms is None else scan.frame_times_ms.tolist()
