@@ -211,7 +211,7 @@ def test_interrupted_says_so_in_one_line_and_goes_on(phantoms, tmp_path, never_s
 
 
 @pytest.mark.slow
-def test_interrupted_prediction_leaves_nothing(phantoms, small_run, tmp_path):
+def test_interrupted_prediction_leaves_whole_scans(phantoms, small_run, tmp_path):
     slow = (
         "import sys, time, fewbeats.cli, fewbeats.inference.segment as s\n"
         "keep = s.keep_largest\n"
@@ -235,4 +235,6 @@ def test_interrupted_prediction_leaves_nothing(phantoms, small_run, tmp_path):
     error = process.communicate(timeout=60)[1]
     assert process.returncode == 2
     assert "interrupted" in error
-    assert not out.exists()
+    left = sorted(p.name for p in out.iterdir())
+    assert left == ["phantom000_4d.nii.gz", "predictions.csv", "provenance.json", "run.json"]
+    assert json.loads((out / "run.json").read_text())["finished"] is False

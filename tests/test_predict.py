@@ -180,6 +180,45 @@ def test_each_of_two_scans_in_a_folder_is_shown_under_its_own_masks(tmp_path, sm
         np.testing.assert_array_equal(shown.frame(1), scan.frame(1))
 
 
+def test_of_an_exam_what_the_network_knows_is_labeled_and_the_rest_is_listed(
+    tmp_path, small_run, monkeypatch, capfd
+):
+    answer_with_squares(monkeypatch)
+    normal = np.array(read_config_of(small_run).fingerprint["normals"][0])
+    row = np.cross(normal, [0, 0, 1.0]) / np.linalg.norm(np.cross(normal, [0, 0, 1.0]))
+    column = np.cross(normal, row)
+    exam = {
+        "sax": (5, (*row, *column), "cine_sa"), "4ch": (1, (*normal, *row), "cine 4-chamber"),
+        "scout": (3, (-1.0, 0, 0, 0, -1.0, 0), "localizer"),
+    }  # fmt: skip
+    for number, (name, (slices, orientation, words)) in enumerate(exam.items(), 1):
+        grid = synthetic_dicom.Grid(rows=64, columns=64, slices=slices, spacing=(2.4, 2.4), distance=9.0,
+                                    orientation=tuple(np.multiply(orientation, [-1, -1, 1] * 2)))  # fmt: skip
+        for file in synthetic_dicom.write_cine(tmp_path / "exam" / name, grid=grid, frames=3):
+            data = pydicom.dcmread(file)
+            data.SeriesNumber = data.SeriesNumber + 100 * number
+            data.SeriesInstanceUID += f".{number}"
+            data.SeriesDescription = words
+            data.save_as(file)
+    rows = predict(small_run, tmp_path / "exam", tmp_path / "out")
+    told = capfd.readouterr().out
+    assert len(rows) == 1
+    assert nib.load(tmp_path / "out" / rows[0]["mask"]).shape == (64, 64, 5, 3)
+    (line,) = [line for line in told.splitlines() if line.startswith("not labeled")]
+    assert "4CH" in line
+    assert "AX" in line
+    assert main(["info", str(tmp_path / "exam")]) == 0
+    told = capfd.readouterr().out
+    assert [words.split()[1] for words in told.splitlines() if "plane  " in words] == ["SAX", "AX", "4CH"]
+    assert "series       107, 108, 109, 110, 111" in told
+
+
+def read_config_of(run: Path):
+    from fewbeats.training.rundir import RunDir
+
+    return RunDir(run).read_config()
+
+
 def answer_with_squares(monkeypatch) -> None:
     """Networks of a run that find three nested squares in the middle of whatever they are shown."""
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from itertools import permutations, product
 
 import nibabel as nib
@@ -21,6 +22,7 @@ from fewbeats.scan import (
     Source,
     canonical_reorientation,
     is_orientation_lost,
+    plane_by_direction,
 )
 
 TURNS = [
@@ -223,3 +225,23 @@ def test_a_frame_without_numbers_is_refused(bad):
     scan.frame(0)
     with pytest.raises(InputError, match="frame 1 holds NaN"):
         scan.frame(1)
+
+
+@pytest.mark.parametrize(
+    ("normal", "plane"),
+    [
+        ((0, 0, 1), "AX"), ((0, -1, 0.05), "COR"), ((1, 0.1, 0), "SAG"), ((-0.62, 0.64, -0.45), "SAX"),
+        ((0.7, -0.6, 0.2), "SAX"), ((0.2, 0.65, 0.7), "long axis"), ((0.75, 0.5, -0.3), "long axis"),
+        ((0.0, 0.9, -0.25), ""),
+    ],
+)  # fmt: skip
+def test_planes_by_their_direction(normal, plane):
+    z = np.array(normal, float) / np.linalg.norm(normal)
+    x = np.cross([0.3, 0.2, 0.93], z)
+    x /= np.linalg.norm(x)
+    affine = np.eye(4)
+    affine[:3, :3] = np.stack([x, np.cross(z, x), z], 1) @ np.diag([1.5, 1.5, 8])
+    pixels = ArrayPixels(np.zeros((1, 4, 8, 8), np.int16))
+    scan = Scan(pixels=pixels, affine=affine, source=Source(affine=affine, shape=(4, 8, 8)))
+    assert plane_by_direction(scan) == plane
+    assert plane_by_direction(replace(scan, affine=np.diag([1.5, 1.5, 1.5, 1]))) == ""  # a volume

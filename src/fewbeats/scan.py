@@ -7,6 +7,7 @@ remembers the file's own grid, and `Reorientation` goes there and back without i
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
@@ -30,6 +31,12 @@ TIE = 1e-3
 # Cosine beyond which it is clear from which side slices are seen; planes along the heart's long axis are not.
 SEEN_FROM = 0.3
 
+SHORT_AXIS = np.array([-0.62, 0.64, -0.45])
+"""Usual normal of short-axis slices, base to apex (RAS)."""
+TURNED_DEGREES = 35.0
+"""Short-axis slices of nearly all hearts lie no farther from it."""
+PLAIN_DEGREES = 10.0
+"""From an axis of the body: slices that nobody turned toward the heart."""
 TOWARD_APEX = np.array([-1.0, 1.0, -1.0])
 """The human heart's long axis from base to apex: left, anterior, inferior, in RAS+."""
 
@@ -202,6 +209,10 @@ class Source:
     """NIfTI only: the second of two transforms that the header holds, as `affine`."""
     parts: tuple[Path, ...] = ()
     """NIfTI only: the files, where there is one a frame or a slice."""
+    series: tuple[int, ...] = ()
+    """DICOM only: SeriesNumber of each series in it, ascending."""
+    plane: str = ""
+    """DICOM only: SAX, 2CH, 3CH or 4CH where its series are called so."""
     part: str = ""
     """Why this may be a part of a heart alone, so that its volumes are none; empty where nothing says so."""
 
@@ -279,6 +290,32 @@ class Scan:
     def with_times(self, frame_time_ms: float) -> Scan:
         """The same scan with frames `frame_time_ms` apart."""
         return replace(self, frame_times_ms=np.arange(self.shape[0]) * float(frame_time_ms))
+
+
+def slice_normal(scan: Scan) -> np.ndarray | None:
+    """Unit normal (RAS) of a stack's slices; None for a volume, and where a file lost its orientation."""
+    if not scan.is_stack or is_orientation_lost(scan.source.affine, scan.source.shape):
+        return None
+    normal = scan.affine[:3, 2]
+    return normal / np.linalg.norm(normal)
+
+
+def plane_by_direction(scan: Scan) -> str:
+    """How the slices of a stack are cut, by their normal alone: a guess that fits most hearts.
+
+    Returns:
+        AX, SAG or COR along the body's axes, SAX or long axis along the usual heart's; empty for a volume,
+        in between, and where the orientation is lost.
+    """
+    normal = slice_normal(scan)
+    if normal is None:
+        return ""
+    body = np.abs(normal)
+    if body.max() > math.cos(math.radians(PLAIN_DEGREES)):
+        return ("SAG", "COR", "AX")[int(body.argmax())]
+    along = abs(float(normal @ SHORT_AXIS)) / float(np.linalg.norm(SHORT_AXIS))
+    near = math.cos(math.radians(TURNED_DEGREES))
+    return "SAX" if along > near else "long axis" if along < math.sqrt(1 - near**2) else ""
 
 
 def is_spacing_nominal(scan: Scan) -> bool:

@@ -12,6 +12,7 @@ import tyro
 from fewbeats.data.files import bare_name, read_scans
 from fewbeats.errors import InputError
 from fewbeats.io.nifti import write_scan
+from fewbeats.scan import plane_by_direction
 
 if TYPE_CHECKING:
     from fewbeats.scan import Scan
@@ -30,6 +31,8 @@ def describe(scan: Scan) -> dict[str, Any]:
         "spacing_mm": {"z": scan.spacing_mm[0], "y": scan.spacing_mm[1], "x": scan.spacing_mm[2]},
         "kind": "stack of slices" if scan.is_stack else "volume",
         "modality": scan.modality or None,
+        "series": list(scan.source.series),
+        "plane": scan.source.plane or plane_by_direction(scan) or None,
         "orientation": dict(zip("xyz", aff2axcodes(scan.affine))),
         "stored_orientation": dict(zip("xyz", aff2axcodes(scan.source.affine))),
         "frame_times_ms": None
@@ -66,6 +69,8 @@ def _page(number: int, about: dict[str, Any]) -> str:
     timing = "unknown" if times is None else f"0 to {times[-1]:.0f} ms{beat}"
     lines = [
         f"scan {number}: {about['kind']}{', ' + about['modality'] if about['modality'] else ''}",
+        *([f"  series       {', '.join(map(str, about['series']))}"] if about["series"] else []),
+        *([f"  plane        {about['plane']}"] if about["plane"] else []),
         f"  shape        {about['frames']} frames x {about['slices']} slices "
         f"x {about['rows']} x {about['columns']}",
         f"  spacing      {s['x']:.3f} x {s['y']:.3f} x {s['z']:.3f} mm (x, y, z)",

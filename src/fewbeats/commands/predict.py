@@ -44,10 +44,12 @@ class Predict:
             InputError: the run or the input cannot be used.
         """
         from fewbeats.inference.labeler import open_run
-        from fewbeats.recipes.labeling import label_scans
+        from fewbeats.recipes.labeling import choose_fitting, label_scans
 
         jobs = self.find_jobs()
         labeler = open_run(self.model, network=self.network, runtime=self.runtime)
+        if not self._is_cohort:
+            jobs = choose_fitting(jobs, labeler.known, tell=print)
         label_scans(jobs, labeler, self.out, about={"split": self.split, "network": self.network})
         if not self._is_cohort:
             from fewbeats.evaluation.evaluate import write_prediction_report

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from fewbeats.scan import is_orientation_lost
+from fewbeats.scan import SHORT_AXIS, slice_normal
 from fewbeats.transforms.preprocess import middle
 
 if TYPE_CHECKING:
@@ -18,9 +18,6 @@ if TYPE_CHECKING:
 
 QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
 LEAST_SPREAD = 0.08  # of a gray-value feature: a handful of training scans underestimates it
-SHORT_AXIS = np.array(
-    [-0.62, 0.64, -0.45]
-)  # usual normal, base to apex (RAS), where training files lost theirs
 
 
 def describe_gray(image: np.ndarray) -> np.ndarray:
@@ -75,11 +72,3 @@ def take_fingerprint(
 def _range(values: Iterable[float]) -> list[float]:
     listed = sorted(values)
     return [listed[0], listed[-1]]
-
-
-def slice_normal(scan: Scan) -> np.ndarray | None:
-    """Unit normal (RAS) of a stack's slices; None for a volume, and where a file lost its orientation."""
-    if not scan.is_stack or is_orientation_lost(scan.source.affine, scan.source.shape):
-        return None
-    normal = scan.affine[:3, 2]
-    return normal / np.linalg.norm(normal)

@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from fewbeats.anatomy import FEWBEATS_VALUES
-from fewbeats.inference.fingerprint import describe_gray, slice_normal
+from fewbeats.inference.fingerprint import describe_gray
 from fewbeats.metrics import enclosed_share
+from fewbeats.scan import TURNED_DEGREES, slice_normal
 from fewbeats.transforms.preprocess import prepare_frame
 
 if TYPE_CHECKING:
@@ -24,7 +25,6 @@ if TYPE_CHECKING:
 
 FAR = 4.0  # standard deviations from the training images at which gray values are called unlike them
 SPACING_TOLERANCE = np.array([2.0, 1.6, 1.6])  # factor beyond the training scans' voxel sizes (z, y, x)
-MOST_TURNED_DEGREES = 35.0  # between the slices' normal and the nearest of the training scans'
 VOLUME_TOLERANCE = 2.5  # factor beyond the training subjects' volumes
 LEAST_ENCLOSED = 0.75  # share of the LV cavity's in-plane outline that borders on myocardium
 REGULAR_JUMP = 0.35  # change of LV volume between neighboring frames, as a share of its largest
@@ -87,17 +87,13 @@ class Inspector:
             found.append("the voxel size is lost, so nothing has a volume")
         if self.known is None or not self.fingerprint:
             return found
-        modalities = self.known.modalities
-        if self.scan.modality and self.scan.modality not in modalities:
-            found.append(f"{self.scan.modality}, but the network was trained on {' and '.join(modalities)}")
+        found += unlike(self.scan, self.known)
         least, most = (np.array(v) for v in self.fingerprint["spacing_mm"])
         own = np.array(self.scan.spacing_mm)
         if (own < least / SPACING_TOLERANCE).any() or (own > most * SPACING_TOLERANCE).any():
             found.append(
                 f"voxels of {own[2]:.2f} x {own[1]:.2f} x {own[0]:.2f} mm are unlike the training scans'"
             )
-        if self._turned_degrees() > MOST_TURNED_DEGREES:
-            found.append("slices are cut in another direction than the training scans'")
         middle = self.scan.shape[0] // 2
         image, _ = prepare_frame(
             self.scan.frame(middle),
@@ -110,13 +106,6 @@ class Inspector:
         if away.max() > FAR:
             found.append("gray values are unlike the training images'")
         return found
-
-    def _turned_degrees(self) -> float:
-        """Angle between the slices' normal and the nearest training scan's; 0 where either is unknown."""
-        normal, known = slice_normal(self.scan), self.fingerprint.get("normals", [])
-        if normal is None or not known:
-            return 0.0
-        return float(np.degrees(np.arccos(min(1.0, np.abs(np.array(known) @ normal).max()))))
 
     def _mask_warnings(self) -> list[str]:
         found = []
@@ -136,6 +125,19 @@ class Inspector:
         if np.abs(np.diff(lv)).max(initial=0.0) > max(REGULAR_JUMP, FEW_FRAMES / len(lv)) * lv.max():
             found.append("the LV volume jumps between neighboring frames")
         return found
+
+
+def unlike(scan: Scan, known: Known) -> list[str]:
+    """Why a scan is of another kind than what a labeler was trained on, by its header alone."""
+    found = []
+    if scan.modality and scan.modality not in known.modalities:
+        found.append(f"{scan.modality}, but the network was trained on {' and '.join(known.modalities)}")
+    normal, trained = slice_normal(scan), known.fingerprint.get("normals", [])
+    if normal is not None and trained:
+        nearest = min(1.0, np.abs(np.array(trained) @ normal).max())
+        if np.degrees(np.arccos(nearest)) > TURNED_DEGREES:
+            found.append("slices are cut in another direction than the training scans'")
+    return found
 
 
 def border_length_mm(mask: np.ndarray, value: int, spacing_mm: Sequence[float]) -> float:

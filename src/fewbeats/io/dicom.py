@@ -17,7 +17,7 @@ import numpy as np
 
 from fewbeats.disk import files_below
 from fewbeats.errors import InputError
-from fewbeats.io.dicom_headers import FrameHeader, is_contours, read_headers
+from fewbeats.io.dicom_headers import FrameHeader, is_contours, plane_of_words, read_headers
 from fewbeats.io.dicom_series import Stack, is_even, join_series, may_be_one, same_place_mm, split_series
 from fewbeats.io.dicom_time import frame_times, order_frames
 from fewbeats.scan import Reorientation, Scan, Source, canonical_reorientation
@@ -235,9 +235,17 @@ def _build(stack: Stack) -> Scan:
             reorientation=turn,
             notes=(_series_note(stack), *stack.notes, *_gray_notes(first), *order_notes, *notes, *time_notes),
             instances=instances,
+            series=tuple(sorted({series.first.series_number for series in stack.series})),
+            plane=_plane(stack),
             part=stack.part,
         ),
     )
+
+
+def _plane(stack: Stack) -> str:
+    """What all of its series are called, where they agree."""
+    named = {plane_of_words(series.first.description) for series in stack.series}
+    return named.pop() if len(named) == 1 else ""
 
 
 def _place(frames: list[FrameHeader]) -> Path:

@@ -14,13 +14,13 @@ import numpy as np
 
 from fewbeats.errors import InputError, PlaceError
 from fewbeats.heartbeat import ejection_fraction_percent, find_phases, has_volume
-from fewbeats.inference.plausibility import Inspector
+from fewbeats.inference.plausibility import Inspector, unlike
 from fewbeats.io.nifti import write_like
 from fewbeats.recipes.labeled_folder import open_labeled, source_key
-from fewbeats.scan import Prediction, Scan, is_spacing_nominal
+from fewbeats.scan import Prediction, Scan, is_spacing_nominal, plane_by_direction
 
 if TYPE_CHECKING:
-    from fewbeats.inference.labeler import Labeler
+    from fewbeats.inference.labeler import Known, Labeler
 
 COHORT_SUFFIXES = (".csv", ".parquet")
 
@@ -128,6 +128,27 @@ def jobs_of_path(path: Path, *, frame_time_ms: float | None = None) -> list[Job]
 
 def _same(scan: Scan) -> Scan:
     return scan
+
+
+def choose_fitting(jobs: Sequence[Job], known: Known | None, *, tell: Callable[[str], None]) -> list[Job]:
+    """Of the scans of one exam those that a labeler was trained for; the others are told in one line.
+
+    All of them where there is one alone, or where none fits: it is labeled with its warnings then.
+    """
+    fits, others = [], []
+    for job in jobs:
+        scan = job.open()
+        if known and unlike(scan, known):
+            numbers = ", ".join(map(str, scan.source.series))
+            plane = scan.source.plane or plane_by_direction(scan)
+            what = ", ".join(filter(None, [f"series {numbers}" if numbers else "", plane, scan.modality]))
+            others.append(f"{job.scan} ({what})" if what else job.scan)
+        else:
+            fits.append(job)
+    if not fits or not others:
+        return list(jobs)
+    tell(f"not labeled, as the network was trained on other planes or images: {'; '.join(others)}")
+    return fits
 
 
 def label_scans(
