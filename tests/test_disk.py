@@ -86,8 +86,13 @@ def test_what_killed_processes_left_goes_away(tmp_path):
     with atomic_path(tmp_path / "mask.nii") as partial:
         partial.write_text("whole")
     assert sorted(tmp_path.iterdir()) == sorted([other, tmp_path / "mask.nii"])  # one that runs is left alone
+    far = own.with_name(own.name.replace(own.name.split(".")[-2], "elsewhere-1"))
+    far.write_text("half")
     with hold_folder(tmp_path):
-        assert [p.name for p in tmp_path.iterdir()] == ["mask.nii"]
+        assert sorted(tmp_path.iterdir()) == sorted([far, other, tmp_path / "mask.nii"])
+    os.utime(far, (0, 0))  # of another machine, long ago
+    with hold_folder(tmp_path):
+        assert sorted(tmp_path.iterdir()) == sorted([other, tmp_path / "mask.nii"])
 
 
 def test_a_folder_left_under_the_same_process_number_is_no_obstacle(tmp_path):

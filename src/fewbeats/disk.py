@@ -8,6 +8,7 @@ import os
 import re
 import shutil
 import socket
+import time
 import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -19,6 +20,7 @@ FULL = "the disk is full; make room and run again"
 CLOSED = "cannot be written ({strerror}); choose another output folder"
 NO_FOLDER = "cannot be used as a folder here; choose another"
 NO_RIGHT = "no permission; choose another place or change its rights"
+DAY_SECONDS = 86400.0
 DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
 REFUSED: dict[int, tuple[str | None, str | None]] = {
     errno.ENOSPC: (FULL, FULL),
@@ -119,16 +121,23 @@ def _machine() -> str:
 
 
 def _sweep(path: Path, *, but: Path) -> None:
-    """Remove what killed processes of this machine left of the same file."""
-    for left in path.parent.glob(f".{glob.escape(_mark(path))}.{_machine()}-*.partial"):
-        number = left.name.split("-")[-1].removesuffix(".partial")
-        if left != but and number.isdigit() and not _runs(int(number)):
+    """Remove what killed processes left of the same file."""
+    for left in path.parent.glob(f".{glob.escape(_mark(path))}.*-*.partial"):
+        if left != but and not _may_be_written(left):
             remove(left)
 
 
-def _runs(process: int) -> bool:
+def _may_be_written(partial: Path) -> bool:
+    """Whether a process of this machine that runs, or another machine since yesterday, may write it."""
+    machine, _, number = partial.name.removesuffix(".partial").rpartition(".")[2].rpartition("-")
+    if machine != _machine():
+        with suppress(FileNotFoundError):
+            return time.time() - partial.lstat().st_mtime < DAY_SECONDS
+        return False
+    if not number.isdigit() or int(number) == os.getpid():
+        return False
     try:
-        os.kill(process, 0)
+        os.kill(int(number), 0)
     except ProcessLookupError:
         return False
     except PermissionError:
@@ -172,7 +181,8 @@ def hold_folder(out: Path) -> Iterator[None]:
         except OSError:  # a disk without locks
             pass
         for left in [*out.rglob(".*.????????.*-*.partial")]:
-            remove(left)
+            if not _may_be_written(left):
+                remove(left)
         yield
     finally:
         os.close(folder)

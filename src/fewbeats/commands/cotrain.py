@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from fewbeats.commands.labeled import LearnsFromLabels
 from fewbeats.errors import InputError
+from fewbeats.finetuning.segmentation import SegmentationSettings
 from fewbeats.models.network import NetworkSettings
 from fewbeats.ranges import check_ranges, later
 from fewbeats.recipes.cotrainer import CotrainerSettings, Partner, train_cotrainer
@@ -57,7 +58,7 @@ class Cotrain(LearnsFromLabels):
         if self.method == "mn":
             partner = Partner(network=self.flat, start=Start(init=self.flat_init))
         settings = CotrainerSettings(
-            model=self.model, method=self.method, own=getattr(self, self.part), partner=partner,
+            model=self._settled(), method=self.method, own=getattr(self, self.part), partner=partner,
             phase=self.phase, parts=self.parts,
         )  # fmt: skip
         run = train_cotrainer(
@@ -67,6 +68,9 @@ class Cotrain(LearnsFromLabels):
         subjects = pools.unlabeled["subject"].n_unique()
         print(f"{run.path}: trained on {', '.join(pools.labeled_subjects)} and {subjects} subjects unlabeled")
         return run.path
+
+    def _settled(self) -> SegmentationSettings:
+        return self.settle() if self.method == "mn" else self.settle(tell=print)  # mn has rates of its own
 
     @property
     def part(self) -> str:

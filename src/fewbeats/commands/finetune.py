@@ -36,12 +36,12 @@ class Finetune(LearnsFromLabels):
         own: dict[str, Any] = {"seed": self.seed, "phase": self.phase, "request": request}
         if self.task == "localization":
             run = train_localizer_alone(
-                self.out, pools, self.model, init=self.init, steps=self.localizer_steps, **own
+                self.out, pools, self.settle(), init=self.init, steps=self.localizer_steps, **own
             )
         else:
             run = train_segmenter(
-                self.out, pools, self.model, start=self.start, length=length, localizer=self.finder,
-                about={"cohort": self.cohort, "select": self.select}, **own,
+                self.out, pools, self.settle(tell=print), start=self.start, length=length,
+                localizer=self.finder, about={"cohort": self.cohort, "select": self.select}, **own,
             )  # fmt: skip
         print(f"{run.path}: trained on {', '.join(pools.labeled_subjects)}")
         return run.path

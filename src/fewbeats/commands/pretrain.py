@@ -24,7 +24,7 @@ from fewbeats.recipes.encoder import EncoderSettings, build_method, check_pool, 
 from fewbeats.recipes.run import Length
 from fewbeats.recipes.starts import Start, find_ancestors, start_digest
 from fewbeats.training.loop import check_length
-from fewbeats.training.optim import OptimSettings
+from fewbeats.training.optim import PRETRAINED_RATE, OptimSettings
 from fewbeats.transforms.intensity import IntensitySettings
 from fewbeats.transforms.preprocess import PreprocessSettings
 from fewbeats.transforms.spatial import SpatialSettings
@@ -67,7 +67,7 @@ class Pretrain:
     preprocess: PreprocessSettings = field(default_factory=PreprocessSettings)
     spatial: SpatialSettings = field(default_factory=SpatialSettings)
     intensity: IntensitySettings = field(default_factory=IntensitySettings)
-    optim: OptimSettings = field(default_factory=OptimSettings)
+    optim: OptimSettings = field(default_factory=lambda: OptimSettings(learning_rate=PRETRAINED_RATE))
     simclr: SimclrSettings = field(default_factory=SimclrSettings)
     pcl: PclSettings = field(default_factory=PclSettings)
     dino: DinoSettings = field(default_factory=DinoSettings)

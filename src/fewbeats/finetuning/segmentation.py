@@ -11,7 +11,7 @@ from fewbeats.errors import InputError
 from fewbeats.metrics import dice
 from fewbeats.models.network import NetworkSettings, memory_format
 from fewbeats.training.loop import Validation
-from fewbeats.training.optim import OptimSettings
+from fewbeats.training.optim import PRETRAINED_RATE, OptimSettings
 from fewbeats.transforms.inputs import cut_inputs
 from fewbeats.transforms.intensity import IntensitySettings
 from fewbeats.transforms.preprocess import PreprocessSettings, middle
@@ -87,7 +87,9 @@ def localizer_settings(model: SegmentationSettings) -> SegmentationSettings:
         spatial=SpatialSettings(
             shift_px=16.0, scale=(0.6, 1.4), elastic_probability=0.0, crop_probability=0.3
         ),
-        optim=OptimSettings(precision=model.optim.precision),  # with an optimizer of its own
+        optim=OptimSettings(  # of its own
+            learning_rate=PRETRAINED_RATE, precision=model.optim.precision
+        ),
     )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import resource
 import shutil
 import time
@@ -120,7 +121,7 @@ def carry_out(
             print(f"{run.path}: already trained with these settings")
         return run
     training = build()
-    with hold_folder(out) if is_main_process() else nullcontext():
+    with hold_folder(out) if _is_first() else nullcontext():
         run.claim(request)
         prepare(run)
         earlier = run.trained_seconds()  # by processes that were stopped
@@ -140,16 +141,16 @@ def carry_out(
     return run
 
 
-def is_main_process() -> bool:
-    """Whether this process writes, of those that train together."""
-    from accelerate import PartialState
-
-    return PartialState().is_main_process
+def _is_first() -> bool:
+    """Whether this is the first of processes that torchrun started; asked before they have met."""
+    return os.environ.get("RANK", "0") == "0"
 
 
 def _export(run: RunDir, training: Training, about: dict[str, Any], provenance: Provenance) -> None:
     """Write all networks, the one that finishes the run last."""
-    if not is_main_process():
+    from accelerate import PartialState
+
+    if not PartialState().is_main_process:
         return
     networks = list(training.method.networks().items())
     folders = {name: run if i == 0 else RunDir(run.path / name) for i, (name, _) in enumerate(networks)}

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from fewbeats.disk import atomic_path
 from fewbeats.errors import InputError
+from fewbeats.training.optim import PRETRAINED_RATE
 from fewbeats.training.rundir import RunDir
 
 if TYPE_CHECKING:
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
     from fewbeats.data.provenance import Provenance
     from fewbeats.models.network import NetworkSettings
 
+FRESH_RATE = 1e-2
 STARTS = ("scratch", "natural")
 """Starts that no run made; anything else is a run folder or a .safetensors file."""
 
@@ -42,6 +44,25 @@ class Start:
 def default_start(settings: NetworkSettings) -> str:
     """What a network starts from where nobody says it: photographs where it can take their weights."""
     return "natural" if settings.kind == "lite0" else "scratch"
+
+
+def rate_of_start(settings: NetworkSettings, init: str) -> tuple[float, str]:
+    """The peak learning rate that a start wants, and why (measured on ACDC, docs/pretraining.md).
+
+    Args:
+        settings: of the network.
+        init: scratch, natural, a run folder, or a .safetensors file.
+    """
+    if settings.kind != "lite0":
+        return PRETRAINED_RATE, f"the default of '{settings.kind}'"
+    if init == "natural":
+        return PRETRAINED_RATE, "the start is of photographs"
+    if init == "scratch":
+        return FRESH_RATE, "the start is random"
+    config = Path(init) / "run.json"
+    if config.is_file() and RunDir(init).read_config().task == "segmentation":
+        return PRETRAINED_RATE, "the start segments already"
+    return FRESH_RATE, "the start is an encoder alone"
 
 
 def find_ancestors(init: str, *, localizer: Path | None = None) -> list[Provenance]:

@@ -18,6 +18,8 @@ if TYPE_CHECKING:
     from fewbeats.clock import Clock
     from fewbeats.training.method import Method, ParameterGroup
 
+PRETRAINED_RATE = 1e-3
+
 
 @dataclass(frozen=True, kw_only=True)
 class OptimSettings:
@@ -27,8 +29,8 @@ class OptimSettings:
     """sgd: with Nesterov momentum."""
     momentum: float = later(0.99)
     """Of sgd; 0.99 as in nnU-Net."""
-    learning_rate: float = 1e-3
-    """Peak learning rate."""
+    learning_rate: float | None = None
+    """Peak learning rate; by default 1e-3, or what the start of a fine-tuning wants."""
     encoder_rate_factor: float = 1.0
     """The encoder's learning rate as a share of the peak (below 1 spares pretrained weights)."""
     layer_decay: float = 1.0
@@ -50,10 +52,15 @@ class OptimSettings:
         check_ranges(
             self,
             "optim.",
-            positive=("learning_rate", "layer_decay"),
+            positive=("layer_decay", *(() if self.learning_rate is None else ("learning_rate",))),
             not_negative=("encoder_rate_factor", "weight_decay", "clip_norm"),
             shares=("momentum", "warmup", "final_rate"),
         )
+
+    @property
+    def peak(self) -> float:
+        """`learning_rate`, or where none was given that of pretrained weights."""
+        return PRETRAINED_RATE if self.learning_rate is None else self.learning_rate
 
 
 def warmup_decay(
@@ -78,7 +85,7 @@ def scheduled_group(
     """Parameters that follow the schedule, their peak rate multiplied by `factor`."""
     from fewbeats.training.method import ParameterGroup
 
-    peak = optim.learning_rate * factor
+    peak = optim.peak * factor
     rate = warmup_decay(peak, warmup=optim.warmup, final=optim.final_rate, decay=optim.decay)
     return ParameterGroup(name, tuple(parameters), rate, lambda _: optim.weight_decay)
 
