@@ -12,32 +12,7 @@ from fewbeats.errors import InputError
 from fewbeats.inference.engine import load_engine
 from fewbeats.inference.labeler import open_run
 from fewbeats.recipes.starts import trace_weights
-
-VALUES = [None, -1, 0, 1e300, 10**12, "", "x", "antigravity.nothing", [], [1, "a"], {}, {"a": 1}, True, 0.5]
-
-
-def places(content, path=()):
-    """Paths of all entries of nested JSON."""
-    entries = content.items() if isinstance(content, dict) else enumerate(content)
-    for key, value in entries:
-        yield (*path, key)
-        if isinstance(value, (dict, list)):
-            yield from places(value, (*path, key))
-
-
-def spoil(content: dict, rng: np.random.Generator) -> dict:
-    """One entry taken away, or of another value."""
-    content = json.loads(json.dumps(content))
-    listed = [*places(content)]
-    *path, key = listed[rng.integers(len(listed))]
-    inner = content
-    for step in path:
-        inner = inner[step]
-    if rng.random() < 0.2:
-        del inner[key]
-    else:
-        inner[key] = VALUES[rng.integers(len(VALUES))]
-    return content
+from fuzzing import spoil
 
 
 @pytest.mark.parametrize("file", ["run.json", "provenance.json"])

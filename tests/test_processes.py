@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import time
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -94,3 +95,37 @@ def test_two_processes_are_one_with_the_larger_batch(tmp_path):
         assert any(key.startswith(("encoder.", "student.encoder.")) for key in moved)
         for key, value in whole.items():
             torch.testing.assert_close(saved[name][key], value, atol=1e-5, rtol=1e-3, msg=f"{name}: {key}")
+
+
+def test_workers_do_not_outlive_a_killed_process():
+    code = (
+        "import time\n"
+        "from functools import partial\n"
+        "from fewbeats.clock import Clock\n"
+        "from fewbeats.training.workers import with_workers\n"
+        "from tiny_training import batches\n"
+        "if __name__ == '__main__':\n"
+        "    with with_workers(batches, 1) as ahead:\n"
+        "        ahead(Clock(0, 9))\n"
+        "        print(*ahead.pool._processes, flush=True)\n"
+        "        time.sleep(60)\n"
+    )
+    parent = subprocess.Popen(
+        [sys.executable, "-c", code], stdout=subprocess.PIPE, text=True, cwd=Path(__file__).parent
+    )
+    worker = int(parent.stdout.readline())
+    assert runs(worker)
+    parent.kill()
+    parent.wait()
+    begun = time.monotonic()
+    while runs(worker):
+        assert time.monotonic() - begun < 30
+        time.sleep(0.1)
+
+
+def runs(process: int) -> bool:
+    """Whether a process is there, and no zombie that nobody has reaped."""
+    try:
+        return Path(f"/proc/{process}/stat").read_text().rsplit(")", 1)[1].split()[0] != "Z"
+    except OSError:
+        return False

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+
 import numpy as np
 import pytest
 import torch
@@ -62,3 +65,21 @@ def test_an_engine_is_timed_after_a_first_call():
     seconds = time_engine(lambda batch: calls.append(batch.shape), (2, 3, 4, 4), runs=5)
     assert calls == [(2, 3, 4, 4)] * 6
     assert 0 <= seconds < 0.1
+
+
+def test_a_signal_after_a_runtime_is_gone_is_no_crash(exported):
+    """What Ctrl-C meets while the report of a prediction is written."""
+    pytest.importorskip("openvino")
+    _, path = exported["plain"]
+    code = (
+        "import gc, signal, sys\n"
+        "import numpy as np\n"
+        "from fewbeats.models.export import open_openvino\n"
+        "call = open_openvino(sys.argv[1])\n"
+        "del call\n"
+        "gc.collect()\n"
+        "signal.signal(signal.SIGALRM, lambda *_: print('noticed'))\n"
+        "signal.raise_signal(signal.SIGALRM)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code, path], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout) == (0, "noticed\n"), done.stderr

@@ -16,7 +16,7 @@ from fewbeats.transforms.inputs import cut_inputs
 from fewbeats.transforms.intensity import IntensitySettings
 from fewbeats.transforms.preprocess import PreprocessSettings, middle
 from fewbeats.transforms.spatial import SpatialSettings
-from fewbeats.transforms.views import Viewed, ViewSettings, as_input, change_gray, cut_labeled
+from fewbeats.transforms.views import Viewed, ViewSettings, as_input, change_labeled, cut_labeled
 
 if TYPE_CHECKING:
     import numpy as np
@@ -132,7 +132,7 @@ def supervise(
 def views(batch: Batch, generator: Generator, settings: SegmentationSettings) -> Batch:
     """A random view of wide slices and of their masks, as the network takes them."""
     cut = cut_labeled(batch, settings.views, generator)
-    image = change_gray(cut.views["image"], settings.views, generator)
+    image = change_labeled(cut, settings.views, generator)
     return as_input(replace(cut, views={"image": image}), dims=settings.network.dims)
 
 

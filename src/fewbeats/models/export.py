@@ -9,9 +9,10 @@ import os
 import sys
 import time
 import warnings
+from functools import lru_cache
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -71,12 +72,18 @@ def _quiet_logs():
             logging.getLogger(name).setLevel(level)
 
 
-def open_openvino(path: Path) -> Callable[[np.ndarray], np.ndarray]:
-    """Run an ONNX file with OpenVINO on the CPU."""
+@lru_cache(maxsize=1)
+def _openvino_core() -> Any:
+    """One for the process: where the last one goes and unloads its plugin, the next signal is fatal."""
     sys.modules["openvino_telemetry"] = None  # type: ignore[assignment]  # its import would call home
     import openvino
 
-    core = openvino.Core()
+    return openvino.Core()
+
+
+def open_openvino(path: Path) -> Callable[[np.ndarray], np.ndarray]:
+    """Run an ONNX file with OpenVINO on the CPU."""
+    core = _openvino_core()
     compiled = core.compile_model(core.read_model(str(path)), "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
     request = compiled.create_infer_request()
     return lambda batch: request.infer({0: batch}, share_inputs=True)[0]

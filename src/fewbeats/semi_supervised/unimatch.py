@@ -32,7 +32,13 @@ from fewbeats.semi_supervised.averaged import Averaged
 from fewbeats.semi_supervised.methods import Recipe, labels_first, tell_pseudo
 from fewbeats.training.method import Step
 from fewbeats.training.optim import OptimSettings
-from fewbeats.transforms.views import ViewSettings, change_gray, cut_labeled, cut_middle, follow
+from fewbeats.transforms.views import (
+    ViewSettings,
+    change_gray,
+    cut_labeled,
+    cut_middle,
+    follow,
+)
 
 if TYPE_CHECKING:
     from torch import Generator, Tensor

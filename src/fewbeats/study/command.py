@@ -157,6 +157,9 @@ def _run_side_by_side(plan: Plan, units: Sequence[Unit], jobs: int) -> None:
 def _take_threads(threads: int) -> None:
     import torch
 
+    from fewbeats.training.workers import leave_with_parent
+
+    leave_with_parent()
     torch.set_num_threads(threads)
 
 

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import pickle
+import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -16,6 +19,7 @@ if TYPE_CHECKING:
     from fewbeats.clock import Clock
     from fewbeats.sample import Batch, Batches
 
+LOOK_SECONDS = 1.0  # between two looks whether the process that started a worker is there
 AHEAD = 2  # batches of each process that wait to be taken
 
 
@@ -59,6 +63,18 @@ class _Ahead:
         return pickle.loads(self.waiting.pop(clock).result())
 
 
+def leave_with_parent() -> None:
+    """End this process soon after the one that started it is gone, as when that was killed."""
+    parent = os.getppid()
+
+    def look() -> None:
+        while os.getppid() == parent:
+            time.sleep(LOOK_SECONDS)
+        os._exit(1)
+
+    threading.Thread(target=look, daemon=True).start()
+
+
 _BATCHES: list[Batches] = []
 """In a worker, the one thing it was sent."""
 
@@ -66,6 +82,7 @@ _BATCHES: list[Batches] = []
 def _receive(sent: bytes) -> None:
     import torch
 
+    leave_with_parent()
     torch.set_num_threads(1)
     _BATCHES.append(pickle.loads(sent))
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING
 
-from fewbeats.ranges import check_ranges
+from fewbeats.ranges import check_ranges, later
 
 if TYPE_CHECKING:
     from torch import Generator, Tensor
@@ -33,13 +33,15 @@ class IntensitySettings:
     """Largest standard deviation of additive Gaussian noise."""
     low_resolution: float = 0.5
     """Smallest factor of an in-plane down- and up-sampling, drawn once for all samples of a batch."""
+    structures: float = later(0.0)
+    """Standard deviation of a shift of each labeled structure, in half of the samples; see `recolor.py`."""
 
     def __post_init__(self) -> None:
         check_ranges(
             self,
             "intensity.",
             positive=("gamma", "contrast", "low_resolution"),
-            not_negative=("bias_field", "brightness", "blur_px", "noise"),
+            not_negative=("bias_field", "brightness", "blur_px", "noise", "structures"),
             shares=("probability", "low_resolution"),
         )
 

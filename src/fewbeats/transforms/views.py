@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from fewbeats.transforms.intensity import IntensitySettings, apply_intensity, draw_intensity
 from fewbeats.transforms.preprocess import middle
+from fewbeats.transforms.recolor import recolor
 from fewbeats.transforms.spatial import SpatialDraw, SpatialSettings, apply_spatial, draw_spatial
 
 if TYPE_CHECKING:
@@ -44,6 +45,14 @@ def draw_geometry(image: Tensor, settings: ViewSettings, generator: Generator) -
 def change_gray(image: Tensor, settings: ViewSettings, generator: Generator) -> Tensor:
     """Gray values of (B, C, Y, X) changed at random."""
     return apply_intensity(image, draw_intensity(settings.intensity, image.shape, generator))
+
+
+def change_labeled(cut: Batch, settings: ViewSettings, generator: Generator) -> Tensor:
+    """Gray values of a cut batch changed at random, those of its structures each by a draw of its own."""
+    image, strength = cut.views["image"], settings.intensity.structures
+    if cut.target is not None and strength > 0:
+        image = recolor(image, cut.target, strength=strength, generator=generator)
+    return change_gray(image, settings, generator)
 
 
 def draw_view(image: Tensor, settings: ViewSettings, generator: Generator) -> Tensor:
