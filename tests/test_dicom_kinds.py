@@ -251,6 +251,15 @@ def test_slices_that_follow_the_breath_are_one_stack(tmp_path):
     assert float(told[1]) == pytest.approx(moved, abs=0.01)
 
 
+def test_one_frame_without_a_time_and_no_other_order_is_refused(tmp_path):
+    for file in write_cine(tmp_path):
+        _, t = place_of(file)
+        others = dict.fromkeys(("AcquisitionTime", "ContentTime"))
+        edit(file, TriggerTime=None if t == 1 else 40.0 * t, InstanceNumber=1, **others)
+    with pytest.raises(InputError, match="TriggerTime leaves frames of its position untold"):
+        read_dicom(tmp_path)
+
+
 def test_contours_are_not_passed_over_in_silence(tmp_path, capfd):
     folder = tmp_path / "source" / "p1"
     write_cine(folder)

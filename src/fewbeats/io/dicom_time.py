@@ -74,7 +74,12 @@ def _is_whole(slices: list[list[FrameHeader]], tag: str) -> bool:
 
 def _tells_most(one: list[FrameHeader], tag: str) -> bool:
     """Whether it has more values in a slice than half of its frames."""
-    return len({header.order[tag] for header in one if tag in header.order}) > len(one) / 2
+    return _count_told(one, tag) > len(one) / 2
+
+
+def _count_told(one: list[FrameHeader], tag: str) -> int:
+    """How many values it has in a slice."""
+    return len({header.order[tag] for header in one if tag in header.order})
 
 
 def _order_by_two(slices: list[list[FrameHeader]], tag: str, why: str) -> tuple[str, np.ndarray, list[str]]:
@@ -86,13 +91,13 @@ def _order_by_two(slices: list[list[FrameHeader]], tag: str, why: str) -> tuple[
     later = TIME_TAGS[TIME_TAGS.index(tag) + 1 :]
     second = next((t for t in later if _is_whole(slices, t) and _agrees(slices, t, tag)), None)
     if second is None:
-        one = next(one for one in slices if len({h.order.get(tag) for h in one}) < len(one))
+        one = next(one for one in slices if _count_told(one, tag) < len(one))
         raise InputError(
             f"{one[0].file}: {tag} leaves frames of its position untold, and no other tag that tells them "
             f"apart agrees with it; export the series again with its times"
         )
     _sort(slices, lambda header: header.order[second])
-    untold = sum(len(one) - len({h.order[tag] for h in one if tag in h.order}) for one in slices)
+    untold = sum(len(one) - _count_told(one, tag) for one in slices)
     values = np.array([[header.order.get(tag, np.nan) for header in one] for one in slices])
     told = f"frames ordered by {tag}{why}, {untold} that it leaves untold by {second}"
     return tag, values, [told]
