@@ -2,9 +2,9 @@
 
     python benchmarks/fuzz.py RUN [--nifti 10000] [--dicom 5000] [--runs 1000] [--kills 200]
 
-RUN is any run folder of segmentation. Each damaged file is to be read or refused in one line within 5 s and 1 GB.
-Each command is killed as it begins its n-th change of the disk; then no file of its output may be half-written, and
-the same command must finish what is left.
+RUN is any run folder of segmentation. Each damaged file is to be read or refused in one line within 5 s and
+1 GB. Each command is killed as it begins its n-th change of the disk; then no file of its output may be
+half-written, and the same command must finish what is left.
 """
 
 from __future__ import annotations
@@ -60,7 +60,7 @@ def kill(words: list[str], out: Path, changes: int, *, sound: Path | None) -> st
         return f"half-written: {half}"
     if fuzzing.kill_after(words, 10**9) != 0:
         return "refused afterwards"
-    left = [f for f in out.parent.rglob(".*.partial")]
+    left = list(out.parent.rglob(".*.partial"))
     return f"left behind: {left}" if left else "killed, then finished"
 
 
