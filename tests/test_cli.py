@@ -238,3 +238,28 @@ def test_interrupted_prediction_leaves_whole_scans(phantoms, small_run, tmp_path
     left = sorted(p.name for p in out.iterdir())
     assert left == ["phantom000_4d.nii.gz", "predictions.csv", "provenance.json", "run.json"]
     assert json.loads((out / "run.json").read_text())["finished"] is False
+
+
+def test_threads_wait_as_a_shared_machine_needs_it_unless_told_otherwise(monkeypatch):
+    from fewbeats import entry
+
+    monkeypatch.setattr(sys, "argv", ["fewbeats", "--version"])
+    for name in ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY"):
+        monkeypatch.delenv(name, raising=False)
+    assert entry.main() == 0
+    assert os.environ.pop("GOMP_SPINCOUNT") == entry.SPINS
+    monkeypatch.setenv("OMP_WAIT_POLICY", "ACTIVE")
+    assert entry.main() == 0
+    assert "GOMP_SPINCOUNT" not in os.environ
+
+
+def test_interrupted_before_it_began(monkeypatch, capsys):
+    from fewbeats import cli, entry
+
+    def interrupt():
+        raise KeyboardInterrupt
+
+    monkeypatch.setenv("OMP_WAIT_POLICY", "PASSIVE")
+    monkeypatch.setattr(cli, "main", interrupt)
+    assert entry.main() == 2
+    assert capsys.readouterr().err == "fewbeats: interrupted before it began\n"
