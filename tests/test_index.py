@@ -9,7 +9,9 @@ import nibabel as nib
 import numpy as np
 import pytest
 
+from fewbeats.cli import main
 from fewbeats.data.cohort import new_cohort, read_cohort, write_cohort
+from fewbeats.data.conventions import find_convention
 from fewbeats.data.files import check_files, open_labels, open_scan
 from fewbeats.data.index import attach_labels, index
 from fewbeats.data.split import read_subject_list
@@ -111,7 +113,6 @@ def mend_in_a_viewer(seg):
 
 
 def test_a_prediction_in_a_dicom_folder_is_no_manual_label(tmp_path, capsys):
-    from fewbeats.cli import main
     from fewbeats.io.dicom import read_dicom
     from fewbeats.io.dicom_seg import write_seg
     from synthetic_dicom import write_cine
@@ -142,6 +143,20 @@ def test_a_prediction_in_a_dicom_folder_is_no_manual_label(tmp_path, capsys):
     (tmp_path / "src/v2/linked").symlink_to(tmp_path / "elsewhere")
     row = rows_of(index(tmp_path / "src", layout="dicom"))["v2"]
     assert row["label"] == str(tmp_path / "src/v2/linked" / predicted[0].name)
+
+
+def test_a_structure_that_no_label_holds_is_left_out_with_a_word(tmp_path, capsys):
+    for name in ("a", "b"):
+        image(tmp_path / f"src/{name}.nii.gz")
+        label(tmp_path / f"src/{name}_gt.nii.gz", values=(2, 3))
+    words = ["index", str(tmp_path / "src"), "--layout=folder", "--convention=acdc"]
+    assert main([*words, f"--out={tmp_path / 'c.csv'}"]) == 0
+    assert "no label holds RV, so none is trained or judged" in capsys.readouterr().out
+    cohort = read_cohort(tmp_path / "c.csv")
+    assert cohort["convention"].unique().to_list() == ["acdc:MYO+LV"]
+    assert find_convention("acdc:MYO+LV").speaks_of == {"LV", "MYO"}
+    label(tmp_path / "src/b_gt.nii.gz", values=(1,))  # one of them holds it
+    assert index(tmp_path / "src", layout="folder", convention="acdc")["convention"][0] == "acdc"
 
 
 def test_masks_of_dicom_scans_come_by_name(tmp_path):
@@ -206,7 +221,6 @@ def test_rounded_affine_of_a_viewer_is_accepted(tmp_path):
 
 
 def test_a_mask_of_one_frame_of_a_cine_is_never_taken_in_silence(tmp_path, capsys):
-    from fewbeats.cli import main
 
     image(tmp_path / "src/c_4d.nii.gz", 3)
     mask = label(tmp_path / "src/c_label.nii.gz")

@@ -6,8 +6,8 @@ import os
 import sys
 
 SPINS = "1000"
-"""Of a thread that waits for work (libgomp, Linux). By default it turns for milliseconds; where another program
-wants the core it turns on, a training step took five to eight times as long. See benchmarks/busy.py."""
+"""Of a thread that waits for work (libgomp, Linux). By default it turns for milliseconds; where another
+program wants the core it turns on, a training step took five to eight times as long (benchmarks/busy.py)."""
 
 
 def main() -> int:

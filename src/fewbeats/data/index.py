@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from fewbeats.anatomy import FEWBEATS_VALUES, relabel
+from fewbeats.anatomy import CONVENTIONS, OTHER, relabel
 from fewbeats.data.cohort import ALLOWED, new_cohort
 from fewbeats.data.conventions import absolute_convention, find_convention
 from fewbeats.data.files import is_nifti, open_labels, open_scan
@@ -88,7 +88,7 @@ def index(
     measured = tell_odd(measured, tell)
     if not measured:
         raise InputError(f"{source}: no image of the layout '{layout}' in it; check folder and layout")
-    cohort = new_cohort(narrow_fewbeats(measured))
+    cohort = new_cohort(narrow_conventions(measured, tell))
     tell_parts(measured, tell)
     tell_unused(source, cohort, tell)
     if labels is not None:
@@ -150,7 +150,7 @@ def attach_labels(cohort: pl.DataFrame, folder: Path | str, *, convention: str =
         raise InputError(f"{folder}: two masks of one scan; keep one of them")
     with ThreadPoolExecutor(READERS) as pool:
         labeled = list(pool.map(lambda row: measure_label(row, open_scan(row)), labeled))
-    rows.update((row["scan"], row) for row in narrow_fewbeats(labeled))
+    rows.update((row["scan"], row) for row in narrow_conventions(labeled))
     return new_cohort(rows.values())
 
 
@@ -209,21 +209,30 @@ def measure_label(row: Row, scan: Scan) -> Row:
     }  # fmt: skip
 
 
-def narrow_fewbeats(rows: Iterable[Row]) -> list[Row]:
-    """Let labels in the `fewbeats` convention speak only of what is found in any of them.
+def narrow_conventions(rows: Iterable[Row], tell: Callable[[str], None] = lambda note: None) -> list[Row]:
+    """Let labels speak only of what is found in any of them.
 
-    Its nine structures are seldom all drawn, and background must not be trained as "no left atrium" where
-    nobody drew one. Takes away the columns of `measure` that begin with `_`.
+    The nine structures of `fewbeats` are seldom all drawn, and background must not be trained as "no left
+    atrium" where nobody drew one; of other conventions it is told. Takes away the columns of `measure` that
+    begin with `_`.
     """
     listed = list(rows)
-    own = [row for row in listed if row.get("convention") == "fewbeats" and row.get("label")]
-    found: dict[bool, set[int]] = {True: set(), False: set()}  # a network draws what a person did not
-    for row in own:
-        found[_is_manual(row)] |= row["_values"]
-    for row in own:
-        values = found[_is_manual(row)]
-        drawn = (structure for structure, value in FEWBEATS_VALUES.items() if value in values)
-        row["convention"] = "fewbeats:" + "+".join(drawn)
+    labeled = [row for row in listed if row.get("label") and row.get("convention") in CONVENTIONS]
+    found: dict[tuple[str, bool], set[int]] = {}  # a network draws what a person did not
+    for row in labeled:
+        found.setdefault((row["convention"], _is_manual(row)), set()).update(row["_values"])
+    for (name, manual), values in found.items():
+        known = CONVENTIONS[name].values
+        there = {known[value] for value in values} | {OTHER}
+        missing = sorted(set(known.values()) - there)
+        if not missing:
+            continue
+        if name != "fewbeats":
+            tell(f"no label holds {', '.join(missing)}, so none is trained or judged; check the convention")
+        drawn = "+".join(dict.fromkeys(s for v, s in known.items() if v in values))
+        for row in labeled:
+            if (row["convention"], _is_manual(row)) == (name, manual):
+                row["convention"] = f"{name}:{drawn}"
     return [{name: cell for name, cell in row.items() if not name.startswith("_")} for row in listed]
 
 
