@@ -66,7 +66,7 @@ def test_paths_follow_the_table(tmp_path):
     moved = read_cohort(tmp_path / "moved/cohort.csv")
     assert moved["image"].to_list() == [str(tmp_path / "moved/x.nii.gz"), str(outside)]
     assert open_labels(rows_of(moved)["x"], open_scan(rows_of(moved)["x"])).keys() == {0}
-    with pytest.raises(InputError, match=r"y\.nii\.gz: no such file \(1 missing\)"):
+    with pytest.raises(InputError, match=r"y\.nii\.gz: no such file; mend"):
         check_files(moved)
 
 
@@ -130,6 +130,7 @@ def test_a_table_in_another_encoding(tmp_path):
         ("subject,picture", "a,a.nii", "has no column 'image'"),
         ("subject,image,image", "a,a.nii,b.nii", "column 'image' stands twice"),
         ("subject;image", "a;a.nii", "separate columns by commas"),
+        ("subject;image;weight_kg", "a;a.nii;70,5", "separate columns by commas, and write decimals"),
         ("subject,image", "a,a.nii,b", "row 3 has 3 cells for 2 columns"),
         ("subject,image", "M\udcfcller,a.nii", "save it as CSV UTF-8"),
     ],

@@ -18,7 +18,7 @@ import polars as pl
 
 from fewbeats.anatomy import CONVENTIONS
 from fewbeats.data.conventions import find_convention
-from fewbeats.data.split import SPLITS, check_splits
+from fewbeats.data.split import COMMAS, SPLITS, check_splits, is_joined
 from fewbeats.disk import atomic_path
 from fewbeats.errors import InputError
 
@@ -175,6 +175,8 @@ def _why_unreadable(path: Path) -> str:
             return "not UTF-8 text; save it as CSV UTF-8"
         except (OSError, csv.Error):
             lines = []
+        if lines and is_joined(lines[0]):
+            return COMMAS
         for number, cells in enumerate(lines, start=1):
             if len(cells) > len(lines[0]):
                 return (
@@ -187,8 +189,7 @@ def _check_header(names: list[str], path: Path) -> None:
     """Required columns are there, and none is a known one misspelled: it would be ignored in silence."""
     for name in ("subject", "image"):
         if name not in names:
-            hint = "; separate columns by commas" if any(";" in n or "\t" in n for n in names) else ""
-            raise InputError(f"{path}: has no column '{name}'{hint or '; add it'}")
+            raise InputError(f"{path}: has no column '{name}'; {COMMAS if is_joined(names) else 'add it'}")
     absent = [name for name in SCHEMA if name not in names]
     for name in names:
         once = re.sub(r"_duplicated_\d+$", "", name)  # polars renames the second

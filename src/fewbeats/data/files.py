@@ -16,7 +16,7 @@ import numpy as np
 
 from fewbeats.anatomy import whole_labels
 from fewbeats.disk import files_below
-from fewbeats.errors import InputError
+from fewbeats.errors import InputError, name_some
 from fewbeats.io.nifti import read_nifti
 from fewbeats.io.nifti_parts import find_parts, read_parts
 
@@ -33,11 +33,12 @@ def check_files(cohort: pl.DataFrame, *, labels: bool = True) -> None:
     """Make sure that images and, where they are wanted, labels are there, before hours are spent.
 
     Raises:
-        InputError: naming the first missing one and how many there are.
+        InputError: naming what is missing, and how many there are.
     """
     texts = dict.fromkeys([*cohort["image"], *(cohort["label"].drop_nulls() if labels else ())])
     if missing := [text for text in texts if not split_fragment(text)[0].exists()]:
-        raise InputError(f"{missing[0]}: no such file ({len(missing)} missing); mend the cohort's paths")
+        count = f" ({len(missing)} missing)" if len(missing) > 1 else ""
+        raise InputError(f"{name_some(missing)}: no such file{count}; mend the cohort's paths")
 
 
 def open_scan(row: Mapping[str, Any]) -> Scan:

@@ -19,6 +19,7 @@ from fewbeats.errors import InputError, name_some
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
 
+COMMAS = "separate columns by commas, and write decimals with points"
 SPLITS = ("train", "tune", "dev", "test")
 """`train` may be trained on; `tune` is for choices; `dev` is evaluated once a published row; `test` last."""
 
@@ -188,6 +189,11 @@ def refuse_unknown(subjects: pl.Series, cohort: pl.DataFrame, *, file: Path | st
         )
 
 
+def is_joined(names: Sequence[str]) -> bool:
+    """Whether a header is that of a table with other separators, as programs of other countries write."""
+    return any(";" in name or "\t" in name for name in names)
+
+
 def read_columns(path: Path, *names: str) -> pl.DataFrame:
     """Columns of a CSV as stripped text.
 
@@ -200,8 +206,7 @@ def read_columns(path: Path, *names: str) -> pl.DataFrame:
         raise InputError(f"{path}: not a readable table; write columns {','.join(names)}") from error
     missing = [name for name in names if name not in table.columns]
     if missing:
-        joined = any(";" in name or "\t" in name for name in table.columns)
-        mend = "separate columns by commas" if joined else f"it needs {', '.join(names)}"
+        mend = COMMAS if is_joined(table.columns) else f"it needs {', '.join(names)}"
         raise InputError(f"{path}: has no column '{missing[0]}'; {mend}")
     table = table.select(pl.col(n).str.strip_chars().str.normalize("NFC").replace("", None) for n in names)
     table = table.filter(~pl.all_horizontal(pl.all().is_null()))
