@@ -84,7 +84,7 @@ def kills(run: Path, folder: Path, count: int, *, seed: int) -> Counter[str]:
         ]
     )
     fewbeats(
-        ["index", str(source), "--layout", "phantom", f"--out={cohort}", "--draw", "0.5", "0", "0.5", "0"]
+        ["index", str(source), "--layout", "phantom", f"--out={cohort}", "--draw", "0.5", "0.25", "0.25"]
     )
     fewbeats(["predict", str(run), str(cohort), f"--out={folder / 'sound'}", "--runtime=torch"])
     short = ["--steps=2", "--labeled=1", "--localizer-steps=2", "--batch-size=2", "--preprocess.size=64"]
