@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from fewbeats.inference.localize import Region, whole_image
-from fewbeats.inference.segment import Model, find_region, segment_frames, widen_grid
+from fewbeats.inference.segment import Model, find_region, keep_largest, segment_frames, widen_grid
 from fewbeats.scan import ArrayPixels, Scan
 from oracle import SIDE, make_scan, make_truth, oracle, ranked
 
@@ -75,3 +75,47 @@ def test_slab_by_slab_is_the_whole_at_once(monkeypatch):
         results.append(next(segment_frames(scan, model, region)))
     assert all(np.array_equal(results[0], other) for other in results[1:])
     assert results[0].any()
+
+
+# Parts
+
+
+def heart_with(*parts: tuple[int, tuple[slice, ...]]) -> np.ndarray:
+    """A ring of myocardium around an LV, and further boxes of a structure."""
+    mask = np.zeros((3, 40, 40), np.uint8)
+    mask[:, 10:24, 10:24], mask[:, 13:21, 13:21] = 2, 1
+    for value, where in parts:
+        mask[where] = value
+    return mask
+
+
+BESIDE = (3, (slice(0, 2), slice(12, 18), slice(24, 29)))  # 60 voxels that adjoin the ring
+HEART = ("LV", "MYO", "RV")
+
+
+@pytest.mark.parametrize(("side", "kept"), [(6, "beside"), (8, "beside"), (9, "alone")])
+def test_of_two_parts_the_one_at_the_heart_is_kept_unless_it_is_far_smaller(side, kept):
+    alone = (3, (slice(0, 3), slice(28, 28 + side), slice(30, 30 + side)))  # three slices of side²
+    mask = heart_with(BESIDE, alone)
+    wanted = heart_with(BESIDE if kept == "beside" else alone)
+    assert (wanted == 3).sum() in (60, 3 * side**2)
+    np.testing.assert_array_equal(keep_largest(mask.copy(), HEART), wanted)
+
+
+def test_where_all_parts_or_none_adjoin_the_largest_is_kept():
+    small, large = (3, (0, slice(1, 4), slice(1, 4))), (3, (1, slice(1, 5), slice(34, 39)))
+    np.testing.assert_array_equal(keep_largest(heart_with(small, large), HEART), heart_with(large))
+    beside = (3, (slice(0, 3), slice(12, 18), slice(4, 10)))
+    np.testing.assert_array_equal(keep_largest(heart_with(BESIDE, beside), HEART), heart_with(beside))
+    single = np.zeros((3, 20, 20), np.uint8)
+    single[0, 2:5, 2:5], single[2, 10:15, 10:15] = 4, 4
+    wanted = single.copy()
+    wanted[0] = 0
+    np.testing.assert_array_equal(keep_largest(single, ("LA",)), wanted)
+
+
+def test_one_part_is_left_as_it_is_and_nothing_is_nothing():
+    mask = heart_with(BESIDE)
+    np.testing.assert_array_equal(keep_largest(mask.copy(), HEART), mask)
+    empty = np.zeros((2, 5, 5), np.uint8)
+    np.testing.assert_array_equal(keep_largest(empty.copy(), HEART), empty)

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from fewbeats.scan import Scan
     from fewbeats.transforms.preprocess import PreprocessSettings
 
+ALONE = 4  # see `keep_largest`
 SLAB = 16  # slices that pass the network, and are resampled and decided on, together
 ROOM = 1.2  # the field of view is at least this many times the heart
 MOST_ZOOM = 1.5  # beyond it hearts would look smaller than augmentation ever showed them
@@ -153,16 +154,24 @@ def _slide(image: np.ndarray, engine: Engine) -> np.ndarray:
 
 
 def keep_largest(mask: np.ndarray, structures: tuple[str, ...]) -> np.ndarray:
-    """Keep the largest connected part (3D, faces and edges) of each structure; changes `mask` in place."""
+    """Keep one connected part (3D, faces and edges) of each structure; changes `mask` in place.
+
+    The largest one; of such as are apart from all other structures one `ALONE` times as large as a part that
+    adjoins them, since what lies alone in a corner of an image is seldom of the heart.
+    """
     touching = ndimage.generate_binary_structure(3, 2)
     extents = ndimage.find_objects(mask) if mask.size else []
     for value in (FEWBEATS_VALUES[structure] for structure in structures):
         extent = extents[value - 1] if value <= len(extents) else None
         if extent is None:
             continue
-        part = mask[extent]
+        wide = tuple(slice(max(0, side.start - 1), side.stop + 1) for side in extent)
+        part = mask[wide]
         labels, count = ndimage.label(part == value, touching)
         if count > 1:
             sizes = np.bincount(labels.ravel())[1:]
-            part[(labels != 0) & (labels != 1 + int(np.argmax(sizes)))] = 0
+            others = ndimage.binary_dilation((part != 0) & (part != value), touching)
+            adjoin = np.bincount(labels[others], minlength=count + 1)[1:] > 0
+            chosen = 1 + int(np.argmax(sizes * np.where(adjoin, ALONE, 1)))
+            part[(labels != 0) & (labels != chosen)] = 0
     return mask
