@@ -15,6 +15,7 @@ from fewbeats.data.layouts import LAYOUTS
 from fewbeats.pretraining.methods import FILES as RECIPES
 from fewbeats.pretraining.methods import find_recipe
 from fewbeats.study.plan import read_plan
+from fewbeats.study.report import find_factors
 from tiny_training import method_of
 
 CONFIGS = Path(__file__).parents[1] / "configs"
@@ -74,6 +75,9 @@ def test_a_study_loads(file):
     plan = read_plan(file)
     assert plan.primary is None or plan.primary[0] in plan.arms
     assert set(plan.pretrainings) == {a.pretraining for a in plan.arms.values()} - {None}
+    factors = find_factors(plan, list(plan.arms))
+    assert factors, "arms are alike"
+    assert all(set(of) == set(plan.arms) for of in factors.values())
 
 
 @pytest.mark.parametrize("name", COMMANDS)

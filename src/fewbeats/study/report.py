@@ -99,7 +99,7 @@ def _context(plan: Plan, rows: pl.DataFrame, result: Result, *, waiting: int) ->
 
 
 def find_factors(plan: Plan, arms: Sequence[str]) -> dict[str, dict[str, Any]]:
-    """Setting -> its value in each arm, of the settings in which arms differ."""
+    """Setting -> its value in each arm, of the settings in which arms differ; a dash where an arm has none."""
     flat = {
         arm: dict(
             flatten(
@@ -108,7 +108,8 @@ def find_factors(plan: Plan, arms: Sequence[str]) -> dict[str, dict[str, Any]]:
         )
         for arm in arms
     }
-    values = {name: {arm: flat[arm][name] for arm in arms} for name in flat[arms[0]]}
+    names = dict.fromkeys(name for arm in arms for name in flat[arm])
+    values = {name: {arm: flat[arm].get(name, "–") for arm in arms} for name in names}
     return {name.removeprefix("model."): of for name, of in values.items() if len(set(of.values())) > 1}
 
 
