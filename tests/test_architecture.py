@@ -22,6 +22,7 @@ FLOORS = {
     "commands": 7,
     "demo": 8, "study": 8,
     "cli": 9,
+    "entry": 10,
 }  # fmt: skip
 
 

@@ -10,7 +10,10 @@ from pathlib import Path
 
 import pytest
 
+from fewbeats.disk import atomic_path, partial_of
 from fewbeats.errors import InputError
+from fewbeats.models.weights import save_weights
+from fewbeats.training import checkpoint
 from fewbeats.training.checkpoint import STATE
 from fewbeats.training.loop import fit
 from fewbeats.training.rundir import RunDir
@@ -34,19 +37,18 @@ def test_a_partial_checkpoint_is_ignored_and_the_old_one_stays(tmp_path, monkeyp
     with pytest.raises(Killed):
         fit(norm_method(), killed_at(3), settings=short(), run=run)
     before = (run.checkpoint / STATE).read_bytes()
-    import safetensors.torch
 
     def half(tensors, path, metadata):
         Path(path).write_bytes(b"half")
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(safetensors.torch, "save_file", half)
+        patch.setattr(checkpoint, "write_tensors", half)
         with pytest.raises(KeyboardInterrupt):
             fit(norm_method(), batches, settings=short(), run=run)
     assert (run.checkpoint / STATE).read_bytes() == before
     assert [p.name for p in run.checkpoint.iterdir()] == [STATE]
-    (run.checkpoint / f".{STATE}.4711.partial").write_bytes(before[:100])  # of a process that was killed
+    partial_of(run.checkpoint / STATE).write_bytes(before[:100])  # of a process that was killed
     assert fit(norm_method(), batches, settings=short(), run=run) == 9
 
 
@@ -66,24 +68,19 @@ def test_a_checkpoint_of_other_settings_is_refused(tmp_path):
         fit(unet_method(), batches, settings=short(steps=1), run=RunDir(tmp_path))
 
 
-@pytest.mark.parametrize("words", [True, False], ids=["safetensors", "system"])
-def test_a_full_disk_is_one_line_and_the_run_goes_on_later(tmp_path, monkeypatch, words):
-    import safetensors.torch
-    from safetensors import SafetensorError
-
-    run, save_file = RunDir(tmp_path / "run"), safetensors.torch.save_file
+def test_a_full_disk_is_one_line_and_the_run_goes_on_later(tmp_path, monkeypatch):
+    run, write_tensors = RunDir(tmp_path / "run"), checkpoint.write_tensors
     saves = []
 
     def full(tensors, path, metadata):
         saves.append(path)
         if len(saves) == 4:
             Path(path).write_bytes(b"half")
-            text = "I/O error: No space left on device (os error 28)"
-            raise SafetensorError(text) if words else OSError(errno.ENOSPC, text)
-        save_file(tensors, path, metadata)
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        write_tensors(tensors, path, metadata)
 
     with monkeypatch.context() as patch:
-        patch.setattr(safetensors.torch, "save_file", full)
+        patch.setattr(checkpoint, "write_tensors", full)
         with pytest.raises(InputError, match="the disk is full") as error:
             fit(norm_method(), batches, settings=short(), run=run)
     assert "\n" not in str(error.value)
@@ -117,6 +114,12 @@ def test_a_disk_that_is_really_full(small_disk):
     with pytest.raises(InputError, match="the disk is full"):
         fit(unet_method(), batches, settings=short(), run=run)
     assert not list(run.checkpoint.iterdir())
+    with (
+        pytest.raises(InputError, match="the disk is full"),
+        atomic_path(small_disk / "network.safetensors") as partial,
+    ):
+        save_weights(unet_method().state_dict(), partial)
+    assert not list(small_disk.glob("*.safetensors"))
     (small_disk / "filler").write_bytes(
         bytes(60 * 1024 - sum(p.stat().st_size for p in small_disk.rglob("*.*")))
     )

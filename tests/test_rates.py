@@ -11,6 +11,7 @@ from fewbeats.cli import main
 from fewbeats.commands.finetune import Finetune
 from fewbeats.finetuning.segmentation import SegmentationSettings
 from fewbeats.models.network import NetworkSettings
+from fewbeats.recipes.starts import settle_rate
 from fewbeats.training.optim import OptimSettings
 
 LITE0, PLAIN = NetworkSettings(), NetworkSettings(kind="unet2d")
@@ -20,7 +21,7 @@ def asked(init: str, *, network: NetworkSettings = LITE0, rate: float | None = N
     """What a fine-tuning takes, and what it says."""
     model = SegmentationSettings(network=network, optim=OptimSettings(learning_rate=rate))
     command, said = Finetune(cohort=Path("c.csv"), out=Path("out"), init=init, model=model), []
-    taken = command.settle(tell=said.append).optim.learning_rate
+    taken = settle_rate(model, init, tell=said.append).optim.learning_rate
     assert command.describe()["model"]["optim"]["learning_rate"] == taken
     return taken, "".join(said)
 

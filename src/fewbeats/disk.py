@@ -10,11 +10,15 @@ import shutil
 import socket
 import time
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from fewbeats.errors import InputError, PlaceError
+
+if TYPE_CHECKING:
+    import torch
 
 FULL = "the disk is full; make room and run again"
 CLOSED = "cannot be written ({strerror}); choose another output folder"
@@ -86,6 +90,19 @@ def atomic_path(path: Path) -> Iterator[Path]:
             partial.replace(path)
         finally:
             remove(partial)
+
+
+def write_tensors(tensors: Mapping[str, torch.Tensor], path: Path, metadata: dict[str, str]) -> None:
+    """Write a safetensors file, in any layout of memory; the caller makes the write atomic.
+
+    Raises:
+        OSError: the disk is full, or takes nothing; safetensors' own writer says so in words alone.
+    """
+    import torch
+    from safetensors.torch import save
+
+    plain = {n: v.detach().cpu().clone(memory_format=torch.contiguous_format) for n, v in tensors.items()}
+    path.write_bytes(save(plain, metadata))
 
 
 @contextmanager

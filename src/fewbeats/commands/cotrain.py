@@ -8,12 +8,11 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from fewbeats.commands.labeled import LearnsFromLabels
 from fewbeats.errors import InputError
-from fewbeats.finetuning.segmentation import SegmentationSettings
 from fewbeats.models.network import NetworkSettings
 from fewbeats.ranges import check_ranges, later
 from fewbeats.recipes.cotrainer import CotrainerSettings, Partner, train_cotrainer
 from fewbeats.recipes.run import Length
-from fewbeats.recipes.starts import Start
+from fewbeats.recipes.starts import Start, settle_rate
 from fewbeats.semi_supervised.settings import (
     BcpSettings,
     MeanTeacherSettings,
@@ -55,10 +54,13 @@ class Cotrain(LearnsFromLabels):
         """
         length = Length(steps=self.steps, minutes=self.minutes)
         pools, partner = self.choose(), None
-        if self.method == "mn":
+        if self.method == "mn":  # it has rates of its own
+            model = settle_rate(self.model, self.init)
             partner = Partner(network=self.flat, start=Start(init=self.flat_init))
+        else:
+            model = settle_rate(self.model, self.init, tell=print)
         settings = CotrainerSettings(
-            model=self._settled(), method=self.method, own=getattr(self, self.part), partner=partner,
+            model=model, method=self.method, own=getattr(self, self.part), partner=partner,
             phase=self.phase, parts=self.parts,
         )  # fmt: skip
         run = train_cotrainer(
@@ -68,9 +70,6 @@ class Cotrain(LearnsFromLabels):
         subjects = pools.unlabeled["subject"].n_unique()
         print(f"{run.path}: trained on {', '.join(pools.labeled_subjects)} and {subjects} subjects unlabeled")
         return run.path
-
-    def _settled(self) -> SegmentationSettings:
-        return self.settle() if self.method == "mn" else self.settle(tell=print)  # mn has rates of its own
 
     @property
     def part(self) -> str:

@@ -11,6 +11,7 @@ from fewbeats.errors import InputError
 from fewbeats.ranges import check_ranges
 from fewbeats.recipes.run import Length
 from fewbeats.recipes.segmenter import train_localizer_alone, train_segmenter
+from fewbeats.recipes.starts import settle_rate
 
 if TYPE_CHECKING:
     from fewbeats.recipes.pools import Pool, Pools
@@ -36,12 +37,18 @@ class Finetune(LearnsFromLabels):
         own: dict[str, Any] = {"seed": self.seed, "phase": self.phase, "request": request}
         if self.task == "localization":
             run = train_localizer_alone(
-                self.out, pools, self.settle(), init=self.init, steps=self.localizer_steps, **own
+                self.out,
+                pools,
+                settle_rate(self.model, self.init),
+                init=self.init,
+                steps=self.localizer_steps,
+                **own,
             )
         else:
+            model = settle_rate(self.model, self.init, tell=print)
             run = train_segmenter(
-                self.out, pools, self.settle(tell=print), start=self.start, length=length,
-                localizer=self.finder, about={"cohort": self.cohort, "select": self.select}, **own,
+                self.out, pools, model, start=self.start, length=length, localizer=self.finder,
+                about={"cohort": self.cohort, "select": self.select}, **own,
             )  # fmt: skip
         print(f"{run.path}: trained on {', '.join(pools.labeled_subjects)}")
         return run.path

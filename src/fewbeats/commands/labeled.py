@@ -14,12 +14,10 @@ from fewbeats.finetuning.segmentation import SegmentationSettings
 from fewbeats.models.network import NetworkSettings
 from fewbeats.ranges import as_described, check_ranges
 from fewbeats.recipes.segmenter import Localizer
-from fewbeats.recipes.starts import Start, default_start, find_ancestors, rate_of_start, start_network
+from fewbeats.recipes.starts import Start, default_start, find_ancestors, settle_rate, start_network
 from fewbeats.training.loop import check_length
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
     from fewbeats.recipes.pools import Pool, Pools
 
 PLACES = ("cohort", "out", "cache", "init", "localizer")
@@ -116,16 +114,8 @@ class LearnsFromLabels(ABC):
 
     def describe(self) -> dict[str, Any]:
         """What decides the outcome, but for the content of files."""
-        settled = replace(self, model=self.settle())
+        settled = replace(self, model=settle_rate(self.model, self.init))
         return {name: value for name, value in as_described(settled).items() if name not in PLACES}
-
-    def settle(self, *, tell: Callable[[str], None] = lambda said: None) -> SegmentationSettings:
-        """The model's settings with the learning rate that the start wants, where none was given."""
-        if self.model.optim.learning_rate is not None:
-            return self.model
-        rate, why = rate_of_start(self.model.network, self.init)
-        tell(f"learning rate {rate:g}, as {why}; --optim.learning-rate sets another")
-        return replace(self.model, optim=replace(self.model.optim, learning_rate=rate))
 
     @property
     def pretrained_network(self) -> NetworkSettings:

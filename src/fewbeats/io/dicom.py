@@ -17,7 +17,8 @@ import numpy as np
 
 from fewbeats.disk import files_below
 from fewbeats.errors import InputError
-from fewbeats.io.dicom_headers import FrameHeader, is_contours, plane_of_words, read_headers
+from fewbeats.io.dicom_headers import FrameHeader, is_contours, read_headers
+from fewbeats.io.dicom_kinds import plane_of_words
 from fewbeats.io.dicom_series import Stack, is_even, join_series, may_be_one, same_place_mm, split_series
 from fewbeats.io.dicom_time import frame_times, order_frames
 from fewbeats.scan import Reorientation, Scan, Source, canonical_reorientation

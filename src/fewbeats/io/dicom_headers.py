@@ -8,7 +8,6 @@ Only the tags named here are read: nothing about the patient.
 from __future__ import annotations
 
 import math
-import re
 import warnings
 from collections import ChainMap
 from dataclasses import dataclass
@@ -165,26 +164,6 @@ def read_headers(file: Path) -> list[FrameHeader]:
         if named:
             raise InputError(f"{file}: not a DICOM file; remove it or export it again") from error
         return []
-
-
-PLANES = {
-    "SAX": r"sax|sa|short[ _-]?axis",
-    "2CH": r"2[ _-]?ch(amber)?|two[ _-]?chamber|vla",
-    "3CH": r"3[ _-]?ch(amber)?|three[ _-]?chamber|lvot",
-    "4CH": r"4[ _-]?ch(amber)?|four[ _-]?chamber|hla",
-}
-"""What a series of a plane is called."""
-
-
-def plane_of_words(description: str) -> str:
-    """Plane that the description of a series names; empty where it names none, or several.
-
-    >>> [plane_of_words(text) for text in ("cine_sa_stack", "TRUFI 4-Ch", "loc 2ch 4ch", "sagittal")]
-    ['SAX', '4CH', '', '']
-    """
-    text = description.lower()
-    found = [plane for plane, words in PLANES.items() if re.search(rf"(?<![a-z0-9])({words})(?![a-z])", text)]
-    return found[0] if len(found) == 1 else ""
 
 
 def is_seg(path: Path) -> bool:

@@ -6,6 +6,7 @@ fraction, is made of them. From position to position the same tags may drift, as
 
 from __future__ import annotations
 
+import re
 from collections import Counter, defaultdict
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
@@ -22,6 +23,26 @@ APART_MS = 60_000.0
 
 Ranks = list[int]
 """For each image of a position, which of the kinds found there it is, from 0."""
+
+
+PLANES = {
+    "SAX": r"sax|sa|short[ _-]?axis",
+    "2CH": r"2[ _-]?ch(amber)?|two[ _-]?chamber|vla",
+    "3CH": r"3[ _-]?ch(amber)?|three[ _-]?chamber|lvot",
+    "4CH": r"4[ _-]?ch(amber)?|four[ _-]?chamber|hla",
+}
+"""What a series of a plane is called."""
+
+
+def plane_of_words(description: str) -> str:
+    """Plane that the description of a series names; empty where it names none, or several.
+
+    >>> [plane_of_words(text) for text in ("cine_sa_stack", "TRUFI 4-Ch", "loc 2ch 4ch", "sagittal")]
+    ['SAX', '4CH', '', '']
+    """
+    text = description.lower()
+    found = [plane for plane, words in PLANES.items() if re.search(rf"(?<![a-z0-9])({words})(?![a-z])", text)]
+    return found[0] if len(found) == 1 else ""
 
 
 def split_kinds(frames: Sequence[FrameHeader], same_place_mm: float) -> list[tuple[list[FrameHeader], str]]:

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from fewbeats.disk import write_tensors
 from fewbeats.errors import InputError
 
 if TYPE_CHECKING:
@@ -17,11 +18,7 @@ MAKER = "fewbeats"  # key in the metadata of weights that a run has exported
 
 def save_weights(state: dict[str, torch.Tensor], path: Path) -> None:
     """Write tensors as safetensors; the caller makes the write atomic."""
-    from safetensors.torch import save_file
-
-    # safetensors takes neither channels-last nor shared memory.
-    plain = {k: v.detach().cpu().clone(memory_format=_contiguous()) for k, v in state.items()}
-    save_file(plain, path, metadata={MAKER: "weights of a run; keep its provenance.json beside them"})
+    write_tensors(state, path, {MAKER: "weights of a run; keep its provenance.json beside them"})
 
 
 def is_of_run(path: Path) -> bool:
@@ -33,12 +30,6 @@ def is_of_run(path: Path) -> bool:
             return MAKER in (file.metadata() or {})
     except (SafetensorError, OSError):
         return False  # `read_weights` says what is wrong with it
-
-
-def _contiguous() -> torch.memory_format:
-    import torch
-
-    return torch.contiguous_format
 
 
 def read_weights(path: Path) -> dict[str, torch.Tensor]:

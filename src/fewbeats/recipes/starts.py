@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -13,9 +13,12 @@ from fewbeats.training.optim import PRETRAINED_RATE
 from fewbeats.training.rundir import RunDir
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from torch import nn
 
     from fewbeats.data.provenance import Provenance
+    from fewbeats.finetuning.segmentation import SegmentationSettings
     from fewbeats.models.network import NetworkSettings
 
 FRESH_RATE = 1e-2
@@ -63,6 +66,17 @@ def rate_of_start(settings: NetworkSettings, init: str) -> tuple[float, str]:
     if config.is_file() and RunDir(init).read_config().task == "segmentation":
         return PRETRAINED_RATE, "the start segments already"
     return FRESH_RATE, "the start is an encoder alone"
+
+
+def settle_rate(
+    model: SegmentationSettings, init: str, *, tell: Callable[[str], None] = lambda said: None
+) -> SegmentationSettings:
+    """Settings with the learning rate that the start wants, where none was given."""
+    if model.optim.learning_rate is not None:
+        return model
+    rate, why = rate_of_start(model.network, init)
+    tell(f"learning rate {rate:g}, as {why}; --optim.learning-rate sets another")
+    return replace(model, optim=replace(model.optim, learning_rate=rate))
 
 
 def find_ancestors(init: str, *, localizer: Path | None = None) -> list[Provenance]:

@@ -99,7 +99,7 @@ def _context(plan: Plan, rows: pl.DataFrame, result: Result, *, waiting: int) ->
 
 
 def find_factors(plan: Plan, arms: Sequence[str]) -> dict[str, dict[str, Any]]:
-    """Setting -> its value in each arm, of the settings in which arms differ; a dash where an arm has none."""
+    """Setting -> its value in each arm, of those in which arms differ; a dash where an arm has none."""
     flat = {
         arm: dict(
             flatten(

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import errno
 import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from fewbeats.disk import atomic_path
+from fewbeats.disk import atomic_path, write_tensors
 from fewbeats.errors import InputError
 
 if TYPE_CHECKING:
@@ -74,18 +73,8 @@ def read_best(folder: Path, method: Method) -> None:
 
 
 def _write(path: Path, tensors: dict[str, torch.Tensor], state: dict[str, Any]) -> None:
-    import torch
-    from safetensors import SafetensorError
-    from safetensors.torch import save_file
-
-    plain = {n: v.detach().cpu().clone(memory_format=torch.contiguous_format) for n, v in tensors.items()}
     with atomic_path(path) as partial:
-        try:
-            save_file(plain, partial, metadata={"state": json.dumps(state)})
-        except SafetensorError as error:  # it tells the system's errors in words
-            if "No space left" in str(error):
-                raise OSError(errno.ENOSPC, str(error)) from error
-            raise
+        write_tensors(tensors, partial, {"state": json.dumps(state)})
 
 
 def _read(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
