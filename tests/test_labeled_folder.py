@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import sys
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -19,10 +17,10 @@ from fewbeats.inference.labeler import Labeled
 from fewbeats.io.nifti import read_nifti
 from fewbeats.recipes.labeled_folder import open_labeled
 from fewbeats.recipes.labeling import Job, Phases, label_scans
+from fuzzing import die_after
 from refusals import is_one_line
 
 SCANS = ("a", "b", "c")
-CHANGES = {"open", "os.rename", "os.remove", "os.mkdir", "os.rmdir", "shutil.rmtree"}
 
 
 @dataclass(frozen=True)
@@ -87,27 +85,6 @@ def whole(out: Path, value: int) -> None:
     assert {p.name for p in out.iterdir()} == wanted
 
 
-def killed(work, *, after: int) -> bool:
-    """Whether `work` was killed, in a process of its own, as it began its n-th change of the disk."""
-    child = os.fork()
-    if child == 0:
-        left = after
-
-        def count(event, given):
-            nonlocal left
-            if event in CHANGES and not (event == "open" and "r" in str(given[1])):
-                left -= 1
-                if left < 0:
-                    os._exit(9)
-
-        sys.addaudithook(count)
-        try:
-            work()
-        finally:
-            os._exit(0)
-    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 9
-
-
 @pytest.mark.parametrize("earlier", [None, 1])
 def test_wherever_it_is_killed_nothing_is_mixed_and_the_next_one_finishes(images, tmp_path, earlier):
     points = 0
@@ -116,7 +93,7 @@ def test_wherever_it_is_killed_nothing_is_mixed_and_the_next_one_finishes(images
         if earlier:
             label(images, out, earlier)
             (out / "report.html").write_text("of the earlier labeler")
-        if not killed(partial(label, images, out, 2), after=after):
+        if die_after(partial(label, images, out, 2), after) != 9:
             break
         points += 1
         try:
