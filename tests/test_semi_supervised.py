@@ -136,6 +136,27 @@ def test_what_the_teacher_did_not_see_is_not_learned_from(cls, own, told):
     assert method_of(cls, own)(outside, at(0.5)).logs[told] == 0
 
 
+def test_what_is_surely_a_structure_may_be_recolored_in_strong_views(monkeypatch):
+    """What is not sure keeps its gray values, and so does background."""
+    seen = []
+
+    def keep(image, target, *, strength):
+        seen.append((target.clone(), strength))
+        return image
+
+    monkeypatch.setattr(unimatch, "recolor", keep)
+    own = UnimatchSettings(threshold=0.4, features=0.0, strong_views=2, structures=0.7)
+    method, batch = method_of(Unimatch, own), batch_of("stored", "image", "strong0", "strong1")
+    method(batch, at(0.5))
+    with torch.no_grad():
+        confidence, wanted = method.teacher.eval()(batch.views["stored"][2:]).softmax(1).max(1)
+    assert len(seen) == 2
+    for target, strength in seen:
+        assert strength == 0.7
+        assert torch.equal(target[:, 0], wanted * (confidence > 0.4))
+    assert 0 < float((confidence > 0.4).float().mean()) < 1
+
+
 def test_boxes_are_in_plane_and_of_the_stated_size():
     torch.manual_seed(0)
     boxes = draw_boxes(torch.zeros(400, 1, 3, 40, 40), chance=0.5)
@@ -239,6 +260,22 @@ def test_all_views_and_the_target_share_one_geometry(module):
             seen = torch.ones_like(view, dtype=torch.bool)
         same = (view > 25) == (found.target == 1)
         assert float(same[seen].float().mean()) > 0.98, name
+
+
+def test_labels_of_a_mixed_batch_are_recolored_where_it_is_asked_for():
+    target = torch.zeros(3, 1, 48, 48, dtype=torch.long)
+    target[:, :, 15:30, 12:34] = 1
+    wide = Batch(views={"image": target * 1.0 + 0.1}, target=target)
+    shown = [
+        unimatch.views(
+            wide,
+            torch.Generator().manual_seed(0),
+            settings=ViewSettings(size=32, intensity=IntensitySettings(probability=0.0, structures=strength)),
+            own=UnimatchSettings(),
+        ).views["image"]
+        for strength in (0.0, 0.5)
+    ]
+    assert float((shown[0] - shown[1]).abs().max()) > 0.05
 
 
 def test_every_method_is_there_by_its_name():
