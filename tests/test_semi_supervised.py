@@ -13,7 +13,7 @@ from torch import nn
 from fewbeats.clock import Clock
 from fewbeats.losses import dice_ce_loss, supervised_loss
 from fewbeats.sample import Batch
-from fewbeats.semi_supervised import bcp, mean_teacher, unimatch
+from fewbeats.semi_supervised import bcp, co_training, mean_teacher, unimatch
 from fewbeats.semi_supervised.bcp import Bcp, draw_mask, keep_largest_parts
 from fewbeats.semi_supervised.mean_teacher import MeanTeacher
 from fewbeats.semi_supervised.methods import METHODS, find_recipe
@@ -262,12 +262,13 @@ def test_all_views_and_the_target_share_one_geometry(module):
         assert float(same[seen].float().mean()) > 0.98, name
 
 
-def test_labels_of_a_mixed_batch_are_recolored_where_it_is_asked_for():
+@pytest.mark.parametrize("module", [mean_teacher, unimatch, bcp, co_training])
+def test_labels_are_recolored_where_it_is_asked_for(module):
     target = torch.zeros(3, 1, 48, 48, dtype=torch.long)
     target[:, :, 15:30, 12:34] = 1
     wide = Batch(views={"image": target * 1.0 + 0.1}, target=target)
     shown = [
-        unimatch.views(
+        module.views(
             wide,
             torch.Generator().manual_seed(0),
             settings=ViewSettings(size=32, intensity=IntensitySettings(probability=0.0, structures=strength)),

@@ -153,7 +153,7 @@ class Pretrain:
         check_length(self.steps, self.minutes)
         check_ranges(self, "", several=("batch_size",), not_negative=("workers",), seeds=("seed",))
         refuse_twin(self, self.file, kind=self.network.kind)
-        if (self.optim.encoder_rate_factor, self.optim.layer_decay) != (1.0, 1.0):
-            flags = "--optim.encoder-rate-factor, --optim.layer-decay"
+        if (self.optim.encoder_rate_factor, self.optim.layer_decay, self.intensity.structures) != (1, 1, 0):
+            flags = "--optim.encoder-rate-factor, --optim.layer-decay, --intensity.structures"
             raise InputError(f"{flags}: are for fine-tuning; take them out")
         check_views(self.settings, self.recipe, self.own)

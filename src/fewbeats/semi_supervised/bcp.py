@@ -26,7 +26,7 @@ from fewbeats.semi_supervised.averaged import Averaged
 from fewbeats.semi_supervised.methods import Recipe, labels_first, tell_pseudo
 from fewbeats.training.method import Step
 from fewbeats.training.optim import OptimSettings
-from fewbeats.transforms.views import ViewSettings, change_gray, cut_labeled
+from fewbeats.transforms.views import ViewSettings, change_labeled, cut_labeled
 
 if TYPE_CHECKING:
     from torch import Generator, Tensor
@@ -39,7 +39,7 @@ if TYPE_CHECKING:
 def views(batch: Batch, generator: Generator, *, settings: ViewSettings, own: BcpSettings) -> Batch:
     """One view, of image and mask."""
     cut = cut_labeled(batch, settings, generator)
-    return replace(cut, views={"image": change_gray(cut.views["image"], settings, generator)})
+    return replace(cut, views={"image": change_labeled(cut, settings, generator)})
 
 
 class Bcp(Averaged):

@@ -28,7 +28,7 @@ from fewbeats.models.answering import answering, finest
 from fewbeats.sample import Batch
 from fewbeats.semi_supervised.methods import Recipe, tell_pseudo
 from fewbeats.training.method import Method, ParameterGroup, Step
-from fewbeats.transforms.views import ViewSettings, change_gray, cut_labeled
+from fewbeats.transforms.views import ViewSettings, change_labeled, cut_labeled
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -46,7 +46,7 @@ SURVEYS = (0.25, 0.375, 0.5, 0.75)  # of the run: after these shares unlabeled c
 def views(batch: Batch, generator: Generator, *, settings: ViewSettings, own: MnSettings) -> Batch:
     """One view, of image and mask, on which both networks learn and are asked."""
     cut = cut_labeled(batch, settings, generator)
-    return replace(cut, views={"image": change_gray(cut.views["image"], settings, generator)})
+    return replace(cut, views={"image": change_labeled(cut, settings, generator)})
 
 
 def epochs(clock: Clock, settings: MnSettings) -> int:

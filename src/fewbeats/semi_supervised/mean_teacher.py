@@ -25,7 +25,14 @@ from fewbeats.semi_supervised.averaged import Averaged
 from fewbeats.semi_supervised.methods import Recipe, tell_pseudo
 from fewbeats.training.method import Step
 from fewbeats.training.optim import OptimSettings
-from fewbeats.transforms.views import ViewSettings, change_gray, cut_labeled, cut_middle, follow
+from fewbeats.transforms.views import (
+    ViewSettings,
+    change_gray,
+    change_labeled,
+    cut_labeled,
+    cut_middle,
+    follow,
+)
 
 if TYPE_CHECKING:
     from torch import Generator
@@ -40,8 +47,12 @@ SEEN = 0.99  # sum of the teacher's probabilities that followed a view: below, t
 def views(batch: Batch, generator: Generator, *, settings: ViewSettings, own: MeanTeacherSettings) -> Batch:
     """One geometry for image and mask, and the image as it is stored; two draws of gray values."""
     cut = cut_labeled(batch, settings, generator)
-    shown = {"image": cut.views["image"], "stored": cut_middle(batch.views["image"], settings)}
-    return replace(cut, views={name: change_gray(view, settings, generator) for name, view in shown.items()})
+    stored = cut_middle(batch.views["image"], settings)
+    shown = {
+        "image": change_labeled(cut, settings, generator),
+        "stored": change_gray(stored, settings, generator),
+    }
+    return replace(cut, views=shown)
 
 
 class MeanTeacher(Averaged):
