@@ -37,12 +37,7 @@ class Finetune(LearnsFromLabels):
         own: dict[str, Any] = {"seed": self.seed, "phase": self.phase, "request": request}
         if self.task == "localization":
             run = train_localizer_alone(
-                self.out,
-                pools,
-                settle_rate(self.model, self.init),
-                init=self.init,
-                steps=self.localizer_steps,
-                **own,
+                self.out, pools, self.model, init=self.init, steps=self.localizer_steps, **own
             )
         else:
             model = settle_rate(self.model, self.init, tell=print)

@@ -270,11 +270,12 @@ def scans_in_dicom(row: Row, path: Path) -> list[tuple[Row, Scan]]:
         InputError: no scan; a segmentation of other images; those of one scan scattered over folders.
     """
     from fewbeats.io.dicom import read_dicom
-    from fewbeats.io.dicom_headers import is_contours, is_seg
+    from fewbeats.io.dicom_headers import CONTOUR_CLASS, SEG_CLASSES, sop_class
 
     scans = read_dicom(path)
-    segs = [f for f in files_below(path) if is_seg(f)]
-    row = {**row, "_contours": any(is_contours(f) for f in files_below(path))}
+    kinds = {f: sop_class(f) for f in files_below(path)}
+    segs = [f for f, kind in kinds.items() if kind in SEG_CLASSES]
+    row = {**row, "_contours": CONTOUR_CLASS in kinds.values()}
     found = []
     for number, scan in enumerate(scans, start=1):
         one = (

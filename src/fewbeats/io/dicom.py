@@ -17,7 +17,7 @@ import numpy as np
 
 from fewbeats.disk import files_below
 from fewbeats.errors import InputError
-from fewbeats.io.dicom_headers import FrameHeader, is_contours, read_headers
+from fewbeats.io.dicom_headers import CONTOUR_CLASS, FrameHeader, read_headers, sop_class
 from fewbeats.io.dicom_kinds import plane_of_words
 from fewbeats.io.dicom_series import Stack, is_even, join_series, may_be_one, same_place_mm, split_series
 from fewbeats.io.dicom_time import frame_times, order_frames
@@ -133,7 +133,7 @@ def read_dicom(path: Path | str) -> list[Scan]:
         raise InputError(f"{root}: no DICOM image in it; {_mend_without_dicom(files)}")
     headers, notes = _drop_copies(headers)
     notes += [f"left out: {_counted(empty, 'empty file')}"] if empty else []
-    contours = [file for file, found in read_files.items() if not found and is_contours(file)]
+    contours = [file for file, found in read_files.items() if not found and sop_class(file) == CONTOUR_CLASS]
     notes += [f"not read: contours (RTSTRUCT), {_counted(contours, 'file')}; {CONTOURS}"] if contours else []
     read, scans, faults = [], [], []
     for stack in join_series(split_series(headers)):

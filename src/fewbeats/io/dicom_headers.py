@@ -168,15 +168,11 @@ def read_headers(file: Path) -> list[FrameHeader]:
 
 def is_seg(path: Path) -> bool:
     """Whether a file is a DICOM segmentation (a mask, for instance one drawn in a viewer)."""
-    return _sop_class(path) in SEG_CLASSES
+    return sop_class(path) in SEG_CLASSES
 
 
-def is_contours(path: Path) -> bool:
-    """Whether a file holds outlines of structures (RTSTRUCT), which are not read."""
-    return _sop_class(path) == CONTOUR_CLASS
-
-
-def _sop_class(path: Path) -> str:
+def sop_class(path: Path) -> str:
+    """What kind of object a file is; empty where it is not DICOM, or does not say."""
     import pydicom
 
     if _head(path)[128:132] != b"DICM":

@@ -49,9 +49,9 @@ def change_gray(image: Tensor, settings: ViewSettings, generator: Generator) -> 
 
 def change_labeled(cut: Batch, settings: ViewSettings, generator: Generator) -> Tensor:
     """Gray values of a cut batch changed at random, those of its structures each by a draw of its own."""
-    image, strength = cut.views["image"], settings.intensity.structures
-    if cut.target is not None and strength > 0:
-        image = recolor(image, cut.target, strength=strength, generator=generator)
+    image = cut.views["image"]
+    if cut.target is not None:
+        image = recolor(image, cut.target, strength=settings.intensity.structures, generator=generator)
     return change_gray(image, settings, generator)
 
 
