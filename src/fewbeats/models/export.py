@@ -16,6 +16,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from fewbeats.disk import atomic_path
+
 if TYPE_CHECKING:
     from collections.abc import Callable
 
@@ -39,23 +41,23 @@ def export_onnx(network: nn.Module, path: Path, *, example_shape: tuple[int, ...
 
     network = network.cpu().eval()
     example = torch.zeros(example_shape)
-    partial = path.with_suffix(f".{os.getpid()}.partial.onnx")
-    try:
-        with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()), _quiet_logs():
-            warnings.simplefilter("ignore")
-            torch.onnx.export(
-                network,
-                (example,),
-                str(partial),
-                dynamo=True,
-                dynamic_shapes=({0: torch.export.Dim("batch")},),
-                input_names=["image"],
-                output_names=["logits"],
-                external_data=False,
-            )
-        partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)
+    with (
+        atomic_path(path) as partial,
+        warnings.catch_warnings(),
+        contextlib.redirect_stdout(io.StringIO()),
+        _quiet_logs(),
+    ):
+        warnings.simplefilter("ignore")
+        torch.onnx.export(
+            network,
+            (example,),
+            str(partial),
+            dynamo=True,
+            dynamic_shapes=({0: torch.export.Dim("batch")},),
+            input_names=["image"],
+            output_names=["logits"],
+            external_data=False,
+        )
 
 
 @contextlib.contextmanager
