@@ -79,8 +79,6 @@ class UnimatchSettings:
     """Of what is learned without labels, beside 1 - this for the labels."""
     pretraining: float = later(0.0)
     """Share of the run in which labels alone are learned from, with whole batches of them."""
-    structures: float = later(0.0)
-    """As --intensity.structures, in strong views, of what the teacher surely names."""
 
     def __post_init__(self) -> None:
         check_ranges(
@@ -88,7 +86,6 @@ class UnimatchSettings:
             "unimatch.",
             counts=("strong_views",),
             shares=("threshold", "features", "cutmix", "weight", "pretraining"),
-            not_negative=("structures",),
         )
 
 

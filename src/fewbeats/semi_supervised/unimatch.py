@@ -8,7 +8,6 @@ https://arxiv.org/abs/2410.10777. With one strong view and no features it is Fix
         q = softmax(t(u))                                                  teacher, without gradient
         c = max g(q), y = argmax g(q)                                      0 where g shows what u does not
         u_i = CutMix(A_i(g(u))), y_i, c_i mixed alike                      strong views i = 1, 2
-                                                                           (what y_i names may be recolored)
         l_i = Dice of s(u_i) with y_i where c_i > tau
         l_f = Dice of s(u), its feature channels dropped, with argmax q where max q > tau
         loss = (1 - v) supervised + v (mean of l_i + l_f) / 2
@@ -33,7 +32,6 @@ from fewbeats.semi_supervised.averaged import Averaged
 from fewbeats.semi_supervised.methods import Recipe, labels_first, tell_pseudo
 from fewbeats.training.method import Step
 from fewbeats.training.optim import OptimSettings
-from fewbeats.transforms.recolor import recolor
 from fewbeats.transforms.views import (
     ViewSettings,
     change_gray,
@@ -116,18 +114,11 @@ class Unimatch(Averaged):
 
     def _learn(self, image: Tensor, target: Tensor, sure: Tensor) -> Tensor:
         """Loss of a strong view with boxes of the other images in it, labels mixed alike."""
-        image = self._recolor(image, target * sure.long())
         box = draw_boxes(image, chance=self.settings.cutmix)
         mixed = torch.where(box[:, None], image.roll(1, 0), image)
         labels = torch.where(box, target.roll(1, 0), target)
         weight = torch.where(box, sure.roll(1, 0), sure)
         return dice_ce_loss(finest(self.student(mixed)), labels, weight=weight)
-
-    def _recolor(self, image: Tensor, target: Tensor) -> Tensor:
-        """Gray values of what is surely a structure, each shifted by a draw of its own."""
-        if image.ndim == 5:
-            return recolor(image[:, 0], target, strength=self.settings.structures)[:, None]
-        return recolor(image, target[:, None], strength=self.settings.structures)
 
 
 def draw_boxes(image: Tensor, *, chance: float) -> Tensor:
