@@ -12,6 +12,7 @@ from fewbeats.losses import soft_dice_kl
 from fewbeats.sample import Batch
 from fewbeats.semi_supervised.co_training import (
     CoTraining,
+    Folded,
     count_labeled,
     find_learners,
     fold,
@@ -169,6 +170,28 @@ def test_targets_are_labels_and_the_partners_answer(targets):
     if targets == "hard":
         answer = nn.functional.one_hot(answer.argmax(1), 2).movedim(-1, 1).float()
     torch.testing.assert_close(target[~batch.labeled], answer)
+
+
+def test_empty_slices_are_background_and_never_shown_to_the_2d_network():
+    """They fill up thin stacks; BatchNorm's statistics and the other slices' logits are as without them."""
+    method, whole = pair(), torch.randn(2, 1, 4, 8, 8)
+    padded = torch.nn.functional.pad(whole, (0, 0, 0, 0, 1, 2))
+    logits = method.train().logits("flat", padded)
+    assert float(logits[:, :, [0, 5, 6]].softmax(1)[:, 1].max()) < 1e-6
+    padded_mean = method.flat[1].running_mean.clone()
+    again = pair().train()
+    torch.testing.assert_close(logits[:, :, 1:5], again.logits("flat", whole))
+    torch.testing.assert_close(padded_mean, again.flat[1].running_mean)
+    batches = Folded(lambda clock: Batch(views={"image": padded}))
+    assert torch.equal(batches(Clock(0, 1)).views["image"], fold(whole))
+
+
+def test_each_network_tells_its_own_pseudo_labels():
+    clock = Clock(500, 1000)
+    told = pair(turns="joint")(volumes(clock), clock).logs
+    assert {"pseudo_largest_flat", "pseudo_largest_deep"} <= told.keys()
+    alone = pair()(volumes(clock), clock).logs
+    assert len({"pseudo_largest_flat", "pseudo_largest_deep"} & alone.keys()) == 1
 
 
 def test_a_killed_co_training_ends_bit_equal(tmp_path):

@@ -9,7 +9,6 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fewbeats.cli import main
 from fewbeats.clock import Clock
 from fewbeats.data.foreground import Surveys, force_starts, labeled_extents
 from fewbeats.data.sampler import Sampler
@@ -97,9 +96,3 @@ def test_crops_of_a_co_training_are_placed_by_its_own_masks(phantoms, tmp_path, 
     assert [step for step, _ in written] == [2, 4, 6, 8, 12]
     assert all(extents.shape == (9, 2) for _, extents in written)  # three cines of three frames
     assert not (tmp_path / "run" / "foreground").exists()
-
-
-def test_the_share_is_checked(phantoms, tmp_path, capfd):
-    flags = ["--method=mn", "--labeled=1", f"--out={tmp_path / 'run'}", *DEEP, "--mn.foreground=2"]
-    assert main(["cotrain", str(phantoms), *flags]) == 2
-    assert "--mn.foreground 2.0: must be between 0 and 1" in capfd.readouterr().err

@@ -229,6 +229,31 @@ def test_a_frozen_encoder_stays_as_it_started(tmp_path):
     assert moved == {"encoder": [False, True], "rest": [True, True]}
 
 
+class Surveyed(Alternating):
+    rate_flags = "--its-own-rate"
+
+    def __init__(self):
+        super().__init__()
+        self.surveys: list[int] = []
+
+    def survey(self, clock: Clock) -> None:
+        self.surveys.append(clock.step)
+
+
+def test_surveys_are_made_in_the_run_and_not_while_steps_are_timed(tmp_path):
+    method = Surveyed()
+    total = fit(method, batches, settings=short(steps=None, minutes=0.001), run=RunDir(tmp_path))
+    assert method.surveys == list(range(total))
+
+
+def test_figures_of_parts_are_means_over_those_that_have_them():
+    def step(**logs: float) -> Step:
+        return Step(torch.zeros(()), logs)
+
+    told = loop._mean_logs([(step(a=1.0, b=4.0), 0.25), (step(a=3.0), 0.75)])
+    assert told == {"a": 2.5, "b": 4.0}
+
+
 class Exploding(Alternating):
     def forward(self, batch: Batch, clock: Clock) -> Step:
         return Step(self.a.sum() * (math.nan if len(self.seen) == 4 else 1.0) + 0 * self.b.sum())

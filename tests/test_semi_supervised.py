@@ -162,6 +162,19 @@ def test_dropped_channels_are_whole_and_come_back():
     torch.testing.assert_close(kept, 2 * whole[~gone])
 
 
+def test_dropped_channels_move_no_statistics():
+    """The teacher takes them over, and no teacher sees maps with holes."""
+    network = Small().train()
+    norm, image = network.encoder.first[1], torch.randn(4, 1, 8, 8)
+    before = norm.running_mean.clone()
+    with dropped_channels(network, 0.5):
+        network(image)
+    assert torch.equal(norm.running_mean, before)
+    network(image)
+    assert norm.momentum == 0.1
+    assert not torch.equal(norm.running_mean, before)
+
+
 # BCP
 
 
@@ -169,12 +182,12 @@ def test_labeled_and_unlabeled_are_pasted_into_each_other_both_ways(monkeypatch)
     seen = []
     method = method_of(Bcp, BcpSettings(pretraining=0.3, unlabeled=0.5))
     monkeypatch.setattr(bcp, "supervised_loss", lambda logits, batch: seen.append(batch) or logits.sum())
-    batch = batch_of("image")
+    batch = batch_of("image", "stored")
     method(batch, at(0.5))
     (mixed,) = seen
     image, target, weight = mixed.views["image"][:, 0], mixed.target, mixed.weight
     with torch.no_grad():
-        answer = keep_largest_parts(method.teacher.eval()(batch.views["image"][2:]).argmax(1))
+        answer = keep_largest_parts(method.teacher.eval()(batch.views["stored"][2:]).argmax(1))
     labels = torch.cat([batch.target[:2], answer])
     for i, other in ((0, 2), (1, 3), (2, 0), (3, 1)):
         own = image[i] == batch.views["image"][i, 0]
@@ -185,6 +198,19 @@ def test_labeled_and_unlabeled_are_pasted_into_each_other_both_ways(monkeypatch)
         assert torch.equal(target[i], torch.where(own, labels[i], labels[other]))
         weights = [1.0, 1.0, 0.5, 0.5]
         assert torch.equal(weight[i], torch.where(own, weights[i], weights[other]))
+
+
+def test_what_bcps_teacher_did_not_see_weighs_nothing(monkeypatch):
+    seen = []
+    method = method_of(Bcp, BcpSettings(pretraining=0.0, unlabeled=0.5))
+    monkeypatch.setattr(bcp, "supervised_loss", lambda logits, batch: seen.append(batch) or logits.sum())
+    batch = batch_of("image", "stored")
+    place = batch.place.clone()
+    place[:, :, :4, 0] = 3.0  # what the first columns of a view show lies outside
+    method(replace(batch, place=place), at(0.5))
+    weight = seen[0].weight
+    assert set(weight[:, :, :4].unique().tolist()) == {0.0, 1.0}
+    assert set(weight[:, :, 6:].unique().tolist()) == {0.5, 1.0}
 
 
 def test_in_the_beginning_labels_alone_are_pasted(monkeypatch):
@@ -277,7 +303,7 @@ def test_labels_alone_come_first(name, own):
     [
         (MeanTeacher, MeanTeacherSettings(), ("image", "stored")),
         (Unimatch, UnimatchSettings(), ("stored", "image", "strong0", "strong1")),
-        (Bcp, BcpSettings(), ("image",)),
+        (Bcp, BcpSettings(), ("image", "stored")),
     ],
 )
 def test_the_teacher_follows_and_is_exported(cls, settings, names):

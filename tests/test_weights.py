@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -101,3 +103,26 @@ def test_weights_of_another_architecture_are_refused(lite0, other):
     for source, state in states.items():
         with pytest.raises(InputError, match=rf"{source}.*another architecture"):
             transfer_weights(build_network(other, classes=2), state, source=source)
+
+
+def test_kernels_over_colors_are_summed_for_a_gray_image():
+    """As M&N starts from a file of photograph weights: the answer to a gray image stays."""
+    one_channel = replace(LITE0, context=0)
+    state = build_network(one_channel, classes=3).state_dict()
+    first = next(name for name, value in state.items() if value.ndim == 4)
+    state[first] = torch.randn(state[first].shape[0], 3, *state[first].shape[2:])
+    network = build_network(one_channel, classes=3)
+    moved = transfer_weights(network, state, source="photographs")
+    assert moved.missing == ()
+    torch.testing.assert_close(network.state_dict()[first], state[first].sum(1, keepdim=True))
+
+
+def test_an_encoder_goes_behind_a_learned_stem():
+    state = build_network(LITE0, classes=3).state_dict()
+    first = next(name for name, value in state.items() if value.ndim == 4)
+    state[first] = torch.randn(state[first].shape[0], 3, *state[first].shape[2:])
+    network = build_network(replace(LITE0, stem="learned"), classes=3)
+    moved = transfer_weights(network, state, source="photographs")
+    assert moved.missing == ("encoder.stem.weight", "encoder.stem.bias")
+    behind = first.replace("encoder.", "encoder.body.")
+    assert torch.equal(network.state_dict()[behind], state[first])

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -11,6 +13,7 @@ from fewbeats.errors import InputError
 from fewbeats.models.network import NetworkSettings
 from fewbeats.ranges import check_ranges, later
 from fewbeats.recipes.cotrainer import CotrainerSettings, Partner, train_cotrainer
+from fewbeats.recipes.cotrainer_checks import check_pair
 from fewbeats.recipes.run import Length
 from fewbeats.recipes.starts import Start, settle_rate
 from fewbeats.semi_supervised.settings import (
@@ -35,7 +38,7 @@ class Cotrain(LearnsFromLabels):
     """Number of subjects to learn from without labels, drawn by the seed and nested; all by default."""
     transductive: bool = later(False)
     """Learn from the pixels of held-out scans, too, as for scans that are to be segmented; reports say so."""
-    parts: int = 1
+    parts: int = later(1)
     """Micro-batches that an update is computed in, where memory is short."""
     flat: NetworkSettings = field(default_factory=NetworkSettings)
     """The 2D network of mn."""
@@ -45,6 +48,15 @@ class Cotrain(LearnsFromLabels):
     mean_teacher: MeanTeacherSettings = field(default_factory=MeanTeacherSettings)
     bcp: BcpSettings = field(default_factory=BcpSettings)
     unimatch: UnimatchSettings = field(default_factory=UnimatchSettings)
+
+    @classmethod
+    def usual(cls, arguments: Sequence[str]) -> list[str]:
+        """Flags of a method unless others are given: M&N's network is 3D, its updates are of 5 items."""
+        words = [part for word in arguments for part in word.split("=", 1)]
+        chosen = [after for word, after in pairwise(words) if word == "--method"]
+        if chosen[-1:] != ["mn"]:
+            return []
+        return ["--network.kind=unet3d", "--init=scratch", "--batch-size=5", "--foreground=0.5"]
 
     def run(self) -> Path:
         """Train; returns the run folder.
@@ -68,7 +80,10 @@ class Cotrain(LearnsFromLabels):
             request={"settings": self.describe()}, about={"cohort": self.cohort},
         )  # fmt: skip
         subjects = pools.unlabeled["subject"].n_unique()
-        print(f"{run.path}: trained on {', '.join(pools.labeled_subjects)} and {subjects} subjects unlabeled")
+        print(
+            f"{run.path}: trained on labels of {', '.join(pools.labeled_subjects)} and images of {subjects} "
+            "subjects"
+        )
         return run.path
 
     @property
@@ -92,23 +107,24 @@ class Cotrain(LearnsFromLabels):
         """
         super().check_budget()
         check_ranges(self, "", counts=("parts",))
-        if self.method == "mn" and (self.model.network.dims != 3 or self.flat.dims != 2):
-            raise InputError(
-                "--method mn: needs a 3D network, --network.kind unet3d, and a 2D one, --flat.kind"
-            )
-        if self.method == "mn" and self.flat.context:
-            raise InputError("--flat.context: the 2D network of mn sees each slice alone; take it out")
-        if self.parts > self.model.batch_size or self.model.batch_size < 2:
-            raise InputError(
-                f"--batch-size {self.model.batch_size}: needs a labeled and an unlabeled item, and no fewer "
-                "than --parts"
-            )
+        size = self.model.batch_size
+        if size < 2:
+            raise InputError(f"--batch-size {size}: needs a labeled and an unlabeled item")
+        most = size if self.method == "mn" else size // 2  # each part of the others has both kinds
+        if self.parts > most:
+            raise InputError(f"--parts {self.parts}: give at most {most} with --batch-size {size}")
+        if self.model.freeze_encoder:
+            raise InputError("--freeze-encoder: cotrain trains the encoder from the start; take it out")
+        if self.method == "mn":
+            check_pair(self.model, self.flat, start=self.flat_init, own=self.mn)
+        elif self.method == "unimatch" and self.unimatch.features and self.model.network.kind == "swinunetr":
+            raise InputError("--unimatch.features: swinunetr has no features to drop; give 0")
 
     def describe(self) -> dict[str, Any]:
         """What decides the outcome: all but places, and of the methods the chosen one."""
-        aside = {"mn", "mean_teacher", "bcp", "unimatch"} - {self.part}
-        aside |= set() if self.method == "mn" else {"flat", "flat_init"}
-        return {name: value for name, value in super().describe().items() if name not in aside | {"parts"}}
+        aside = {"mn", "mean_teacher", "bcp", "unimatch", "flat_init"} - {self.part}
+        aside |= set() if self.method == "mn" else {"flat"}
+        return {name: value for name, value in super().describe().items() if name not in aside}
 
     def preflight(self) -> None:
         """See that labels, pool and starts can be used; of mn both.

@@ -20,7 +20,7 @@ def parse(
     """Flags -> dataclass; later flags win.
 
     Args:
-        command: the dataclass.
+        command: the dataclass; where it has a `usual(arguments)`, these flags come before all others.
         arguments: flags, those of the file first.
         prog: name in the help.
         file: YAML file that some of the flags come from; named where one of them is wrong.
@@ -32,6 +32,9 @@ def parse(
     import tyro
 
     box = io.StringIO()
+    if hasattr(command, "usual"):
+        first = next((at for at, word in enumerate(arguments) if word.startswith("-")), len(arguments))
+        arguments = [*arguments[:first], *command.usual(arguments), *arguments[first:]]
     try:
         with contextlib.redirect_stderr(box):
             return tyro.cli(command, prog=prog, args=arguments)

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from fewbeats.errors import InputError
 from fewbeats.metrics import dice
 from fewbeats.models.network import NetworkSettings, memory_format
+from fewbeats.ranges import check_ranges, later
 from fewbeats.training.loop import Validation
 from fewbeats.training.optim import PRETRAINED_RATE, OptimSettings
 from fewbeats.transforms.inputs import cut_inputs
@@ -40,6 +41,8 @@ class SegmentationSettings:
     """Slices (2D) or slabs (3D) a step and process."""
     slab_slices: int = 12
     """Slices of a 3D network's input, a multiple of 4."""
+    foreground: float = later(0.0)
+    """Share of a 3D network's inputs that are moved onto foreground, where they do not hold all slices."""
     freeze_encoder: float = 0.0
     """Share of the steps in which the encoder stays as it started."""
     ema_decay: float = 0.99
@@ -53,7 +56,11 @@ class SegmentationSettings:
                 f"{2 * stride}; take {max(2 * stride, round(size / stride) * stride)}"
             )
         if self.network.dims == 3 and (self.slab_slices < 1 or self.slab_slices % self.network.slice_stride):
-            raise InputError(f"--slab-slices {self.slab_slices}: must be a multiple of 4")
+            raise InputError(
+                f"--slab-slices {self.slab_slices}: '{self.network.kind}' needs a multiple of "
+                f"{self.network.slice_stride}"
+            )
+        check_ranges(self, "", shares=("foreground",))
         if self.batch_size < 1:
             raise InputError(f"--batch-size {self.batch_size}: give at least 1")
         if not 0 <= self.ema_decay < 1 or not 0 <= self.freeze_encoder <= 1:

@@ -65,6 +65,7 @@ def load_natural(network: nn.Module, settings: NetworkSettings) -> str:
         InputError: the network has no such encoder, or the hub cannot be reached.
     """
     from fewbeats.models.stem import body_of
+    from fewbeats.models.weights import fit_channels
 
     if settings.kind not in ("lite0", "hub"):
         raise InputError(
@@ -80,16 +81,9 @@ def load_natural(network: nn.Module, settings: NetworkSettings) -> str:
     wanted = target.state_dict()
     encoder_weights = {name: value for name, value in encoder_weights.items() if name in wanted}
     first = next(iter(wanted))
-    encoder_weights[first] = _fit_channels(encoder_weights[first], wanted[first].shape[1])
+    encoder_weights[first] = fit_channels(encoder_weights[first], wanted[first].shape[1])
     target.load_state_dict(encoder_weights, strict=True)
     return origin
-
-
-def _fit_channels(weight: torch.Tensor, channels: int) -> torch.Tensor:
-    """First convolution for another number of input channels; the response to a gray image is kept."""
-    if weight.shape[1] == channels:
-        return weight
-    return weight.sum(1, keepdim=True).repeat(1, channels, 1, 1) / channels
 
 
 def _holder(encoder: Any) -> nn.Module:

@@ -75,6 +75,8 @@ def transfer_weights(
 ) -> Transfer:
     """Load every tensor whose name and shape fit.
 
+    Kernels over colors are fitted to a gray image; what belongs to an encoder goes behind a learned stem.
+
     Args:
         network: the new network, changed in place.
         state: weights of the old one.
@@ -85,6 +87,7 @@ def transfer_weights(
         InputError: nothing of the encoder fits.
     """
     own = network.state_dict()
+    state = _as_named(state, own)
     fits = {
         name: value
         for name, value in state.items()
@@ -92,8 +95,9 @@ def transfer_weights(
         and own[name].shape == value.shape
         and (not encoder_only or name.startswith("encoder."))
     }
-    # Vectors and counters may fit by chance; kernels do not.
-    if not any(name.startswith("encoder.") and value.ndim > 1 for name, value in fits.items()):
+    # Vectors and counters may fit by chance; kernels do not. Some networks have no part of that name.
+    part = "encoder." if any(name.startswith("encoder.") for name in own) else ""
+    if not any(name.startswith(part) and value.ndim > 1 for name, value in fits.items()):
         raise InputError(
             f"{source}: weights of another architecture: none fits; choose the same --network.kind"
         )
@@ -106,3 +110,31 @@ def transfer_weights(
         missing=tuple(name for name in named.values() if name not in fits),
         unused=tuple(n for n in state if n not in fits and (n not in own or n in named.values())),
     )
+
+
+def _as_named(state: dict[str, torch.Tensor], own: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Weights under the names, and for the input channels, of a network whose state is `own`."""
+    behind_stem = "encoder.stem.weight" in own and "encoder.stem.weight" not in state
+    renamed = {
+        name.replace("encoder.", "encoder.body.", 1) if behind_stem else name: value
+        for name, value in state.items()
+    }
+    return {
+        name: fit_channels(value, own[name].shape[1]) if _is_of_colors(value, own.get(name)) else value
+        for name, value in renamed.items()
+    }
+
+
+def _is_of_colors(value: torch.Tensor, own: torch.Tensor | None) -> bool:
+    """Whether a 2D kernel is of three colors, where the network has another number of channels."""
+    if own is None or value.ndim != 4 or own.ndim != 4:
+        return False
+    others = (value.shape[0], *value.shape[2:]) == (own.shape[0], *own.shape[2:])
+    return others and value.shape[1] == 3 and own.shape[1] != 3
+
+
+def fit_channels(weight: torch.Tensor, channels: int) -> torch.Tensor:
+    """First convolution for another number of input channels; the response to a gray image is kept."""
+    if weight.shape[1] == channels:
+        return weight
+    return weight.sum(1, keepdim=True).repeat(1, channels, 1, 1) / channels

@@ -8,13 +8,14 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from fewbeats.errors import InputError
 from fewbeats.finetuning.segmentation import SegmentationSettings
 from fewbeats.models.network import NetworkSettings, memory_format, set_deep_supervision
+from fewbeats.recipes.cotrainer_checks import refuse_silent, warn_collapsed
 from fewbeats.recipes.run import Length, Training, carry_out
 from fewbeats.recipes.segmenter import (
     Localizer,
     describe_segmenter,
+    draw_labeled,
     export_segmenter,
     place_localizer,
     read_samples,
@@ -36,7 +37,7 @@ if TYPE_CHECKING:
     from fewbeats.recipes.pools import Pools
     from fewbeats.sample import Batch, Batches, Sample
 
-COLLAPSED = 1e-4  # share of pseudo-labeled pixels of other classes than one: below, nothing is there to learn
+LOOKS = 4  # frames of a cine that stand for all of them
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -108,7 +109,7 @@ def train_cotrainer(
         settings=FitSettings(seed=seed, optim=model.optim, parts=settings.parts),
         label=settings.method,
     )
-    warn_collapsed(run)
+    warn_collapsed(run, settings.method)
     return run
 
 
@@ -117,26 +118,60 @@ def _build(
 ) -> Training:
     from fewbeats.data.foreground import Surveys
 
-    model, method = settings.model, settings.method
+    model, method, partner = settings.model, settings.method, settings.partner
     samples = read_samples(pools, model.preprocess, phase=settings.phase)
     refuse_missing(pools, samples, phase=settings.phase)
+    refuse_silent(samples, pools.structures, method=method)
+    networks = _start(pools, settings, start=start, seed=seed)  # what does not fit shows before the pool
+    surveys, pool = Surveys(out / "foreground"), read_pool(pools, model)
+    batches = mix(samples, pool, model, method=method, own=settings.own, seed=seed, surveys=surveys)
     unlabeled = sorted(set(pools.unlabeled["subject"]))
     said = {"init": start.init, "method": method, "unlabeled_subjects": unlabeled, **about}
     said |= {"transductive": pools.provenance.transductive}
-    surveys = Surveys(out / "foreground")
-    batches = mix(samples, pools, model, method=method, own=settings.own, seed=seed, surveys=surveys)
-    given: dict[str, Any] = {
-        "own": settings.own, "start": start, "pools": pools, "seed": seed,
-        "about": describe_segmenter(pools, samples, model) | said,
-    }  # fmt: skip
-    if settings.partner:
-        return _co_training(batches, model, partner=settings.partner, surveys=surveys, **given)
-    return _one_network(batches, model, method=method, **given)
+    told = describe_segmenter(pools, samples, model) | said
+    exports = {"network": export_segmenter(batches, model, about=told)}
+    if not partner:
+        build = find_recipe(method).build
+        assert build is not None
+        built = build(networks["network"], settings.own, model.optim, model.ema_decay)
+        return Training(method=built, batches=batches, exports=exports)
+    from fewbeats.semi_supervised.co_training import CoTraining, Folded
+
+    look = partial(_survey, pool=pool, settings=model, surveys=surveys)
+    forces = model.foreground > 0 and pool.slices.max() > model.depth
+    beside, told = replace(model, network=partner.network), told | {"init": partner.start.init}
+    exports["flat"] = export_segmenter(Folded(batches), beside, about=told)
+    return Training(
+        method=CoTraining(
+            networks["flat"], networks["network"], settings=settings.own, look=look if forces else None
+        ),
+        batches=batches,
+        exports=exports,
+        finish=lambda *_: surveys.clear(),
+    )
+
+
+def _start(pools: Pools, settings: CotrainerSettings, *, start: Start, seed: int) -> dict[str, nn.Module]:
+    """The network, of M&N both."""
+    from fewbeats.models.adapters import limit_encoder
+
+    model, partner, classes = settings.model, settings.partner, len(pools.structures) + 1
+    label = "3D network" if partner else "training"
+    networks = {"network": start.build(model.network, classes, seed=seed, label=label)}
+    networks["network"].to(memory_format=memory_format(model.network.dims))
+    if partner:
+        flat = partner.start.build(partner.network, classes, seed=seed, label="2D network")
+        flat.to(memory_format=memory_format(2))
+        limit_encoder(flat, settings.own.flat_learns, rank=settings.own.rank)
+        networks["flat"] = flat
+        for network in networks.values():
+            set_deep_supervision(network, False)
+    return networks
 
 
 def mix(
     samples: list[Sample],
-    pools: Pools,
+    pool: Stacks,
     settings: SegmentationSettings,
     *,
     method: str,
@@ -145,28 +180,37 @@ def mix(
     surveys: Surveys,
 ) -> Batches:
     """Labeled and unlabeled slices, or slabs, through the method's views; `surveys` place unlabeled slabs."""
-    from fewbeats.data.foreground import labeled_extents
     from fewbeats.data.mixture import Mixture
     from fewbeats.data.sampler import Sampler
-    from fewbeats.data.store import stack_samples
 
-    recipe, size, dims = find_recipe(method), settings.batch_size, settings.network.dims
-    refuse_silent(samples, pools.structures, method=method)
-    known, pool, forced = stack_samples(samples), _prepare(pools, settings), recipe.forced(own)
-    draw = partial(Sampler, batch_size=size, depth=settings.depth, slab=dims == 3, seed=seed)
-    if dims == 3 and forced and known.slices.max() > settings.depth:
-        labeled = draw(known, forced=forced, extents=labeled_extents(known))
-    else:
-        labeled = draw(known)
-    labels = partial(_count, recipe.labels, own=own, size=size)
-    mixture = Mixture(labeled, draw(pool, forced=forced, extents=surveys), size, labels)
+    recipe, size = find_recipe(method), settings.batch_size
+    labeled = draw_labeled(samples, settings, seed=seed)
+    if (items := len(samples) if labeled.slab else int(labeled.stacks.slices.sum())) < size:
+        print(f"{items} labeled items for batches of {size}: some stand in a batch more than once")
+    unlabeled = Sampler(pool, size, settings.depth, slab=labeled.slab, seed=seed, forced=settings.foreground,
+                        extents=surveys)  # fmt: skip
+    mixture = Mixture(labeled, unlabeled, size, partial(_count, recipe.labels, own=own, size=size))
     return Viewed(mixture, partial(_view, recipe.views, settings=settings, own=own), seed)
 
 
-def _prepare(pools: Pools, settings: SegmentationSettings) -> Stacks:
+def read_pool(pools: Pools, settings: SegmentationSettings) -> Stacks:
+    """The scans without labels, of more than one slice for a 3D network; says what is left aside.
+
+    Raises:
+        InputError: none is left.
+    """
     from fewbeats.data.pool import prepare_pool
 
-    return prepare_pool(pools.unlabeled, settings.preprocess, cache=pools.cache)
+    rows = pools.unlabeled
+    if settings.network.dims == 3:
+        rows = rows.filter(rows["slices"].fill_null(2) > 1)  # what the table does not tell is read and seen
+        if aside := len(pools.unlabeled) - len(rows):
+            print(f"{aside} scans of the pool are single slices and left out: the network is 3D")
+    if closed := int(rows["label"].is_not_null().sum()):
+        print(f"labels of {closed} scans of the pool stay closed")
+    if set(rows["subject"]) <= set(pools.labeled_subjects):
+        print("every subject of the pool is labeled: it adds frames of theirs, and nobody else")
+    return prepare_pool(rows, settings.preprocess, cache=pools.cache)
 
 
 def _count(labels: Any, clock: Clock, *, own: Any, size: int) -> int:
@@ -180,105 +224,42 @@ def _view(
     return as_input(cut, dims=settings.network.dims)
 
 
-def refuse_silent(samples: list[Sample], structures: tuple[str, ...], *, method: str) -> None:
-    """M&N's loss judges every class in every voxel, so all labels must speak of all structures.
-
-    Raises:
-        InputError: naming a subject whose labels do not.
-    """
-    for sample in samples if method == "mn" else ():
-        if not all(sample.annotated):
-            silent = [s for s, speaks in zip(structures, sample.annotated) if not speaks]
-            raise InputError(
-                f"{sample.subject}: its labels are silent about {', '.join(silent)}; name --structures that "
-                "all labels speak of, or take another --method"
-            )
-
-
-def _one_network(
-    batches: Batches,
-    settings: SegmentationSettings,
-    *,
-    method: str,
-    own: Any,
-    start: Start,
-    pools: Pools,
-    seed: int,
-    about: Mapping[str, Any],
-) -> Training:
-    network = start.build(settings.network, len(pools.structures) + 1, seed=seed)
-    network.to(memory_format=memory_format(settings.network.dims))
-    build = find_recipe(method).build
-    assert build is not None
-    built = build(network, own, settings.optim, settings.ema_decay)
-    exported = export_segmenter(batches, settings, about=about)
-    return Training(method=built, batches=batches, exports={"network": exported})
-
-
-def _co_training(
-    batches: Batches,
-    settings: SegmentationSettings,
-    *,
-    partner: Partner,
-    own: Any,
-    start: Start,
-    pools: Pools,
-    seed: int,
-    about: Mapping[str, Any],
-    surveys: Surveys,
-) -> Training:
-    from fewbeats.models.adapters import limit_encoder
-    from fewbeats.semi_supervised.co_training import CoTraining, Folded
-
-    classes = len(pools.structures) + 1
-    deep = start.build(settings.network, classes, seed=seed, label="3D network")
-    flat = partner.start.build(partner.network, classes, seed=seed, label="2D network")
-    for network, dims in ((deep, 3), (flat, 2)):
-        network.to(memory_format=memory_format(dims))
-        set_deep_supervision(network, False)
-    limit_encoder(flat, own.flat_learns, rank=own.rank)
-    beside, pool = replace(settings, network=partner.network), _prepare(pools, settings)
-    survey = partial(_survey, pool=pool, settings=settings, surveys=surveys)
-    forces = own.foreground > 0 and pool.slices.max() > settings.depth
-    return Training(
-        method=CoTraining(flat, deep, settings=own, survey=survey if forces else None),
-        batches=batches,
-        exports={
-            "network": export_segmenter(batches, settings, about=about),
-            "flat": export_segmenter(Folded(batches), beside, about={**about, "init": partner.start.init}),
-        },
-        finish=lambda *_: surveys.clear(),
-    )
-
-
 def _survey(
     step: int, network: nn.Module, *, pool: Stacks, settings: SegmentationSettings, surveys: Surveys
 ) -> None:
-    """Keep where in every frame of the pool a 3D network finds foreground."""
+    """Keep where in the frames of the pool's thick stacks a 3D network finds foreground.
+
+    Of a cine a few frames are looked at, and the others are taken to be like the nearest of them.
+    """
     import numpy as np
     import torch
 
     from fewbeats.data.foreground import find_extent, list_frames
     from fewbeats.models.answering import answering
 
-    found, device = [], next(network.parameters()).device
+    extents, device = np.zeros((int(pool.frames.sum()), 2), int), next(network.parameters()).device
+    looked: dict[tuple[int, int], tuple[int, int]] = {}
     with answering(network) as ask:
-        for stack, t in list_frames(pool):
+        for at, (stack, t) in enumerate(list_frames(pool)):
+            if pool.slices[stack] <= settings.depth:
+                continue
+            t = nearest_look(t, int(pool.frames[stack]))
+            if (stack, t) in looked:
+                extents[at] = looked[stack, t]
+                continue
             side = middle(pool.images[pool.which[stack]].shape[-1], settings.preprocess.size)
             image = pool.read(stack, t, slice(None))[:, side, side].astype(np.float32)
             cut = settings.cut(image)
             mask = ask(torch.from_numpy(cut).to(device))[0].argmax(0).cpu().numpy()
-            found.append(find_extent(mask[(len(mask) - len(image)) // 2 :][: len(image)]))
-    surveys.write(step, np.array(found))
+            extents[at] = looked[stack, t] = find_extent(mask[(len(mask) - len(image)) // 2 :][: len(image)])
+    surveys.write(step, extents)
 
 
-def warn_collapsed(run: RunDir) -> None:
-    """Say where what was learned from without labels was background, or another class, alone in the end."""
-    told = [row for row in run.read_metrics() if "pseudo_largest" in row]
-    last = told[-max(1, len(told) // 10) :]
-    if last and sum(row["pseudo_largest"] for row in last) / len(last) > 1 - COLLAPSED:
-        what = "background" if last[-1]["pseudo_foreground"] < 0.5 else "one structure"
-        print(
-            f"{run.path}: collapsed, pseudo-labels are {what} alone; train longer on labels first "
-            "(--mn.warmup, --bcp.pretraining, --unimatch.pretraining), or give more of them"
-        )
+def nearest_look(t: int, frames: int) -> int:
+    """The nearest of a few frames, spread over a cine, that stand for all of them.
+
+    >>> [nearest_look(t, 9) for t in range(9)], nearest_look(0, 1)
+    ([0, 0, 3, 3, 3, 5, 5, 8, 8], 0)
+    """
+    looks = [round(i * (frames - 1) / (LOOKS - 1)) for i in range(LOOKS)]
+    return min(looks, key=lambda look: abs(look - t))

@@ -114,7 +114,7 @@ def choose_pools(
     """
     cohort, cache = read_cohort(file), cache or out.parent / "sample-cache"
     structures, chosen, held = _choose_labels(cohort, labels) if labels else ((), cohort.clear(), [])
-    unlabeled = _choose_pool(cohort, pool, file) if pool else cohort.clear()
+    unlabeled = _choose_pool(cohort, pool, file, beside=chosen) if pool else cohort.clear()
     if labels is None:
         _refuse_labels(ancestors)
     check_files(chosen)
@@ -174,7 +174,8 @@ def _choose_labels(cohort: pl.DataFrame, labels: Labels) -> tuple[tuple[str, ...
     return structures, rows, held
 
 
-def _choose_pool(cohort: pl.DataFrame, pool: Pool, file: Path) -> pl.DataFrame:
+def _choose_pool(cohort: pl.DataFrame, pool: Pool, file: Path, *, beside: pl.DataFrame) -> pl.DataFrame:
+    """Rows of the pool; beside labels only of views that labels show, so far as views are known."""
     rows = cohort.filter(pl.col("split") == "train")
     # With one order for both, a small pool would be the labeled subjects first of all.
     subjects = draw_order(rows["subject"].unique(), pool.seed, purpose="pool ")
@@ -187,10 +188,23 @@ def _choose_pool(cohort: pl.DataFrame, pool: Pool, file: Path) -> pl.DataFrame:
     kept = pl.col("subject").is_in(subjects[: pool.subjects])
     if pool.transductive:
         rows, kept = cohort, kept | pl.col("split").is_in(HELD_OUT)
-    rows = rows.filter(kept)
+    rows = _of_views(rows.filter(kept), beside["view"].unique().to_list(), file)
     check_files(rows, labels=False)
     pool.check(rows)
     return rows
+
+
+def _of_views(rows: pl.DataFrame, views: Sequence[str | None], file: Path) -> pl.DataFrame:
+    """Rows of these views or of unknown ones; says what is left out. All where views are not known."""
+    if not views or None in views:
+        return rows
+    fits = pl.col("view").is_null() | pl.col("view").is_in(list(views))
+    if len(others := rows.filter(~fits)):
+        print(
+            f"{file}: {len(others)} scans of the pool show other views than the labels "
+            f"({', '.join(sorted(set(others['view'])))}) and are left out"
+        )
+    return rows.filter(fits)
 
 
 def _refuse_labels(ancestors: Sequence[Provenance]) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -27,6 +27,7 @@ from fewbeats.training.rundir import RunDir
 if TYPE_CHECKING:
     from torch import nn
 
+    from fewbeats.data.sampler import Sampler
     from fewbeats.recipes.pools import Pools
     from fewbeats.sample import Batches, Sample
 
@@ -225,21 +226,41 @@ def segmentation(
         held_back: choose the best state; the last one is taken without them.
         about: what `run.json` says.
     """
-    from fewbeats.data.sampler import Sampler
-    from fewbeats.data.store import stack_samples
     from fewbeats.finetuning.segmentation import supervise
 
-    sampler = Sampler(
-        stack_samples(samples),
-        settings.batch_size,
-        settings.depth,
-        slab=settings.network.dims == 3,
-        seed=seed,
-    )
+    sampler = draw_labeled(samples, settings, seed=seed)
     method, batches, validation = supervise(network, sampler, settings, seed=seed, held_back=held_back)
 
     exported = export_segmenter(batches, settings, about=about)
     return Training(method=method, batches=batches, validation=validation, exports={"network": exported})
+
+
+def draw_labeled(samples: Sequence[Sample], settings: SegmentationSettings, *, seed: int) -> Sampler:
+    """Draws of labeled slices or, for a 3D network, of slabs, a share of them moved onto foreground.
+
+    Raises:
+        InputError: the samples are single slices, and the network is 3D.
+    """
+    from fewbeats.data.foreground import labeled_extents
+    from fewbeats.data.sampler import Sampler
+    from fewbeats.data.store import stack_samples
+
+    stacks, slab = stack_samples(samples), settings.network.dims == 3
+    sampler = Sampler(stacks, settings.batch_size, settings.depth, slab=slab, seed=seed)
+    if not slab:
+        return sampler
+    if stacks.slices.max() == 1:
+        raise InputError(
+            f"--network.kind {settings.network.kind}: the labeled images are single slices; take a 2D network"
+        )
+    if thin := int((stacks.slices < settings.depth).sum()):
+        print(
+            f"{thin} of {len(stacks.slices)} labeled stacks are thinner than --slab-slices {settings.depth}: "
+            "filled up with empty slices"
+        )
+    if settings.foreground and stacks.slices.max() > settings.depth:
+        return replace(sampler, forced=settings.foreground, extents=labeled_extents(stacks))
+    return sampler
 
 
 def export_segmenter(

@@ -5,11 +5,14 @@ https://arxiv.org/abs/2305.00673.
 
     M is 1 but for a box of side beta, at a random place
     first:   x = M x_a + (1 - M) x_b of two labeled images, labels alike; loss = supervised
-    then:    y_u = largest parts of argmax t(x_u)                           teacher, without gradient
+    then:    y_u = largest parts of argmax g(t(u)), x_u = g(u)              teacher, without gradient
              in:  M x_u + (1 - M) x_l,  out: M x_l + (1 - M) x_u, labels alike
              loss = supervised, voxels that lie on a pseudo-label weighing alpha
              t = l t + (1 - l) s
     keep t
+
+The teacher is asked about an image u as it is stored, and its answer follows the random geometry g; what it
+did not see weighs nothing.
 """
 
 from __future__ import annotations
@@ -23,10 +26,10 @@ from torch import nn
 from fewbeats.losses import supervised_loss
 from fewbeats.models.answering import answering
 from fewbeats.semi_supervised.averaged import Averaged
-from fewbeats.semi_supervised.methods import Recipe, labels_first, tell_pseudo
+from fewbeats.semi_supervised.methods import SEEN, Recipe, labels_first, tell_pseudo
 from fewbeats.training.method import Step
 from fewbeats.training.optim import OptimSettings
-from fewbeats.transforms.views import ViewSettings, change_labeled, cut_labeled
+from fewbeats.transforms.views import ViewSettings, change_labeled, cut_labeled, cut_middle, follow
 
 if TYPE_CHECKING:
     from torch import Generator, Tensor
@@ -37,9 +40,10 @@ if TYPE_CHECKING:
 
 
 def views(batch: Batch, generator: Generator, *, settings: ViewSettings, own: BcpSettings) -> Batch:
-    """One view, of image and mask."""
+    """One view, of image and mask, and the image as it is stored."""
     cut = cut_labeled(batch, settings, generator)
-    return replace(cut, views={"image": change_labeled(cut, settings, generator)})
+    stored = cut_middle(batch.views["image"], settings)
+    return replace(cut, views={"image": change_labeled(cut, settings, generator), "stored": stored})
 
 
 class Bcp(Averaged):
@@ -63,11 +67,14 @@ class Bcp(Averaged):
         other, logs = self._partners(labeled, clock), dict[str, float]()
         weight = torch.ones_like(target, dtype=torch.float32)
         if clock.progress >= self.settings.pretraining and not bool(labeled.all()):
+            assert batch.place is not None
             with answering(self.teacher) as ask:
-                answer = ask(image[~labeled]).argmax(1)
+                told = ask(batch.views["stored"][~labeled]).float().softmax(1)
+            followed = follow(told, batch.place[~labeled])
+            answer = followed.argmax(1)
             target = target.clone()
             target[~labeled] = keep_largest_parts(answer)
-            weight[~labeled] = self.settings.unlabeled
+            weight[~labeled] = self.settings.unlabeled * (followed.sum(1) > SEEN).float()
             logs = tell_pseudo(answer)
         else:
             image, target, weight = image[labeled], target[labeled], weight[labeled]

@@ -40,6 +40,7 @@ if TYPE_CHECKING:
     from fewbeats.semi_supervised.settings import MnSettings
 
 PARTNER = {"flat": "deep", "deep": "flat"}
+SURE = 20.0  # logit of background in slices that are not shown to the 2D network
 SURVEYS = (0.25, 0.375, 0.5, 0.75)  # of the run: after these shares unlabeled crops are placed anew
 
 
@@ -116,9 +117,11 @@ class CoTraining(Method):
         flat: 2D network, (B, 1, Y, X) -> logits.
         deep: 3D network, (B, 1, Z, Y, X) -> logits.
         settings: schedule and rates.
-        survey: (step, 3D network) lets it say where unlabeled scans show foreground, for crops from that step
+        look: (step, 3D network) lets it say where unlabeled scans show foreground, for crops from that step
             on; None where crops hold all slices.
     """
+
+    rate_flags = "--mn.flat-rate and --mn.deep-rate"
 
     def __init__(
         self,
@@ -126,10 +129,10 @@ class CoTraining(Method):
         deep: nn.Module,
         *,
         settings: MnSettings,
-        survey: Callable[[int, nn.Module], None] | None = None,
+        look: Callable[[int, nn.Module], None] | None = None,
     ):
         super().__init__()
-        self.flat, self.deep, self.settings, self.survey = flat, deep, settings, survey
+        self.flat, self.deep, self.settings, self.look = flat, deep, settings, look
 
     def forward(self, batch: Batch, clock: Clock) -> Step:
         volume, learners = batch.views["image"], find_learners(clock, self.settings)
@@ -140,8 +143,8 @@ class CoTraining(Method):
             own = soft_dice_kl(logits, target)
             loss = loss + own
             logs[f"loss_{learner}"] = float(own.detach())
-        if batch.labeled is not None and not bool(batch.labeled.all()):
-            logs |= tell_pseudo(target[~batch.labeled].argmax(1))
+            if batch.labeled is not None and not bool(batch.labeled.all()):
+                logs |= tell_pseudo(target[~batch.labeled].argmax(1), of=f"_{PARTNER[learner]}")
         return Step(loss, logs, active=learners)
 
     def logits(self, name: str, volume: Tensor) -> Tensor:
@@ -163,9 +166,9 @@ class CoTraining(Method):
         target[~batch.labeled] = answer
         return target
 
-    def after_update(self, clock: Clock) -> None:
-        if self.survey and asks_survey(clock, self.settings):
-            self.survey(clock.step + 1, self.deep)
+    def survey(self, clock: Clock) -> None:
+        if self.look and asks_survey(clock, self.settings):
+            self.look(clock.step + 1, self.deep)
 
     def parameter_groups(self) -> list[ParameterGroup]:
         rates = {"flat": self.settings.flat_rate, "deep": self.settings.deep_rate}
@@ -189,11 +192,23 @@ class CoTraining(Method):
 
 
 def ask_volume(network: nn.Module, volume: Tensor, *, flat: bool) -> Tensor:
-    """Logits of a volume, of a 2D network slice by slice."""
+    """Logits of a volume, of a 2D network slice by slice.
+
+    Slices of zeros, which fill up thin stacks, are background to it and never shown to it: they would move
+    the statistics of its BatchNorm.
+    """
     if not flat:
         return finest(network(volume))
-    slices = fold(volume).contiguous(memory_format=torch.channels_last)
-    return unfold(finest(network(slices)), len(volume))
+    slices = fold(volume)
+    shown = slices.flatten(1).any(1)
+    whole = bool(shown.all())
+    seen = (slices if whole else slices[shown]).contiguous(memory_format=torch.channels_last)
+    answer = finest(network(seen))
+    if not whole:
+        filled = answer.new_zeros(len(slices), *answer.shape[1:])
+        filled[:, 0] = SURE
+        answer = filled.index_put((shown.nonzero()[:, 0],), answer)
+    return unfold(answer, len(volume))
 
 
 @dataclass(frozen=True)
@@ -203,13 +218,13 @@ class Folded:
     batches: Batches
 
     def __call__(self, clock: Clock) -> Batch:
-        """The slices of a step."""
-        return Batch(views={"image": fold(self.batches(clock).views["image"])})
+        """The slices of a step, without empty ones."""
+        slices = fold(self.batches(clock).views["image"])
+        return Batch(views={"image": slices[slices.flatten(1).any(1)]})
 
 
 RECIPE = Recipe(
     name="mn",
     views=views,
     labels=lambda clock, own, size: count_labeled(clock, own, size=size),
-    forced=lambda own: own.foreground,
 )

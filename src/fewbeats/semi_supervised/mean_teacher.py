@@ -22,7 +22,7 @@ from torch import nn
 from fewbeats.losses import supervised_loss
 from fewbeats.models.answering import answering, finest
 from fewbeats.semi_supervised.averaged import Averaged
-from fewbeats.semi_supervised.methods import Recipe, tell_pseudo
+from fewbeats.semi_supervised.methods import SEEN, Recipe, tell_pseudo
 from fewbeats.training.method import Step
 from fewbeats.training.optim import OptimSettings
 from fewbeats.transforms.views import (
@@ -40,8 +40,6 @@ if TYPE_CHECKING:
     from fewbeats.clock import Clock
     from fewbeats.sample import Batch
     from fewbeats.semi_supervised.settings import MeanTeacherSettings
-
-SEEN = 0.99  # sum of the teacher's probabilities that followed a view: below, the pixel lies partly outside
 
 
 def views(batch: Batch, generator: Generator, *, settings: ViewSettings, own: MeanTeacherSettings) -> Batch:

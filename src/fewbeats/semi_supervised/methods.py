@@ -16,6 +16,9 @@ if TYPE_CHECKING:
     from fewbeats.training.optim import OptimSettings
 
 
+SEEN = 0.99  # sum of a teacher's probabilities that followed a view: below, the pixel lies partly outside
+
+
 @dataclass(frozen=True, kw_only=True)
 class Recipe:
     """A method as a training takes it; `own` are its settings (`settings.py`)."""
@@ -27,8 +30,6 @@ class Recipe:
     """(network, own, optim, decay of its moving average) -> the method; None where it takes two networks."""
     labels: Callable[[Clock, Any, int], int] = lambda clock, own, size: size - size // 2
     """(clock, own, items) -> how many items of a step's batch are labeled."""
-    forced: Callable[[Any], float] = lambda own: 0.0
-    """own -> share of 3D crops that are moved onto foreground."""
 
 
 def labels_first(clock: Clock, own: Any, size: int) -> int:
@@ -36,10 +37,15 @@ def labels_first(clock: Clock, own: Any, size: int) -> int:
     return size if clock.progress < own.pretraining else size - size // 2
 
 
-def tell_pseudo(labels: Tensor) -> dict[str, float]:
-    """Figures of a step's pseudo-labels, class indices: share of foreground, and of the class with most."""
+def tell_pseudo(labels: Tensor, *, of: str = "") -> dict[str, float]:
+    """Figures of a step's pseudo-labels, class indices: share of foreground, and of the class with most.
+
+    Args:
+        labels: class indices.
+        of: ending of the figures' names, where several networks label.
+    """
     shares = labels.flatten().bincount().float() / labels.numel()
-    return {"pseudo_foreground": float(1 - shares[0]), "pseudo_largest": float(shares.max())}
+    return {f"pseudo_foreground{of}": float(1 - shares[0]), f"pseudo_largest{of}": float(shares.max())}
 
 
 METHODS = {"mn": "co_training", "mean-teacher": "mean_teacher", "bcp": "bcp", "unimatch": "unimatch"}

@@ -31,9 +31,6 @@ class MnSettings:
     """joint: both networks learn in every epoch of stage two."""
     weight_decay: float = 0.01
     """Of AdamW."""
-    foreground: float = later(0.5)
-    """Share of crops that are moved onto foreground where they do not hold all slices; of unlabeled scans the
-    3D network says where that is, from the second stage on."""
     flat_learns: Literal["train", "frozen", "lora"] = later("train")
     """What of the 2D network's encoder learns: all, nothing, or additions of low rank and biases (peft)."""
     rank: int = later(64)
@@ -44,7 +41,7 @@ class MnSettings:
             self,
             "mn.",
             counts=("iterations", "rank"),
-            shares=("warmup", "rate_warmup", "foreground"),
+            shares=("warmup", "rate_warmup"),
             positive=("flat_rate", "deep_rate"),
             not_negative=("weight_decay",),
         )

@@ -8,8 +8,8 @@ https://arxiv.org/abs/2410.10777. With one strong view and no features it is Fix
         q = softmax(t(u))                                                  teacher, without gradient
         c = max g(q), y = argmax g(q)                                      0 where g shows what u does not
         u_i = CutMix(A_i(g(u))), y_i, c_i mixed alike                      strong views i = 1, 2
-        l_i = Dice of s(u_i) with y_i where c_i > tau
-        l_f = Dice of s(u), its feature channels dropped, with argmax q where max q > tau
+        l_i = Dice + cross-entropy of s(u_i) with y_i, over where c_i > tau alone
+        l_f = the same of s(u), its feature channels dropped, with argmax q where max q > tau
         loss = (1 - v) supervised + v (mean of l_i + l_f) / 2
         t = l t + (1 - l) s
     keep t
@@ -25,6 +25,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from fewbeats.losses import dice_ce_loss, supervised_loss
 from fewbeats.models.answering import answering, finest
@@ -138,17 +139,26 @@ def draw_boxes(image: Tensor, *, chance: float) -> Tensor:
 
 
 class dropped_channels:
-    """While it lasts, an encoder's maps lose whole channels at random, as the decoder sees them."""
+    """While it lasts, an encoder's maps lose whole channels at random, as the decoder sees them.
+
+    BatchNorm's running statistics stand still: the teacher takes them over, and never sees such maps.
+    """
 
     def __init__(self, network: nn.Module, share: float):
         self.encoder: Any = network.encoder
         self.share = share
+        self.norms = [module for module in network.modules() if isinstance(module, _BatchNorm)]
 
     def __enter__(self) -> None:
         self.handle = self.encoder.register_forward_hook(self._drop)
+        self.momenta = [norm.momentum for norm in self.norms]
+        for norm in self.norms:
+            norm.momentum = 0.0
 
     def __exit__(self, *_: object) -> None:
         self.handle.remove()
+        for norm, momentum in zip(self.norms, self.momenta):
+            norm.momentum = momentum
 
     def _drop(self, module: nn.Module, given: Any, maps: Any) -> Any:
         return [_drop_channels(one, self.share) if one.shape[1] > 1 else one for one in maps]

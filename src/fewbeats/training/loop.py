@@ -222,7 +222,9 @@ class _Loop:
     def _refuse_infinite(self, what: str, value: float, step: int) -> None:
         """Stop before weights are moved by it, and saved."""
         if not math.isfinite(value):
-            raise InputError(f"{self.run.path}: {what} {value} at step {step}; lower --optim.learning-rate")
+            raise InputError(
+                f"{self.run.path}: {what} {value} at step {step}; lower {self.method.rate_flags}"
+            )
 
     def _drop_idle(self, result: Step) -> None:
         """Take the gradient from groups that this step does not update."""
@@ -242,6 +244,7 @@ class _Loop:
                 batch = batches(clock)
                 fetched = time.perf_counter()
                 loss, logs = self._update(batch, clock)
+                self.method.survey(clock)
                 self.data_seconds += fetched - begun
                 self.step_seconds += time.perf_counter() - begun
                 self.timed += 1
@@ -292,6 +295,12 @@ class _Loop:
 
 
 def _mean_logs(results: Sequence[tuple[Step, float]]) -> dict[str, float]:
-    """A method's figures over the parts of a batch."""
-    names = dict.fromkeys(name for step, _ in results for name in step.logs)
-    return {name: sum(share * step.logs[name] for step, share in results) for name in names}
+    """A method's figures over the parts of a batch, each over those that have it."""
+    told: dict[str, list[tuple[float, float]]] = {}
+    for step, share in results:
+        for name, value in step.logs.items():
+            told.setdefault(name, []).append((value, share))
+    return {
+        name: sum(share * value for value, share in parts) / sum(share for _, share in parts)
+        for name, parts in told.items()
+    }

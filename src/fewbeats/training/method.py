@@ -46,6 +46,9 @@ class Method(nn.Module, ABC):
     So they are part of its state, resume with it, and DistributedDataParallel wraps it once.
     """
 
+    rate_flags = "--optim.learning-rate"
+    """What a user lowers where the loss is no number."""
+
     @abstractmethod
     def forward(self, batch: Batch, clock: Clock) -> Step:
         """Loss of one batch."""
@@ -60,6 +63,9 @@ class Method(nn.Module, ABC):
 
     def after_update(self, clock: Clock) -> None:
         """Called after each optimizer step (moving averages)."""
+
+    def survey(self, clock: Clock) -> None:
+        """Called after each step of a run, but not while steps are timed: rare work that leaves files."""
 
     def describe(self) -> dict[str, Any]:
         """What a run is to say of what was learned, beside its settings."""
