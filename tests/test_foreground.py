@@ -15,6 +15,7 @@ from fewbeats.data.sampler import Sampler
 from fewbeats.data.store import Stacks
 from fewbeats.semi_supervised.co_training import asks_survey
 from fewbeats.semi_supervised.settings import MnSettings
+from fewbeats.training import loop
 from test_cotrain import DEEP, cotrain
 
 SLICES, DEPTH = 40, 4
@@ -96,3 +97,25 @@ def test_crops_of_a_co_training_are_placed_by_its_own_masks(phantoms, tmp_path, 
     assert [step for step, _ in written] == [2, 4, 6, 8, 12]
     assert all(extents.shape == (9, 2) for _, extents in written)  # three cines of three frames
     assert not (tmp_path / "run" / "foreground").exists()
+
+
+def test_a_killed_run_ends_bit_equal_with_the_crops_it_would_have_had(phantoms, tmp_path, monkeypatch):
+    flags = [flag for flag in DEEP if not flag.startswith("--slab-slices")]
+    flags += ["--slab-slices=4", "--mn.iterations=1"]
+    whole, broken = tmp_path / "whole", tmp_path / "broken"
+    assert cotrain(phantoms, whole, "mn", *flags) == 0
+    update = loop._Loop._update
+
+    def killed(self, batch, clock):
+        if clock.total == 16 and clock.step == 9:
+            self.save()
+            raise KeyboardInterrupt
+        return update(self, batch, clock)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(loop._Loop, "_update", killed)
+        assert cotrain(phantoms, broken, "mn", *flags) == 2
+    assert sorted(int(f.stem) for f in (broken / "foreground").glob("*.npy")) == [2, 4, 6, 8]
+    assert cotrain(phantoms, broken, "mn", *flags) == 0
+    for name in ("network.safetensors", "flat/network.safetensors"):
+        assert (whole / name).read_bytes() == (broken / name).read_bytes()
