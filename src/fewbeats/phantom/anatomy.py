@@ -57,13 +57,28 @@ class Tissue(IntEnum):
     MYO = 29
     LV = 30
     LV_TRABECULA = 31
+    SCAR = 32
 
 
 STRUCTURE_OF = {
-    Tissue.LV: "LV", Tissue.LV_TRABECULA: "LV", Tissue.MYO: "MYO", Tissue.RV: "RV",
+    Tissue.LV: "LV", Tissue.LV_TRABECULA: "LV", Tissue.MYO: "MYO", Tissue.SCAR: "MYO", Tissue.RV: "RV",
     Tissue.RV_TRABECULA: "RV", Tissue.LA: "LA", Tissue.RA: "RA", Tissue.AO: "AO", Tissue.PA: "PA",
 }  # fmt: skip
 """Tissue -> structure. Papillary muscles and trabeculae count as blood pool, as in ACDC."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Scar:
+    """A part of the myocardium of another gray value, from the cavity outwards."""
+
+    angle_deg: float
+    """Its middle around the long axis, from lateral towards inferior."""
+    half_width_deg: float
+    depth: float
+    """Share of the wall."""
+    middle: float
+    """Its height, from 0 at the base to 1 at the apex."""
+    half_height: float
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -117,6 +132,10 @@ class Anatomy:
     """Origin of the heart coordinates, RAS mm from the middle of the thorax."""
     heart_fat_mm: float
     subcutaneous_mm: float
+
+    trabeculation: float = 1.0
+    """How thick trabeculae and papillary muscles are, 1 as in life."""
+    scar: Scar | None = None
 
     @cached_property
     def axes(self) -> np.ndarray:
@@ -280,7 +299,8 @@ def heart_tissue(anatomy: Anatomy, local: np.ndarray, beat: Beat) -> np.ndarray:
     beside = ventricular & (bump > 0) & (squared > epi_squared)
     out[beside & (r < free_wall + RV_WALL_MM)] = Tissue.RV_WALL
     in_rv = np.flatnonzero(beside & (r < free_wall))
-    out[in_rv] = _right_cavity(u[in_rv], v[in_rv], w[in_rv], (free_wall - r)[in_rv])
+    depth = (free_wall - r)[in_rv] / np.float32(max(anatomy.trabeculation, 1e-3))
+    out[in_rv] = _right_cavity(u[in_rv], v[in_rv], w[in_rv], depth)
     inside = np.flatnonzero(ventricular & (squared <= epi_squared))
     out[inside] = _left_ventricle(anatomy, beat, u[inside], v[inside], w[inside])
     return out
@@ -334,7 +354,10 @@ def _paint_atria(out: np.ndarray, anatomy: Anatomy, beat: Beat, points: tuple[np
 
 
 def _right_cavity(u: np.ndarray, v: np.ndarray, w: np.ndarray, depth: np.ndarray) -> np.ndarray:
-    """RV blood with coarse trabeculae under the free wall; `depth` is the distance from it in mm."""
+    """RV blood with coarse trabeculae under the free wall.
+
+    `depth` is the distance from it in mm, over how thick trabeculae are.
+    """
     pattern = np.sin(u * 0.42 + 1.5 * np.sin(w * 0.2)) + np.sin(v * 0.5 + 1.2 * np.sin(w * 0.26 + 1.0))
     trabecula = pattern > 0.7 + depth * 0.16
     return np.where(trabecula, Tissue.RV_TRABECULA, Tissue.RV).astype(np.uint8)
@@ -353,12 +376,16 @@ def _left_ventricle(anatomy: Anatomy, beat: Beat, u: np.ndarray, v: np.ndarray, 
         * (_harmonics(anatomy.outline, cos, sin) + _harmonics(anatomy.endo_outline, cos, sin) - 1.0)
     )
     out = np.full(len(u), Tissue.MYO, np.uint8)
+    if anatomy.scar is not None:
+        out[_is_scar(anatomy, anatomy.scar, beat, (u, v, w), (r - wall))] = Tissue.SCAR
     cavity = np.flatnonzero(r <= wall)
     u, v, w, r, wall = u[cavity], v[cavity], w[cavity], r[cavity], wall[cavity]
     angle = np.arctan2(v, u)
     ripple = np.sin(9.0 * angle + 2.0 * np.sin(w / 7.0)) + np.sin(5.0 * angle - w / 5.0)
-    muscle = (ripple > 0.6) & (r > wall * 0.88) & (w > beat.middle_mm)
+    rim = np.float32(1.0 - 0.12 * anatomy.trabeculation)
+    muscle = (ripple > 0.6) & (r > wall * rim) & (w > beat.middle_mm)
     thick = 4.2 * (1.0 + 0.2 * beat.contraction) * (anatomy.wall_mm / 8.0) ** 0.3
+    thick *= anatomy.trabeculation**0.5
     along = (w - beat.middle_mm) / long
     for degrees in anatomy.papillary_deg:
         direction = np.deg2rad(degrees)
@@ -367,3 +394,13 @@ def _left_ventricle(anatomy: Anatomy, beat: Beat, u: np.ndarray, v: np.ndarray, 
         muscle |= du * du + dv * dv < tapered
     out[cavity] = np.where(muscle, Tissue.LV_TRABECULA, Tissue.LV)
     return out
+
+
+def _is_scar(anatomy: Anatomy, scar: Scar, beat: Beat, points: tuple, outside: np.ndarray) -> np.ndarray:
+    """Whether points of the wall lie in a scar; `outside` is their distance from the cavity in mm."""
+    u, v, w = points
+    wall = beat.epi_mm[0] - beat.endo_mm[0]
+    height = (w - beat.base_mm) / (beat.middle_mm + beat.epi_mm[1] - beat.base_mm)
+    turned = np.arctan2(v, u) - np.deg2rad(scar.angle_deg)
+    beside = np.abs(np.arctan2(np.sin(turned), np.cos(turned))) < np.deg2rad(scar.half_width_deg)
+    return beside & (np.abs(height - scar.middle) < scar.half_height) & (outside < scar.depth * wall)

@@ -10,6 +10,7 @@ import numpy as np
 from fewbeats.heartbeat import ejection_fraction_percent
 from fewbeats.io.nifti import frame_step_ms, write_frames, write_scan
 from fewbeats.phantom.anatomy import Anatomy
+from fewbeats.phantom.randomized import random_subject
 from fewbeats.phantom.scan import PhantomSettings, frame_phases, make_scan, truth_ml
 from fewbeats.phantom.subject import GROUPS, make_subject
 
@@ -17,6 +18,8 @@ from fewbeats.phantom.subject import GROUPS, make_subject
 def cohort_subject(settings: PhantomSettings, index: int) -> Anatomy:
     """Subject number `index` of a cohort."""
     seed = int(np.random.SeedSequence([settings.seed, index]).generate_state(1)[0])
+    if settings.contrast == "any":
+        return random_subject(seed)
     return make_subject(seed, group=GROUPS[index % len(GROUPS)])
 
 

@@ -12,8 +12,9 @@ from typing import Literal
 import numpy as np
 
 from fewbeats.phantom.anatomy import Tissue
+from fewbeats.phantom.randomized import random_signal
 
-Contrast = Literal["bright", "dark"]
+Contrast = Literal["bright", "dark", "any"]
 
 # Tissue: (cine bright, cine dark, texture in %, CT arterial HU, CT venous HU)
 _TABLE: dict[Tissue, tuple[float, float, float, float, float]] = {
@@ -49,8 +50,10 @@ _TABLE: dict[Tissue, tuple[float, float, float, float, float]] = {
     Tissue.MYO: (80, 98, 11, 100, 110),
     Tissue.LV: (208, 148, 8, 380, 165),
     Tissue.LV_TRABECULA: (100, 106, 12, 130, 120),
+    Tissue.SCAR: (95, 102, 12, 90, 90),
 }
 _COLUMNS = {("cine", "bright"): 0, ("cine", "dark"): 1, ("ct", "bright"): 3, ("ct", "dark"): 4}
+_DRAWN = int(Tissue.SCAR)  # tissues before it: what came later must not change the draws of those
 _MOVING_BLOOD = (Tissue.LV, Tissue.RV, Tissue.LA, Tissue.RA, Tissue.AO, Tissue.PA, Tissue.VEIN)
 _CARDIAC_MUSCLE = (Tissue.MYO, Tissue.RV_WALL, Tissue.ATRIAL_WALL, Tissue.LV_TRABECULA)
 
@@ -74,9 +77,13 @@ class Signal:
 def signal_of(modality: str, contrast: Contrast, rng: np.random.Generator) -> Signal:
     """Draw a subject's tables: every tissue varies, and so does the contrast of blood to muscle."""
     rows = np.array([_TABLE[t] for t in Tissue], np.float64)
-    mean = rows[:, _COLUMNS[modality, contrast]]
-    single, blood, muscle = rng.normal(size=len(Tissue)), rng.normal(), rng.normal()
     is_blood = np.isin(np.arange(len(Tissue)), _MOVING_BLOOD)
+    if contrast == "any":
+        mean, texture = random_signal(rows[:, rng.integers(2)], rows[:, 2] / 100.0, rng)
+        return Signal(*(a.astype(np.float32) for a in (mean, texture, is_blood)))
+    mean = rows[:, _COLUMNS[modality, contrast]]
+    single = np.append(rng.normal(size=_DRAWN), np.zeros(len(Tissue) - _DRAWN))
+    blood, muscle = rng.normal(), rng.normal()
     is_muscle = np.isin(np.arange(len(Tissue)), _CARDIAC_MUSCLE)
     if modality == "ct":
         mean = mean + 8.0 * single + is_blood * (40.0 * blood + 10.0 * single)

@@ -1,7 +1,7 @@
 """Scans of a beating heart with known truth.
 
 `make_subject` draws an anatomy, `make_scan` images it, `truth_ml` gives its exact volumes. Everything follows
-from seeds; two contrasts of a subject show the same geometry.
+from seeds; bright and dark of a subject show the same geometry.
 
 Conventions: papillary muscles and trabeculae belong to LV and RV; all ventricles end at the plane of the
 mitral valve, what lies above it on the right is outflow tract (PA). Cine masks hold LV, MYO and RV as in
@@ -11,7 +11,7 @@ ACDC; a voxel has the label that most of it has.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, get_args
 
 import numpy as np
 
@@ -48,7 +48,8 @@ class PhantomSettings:
     """Another seed, other subjects."""
     contrast: Contrast = "bright"
     """"bright": blood far above muscle (balanced cine; arterial CT); "dark": another scanner, where blood is
-    little above muscle and liver, muscle and fluid change places (spoiled cine; venous CT)."""
+    little above muscle and liver, muscle and fluid change places (spoiled cine; venous CT); "any": contrast,
+    heart and slices far wider than life, to learn from (cine)."""
     matrix: int = 160
     """Pixels in-plane along each axis."""
     pixel_mm: tuple[float, float] = (1.3, 1.7)
@@ -61,6 +62,8 @@ class PhantomSettings:
                 f"phantom: subjects={self.subjects}, frames={self.frames}, matrix={self.matrix}, "
                 f"pixel_mm={self.pixel_mm} cannot be made; give at least 1, 1, 16 and 0 < low <= high"
             )
+        if self.contrast == "any" and self.modality == "ct":
+            raise InputError("--contrast any: of cine alone; CT has its units")
 
 
 def truth_ml(subject: Anatomy, phases: np.ndarray) -> dict[str, np.ndarray]:
@@ -140,12 +143,14 @@ def _sample_offsets(count: int) -> np.ndarray:
 
 def _short_axis_grid(subject: Anatomy, settings: PhantomSettings, rng: np.random.Generator) -> _Grid:
     """Stack across the long axis, slice 0 at or above the base, planned by a slightly careless hand."""
-    slice_mm = float(rng.choice([8.0, 9.0, 10.0]))
+    wide = settings.contrast == "any"
+    slice_mm = float(rng.uniform(5.0, 12.0) if wide else rng.choice([8.0, 9.0, 10.0]))
     pixel = float(rng.uniform(*settings.pixel_mm))
     beat = beat_at(subject, 0.0)
     apex = beat.middle_mm + beat.epi_mm[1]
     first = beat.base_mm - rng.uniform(0.2, 1.8) * slice_mm
-    slices = int(np.clip(np.ceil((apex - first) / slice_mm + rng.uniform(0.0, 1.5)), 8, 12))
+    few, many = (5, 26) if wide else (8, 12)
+    slices = int(np.clip(np.ceil((apex - first) / slice_mm + rng.uniform(0.0, 1.5)), few, many))
     turn = np.deg2rad(rng.uniform(-20.0, 20.0))
     plane = np.array([[np.cos(turn), -np.sin(turn), 0], [np.sin(turn), np.cos(turn), 0], [0, 0, 1]])
     tilt = np.eye(3)
@@ -187,7 +192,7 @@ def make_scan(subject: Anatomy, settings: PhantomSettings) -> tuple[Scan, np.nda
     rng = np.random.default_rng([subject.seed, 1 if cine else 2])  # not the contrast: same geometry
     grid = (_short_axis_grid if cine else _volume_grid)(subject, settings, rng)
     phases = frame_phases(subject, settings)
-    look = np.random.default_rng([subject.seed, 3, ("bright", "dark").index(settings.contrast)])
+    look = np.random.default_rng([subject.seed, 3, get_args(Contrast).index(settings.contrast)])
     signal = signal_of(settings.modality, settings.contrast, look)
     structures = CINE_STRUCTURES if cine else HEART_STRUCTURES
     beats = [beat_at(subject, float(p)) for p in phases]
