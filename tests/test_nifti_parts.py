@@ -95,18 +95,52 @@ def test_scans_of_several_people_are_not_joined(tmp_path):
     folder.mkdir()
     for number in range(3):
         values = np.random.default_rng(number).integers(0, 9, (6, 6, 4)).astype(np.int16)
-        nib.save(nib.Nifti1Image(values, np.diag([1, 1, 8, 1])), folder / f"patient{number:03d}.nii.gz")
+        nib.save(nib.Nifti1Image(values, np.diag([1, 1, 8, 1])), folder / f"vol{number:03d}.nii.gz")
     with pytest.raises(InputError, match="do not say where they lie"):
         read_scans(folder)
     for number in range(3):
         affine = np.eye(4)
         affine[:3, :3], affine[:3, 3] = TURN @ np.diag([1.2, 1.2, 8.0]), 20 + number
-        nib.save(nib.Nifti1Image(np.ones((6, 6, 4)), affine), folder / f"patient{number:03d}.nii.gz")
+        nib.save(nib.Nifti1Image(np.ones((6, 6, 4)), affine), folder / f"vol{number:03d}.nii.gz")
     with pytest.raises(InputError, match="are neither frames of one place nor single slices"):
         read_scans(folder)
-    nib.save(nib.Nifti1Image(np.ones((6, 6, 5)), affine), folder / "patient000.nii.gz")
+    nib.save(nib.Nifti1Image(np.ones((6, 6, 5)), affine), folder / "vol000.nii.gz")
     with pytest.raises(InputError, match="differ in size or direction"):
         read_scans(folder)
+
+
+@pytest.mark.parametrize(
+    ("name", "why"),
+    [
+        ("patient{}", "it holds NIfTI files: give one of them"),
+        ("P01_201{}0312", "it holds NIfTI files: give one of them"),
+        ("heart{}", "do not look like frames of one heart"),
+        ("{}", "do not look like frames of one heart"),
+        ("heart_slice{}", "are called slices, yet lie in one place"),
+    ],
+)
+def test_people_on_one_grid_are_not_joined(tmp_path, name, why):
+    """As in any cohort that was resampled alike."""
+    folder = tmp_path / "cohort"
+    folder.mkdir()
+    affine = np.eye(4)
+    affine[:3, :3], affine[:3, 3] = TURN @ np.diag([1.2, 1.2, 8.0]), 20
+    for number in range(4):
+        values = np.random.default_rng(number).integers(0, 900, (16, 16, 4)).astype(np.int16)
+        nib.save(nib.Nifti1Image(values, affine), folder / f"{name.format(number)}.nii.gz")
+    with pytest.raises(InputError, match=why):
+        read_scans(folder)
+
+
+def test_frames_without_a_word_are_joined_where_they_look_alike(tmp_path):
+    folder = tmp_path / "cine"
+    folder.mkdir()
+    affine = np.eye(4)
+    affine[:3, :3], affine[:3, 3] = TURN @ np.diag([1.2, 1.2, 8.0]), 20
+    still = np.random.default_rng(0).integers(0, 900, (16, 16, 4)).astype(np.int16)
+    for number in range(4):
+        nib.save(nib.Nifti1Image(still + 10 * number, affine), folder / f"heart{number}.nii.gz")
+    assert read_scans(folder)[0].shape[0] == 4
 
 
 @pytest.mark.parametrize("names", [["a1", "b2"], ["a", "b"], ["a1"], ["a01", "a1"]])

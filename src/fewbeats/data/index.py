@@ -85,12 +85,14 @@ def index(
         tried = list(pool.map(partial(_try_measure, check_pixels=check_pixels), rows))
     refuse_bad([one for one in tried if isinstance(one, InputError)], leave_out=leave_out, tell=tell)
     measured = [row for found in tried if not isinstance(found, InputError) for row in found]
-    measured = tell_odd(measured, tell)
+    bad = [row for row, found in zip(rows, tried) if isinstance(found, InputError)]
+    looked, measured = measured, tell_odd(measured, tell)
+    bad += [row for row in looked if row not in measured]
     if not measured:
         raise InputError(f"{source}: no image of the layout '{layout}' in it; check folder and layout")
     cohort = new_cohort(narrow_conventions(measured, tell))
     tell_parts(measured, tell)
-    tell_unused(source, cohort, tell)
+    tell_unused(source, cohort, [Path(row[n]) for row in bad for n in ("image", "label") if row.get(n)], tell)
     if labels is not None:
         cohort = attach_labels(cohort, labels)
     return cohort if split_file is None else apply_split_file(cohort, split_file)

@@ -16,14 +16,20 @@ import polars as pl
 from fewbeats.data.names import (
     FRAME_NUMBER,
     LABEL_ENDINGS,
-    LABEL_FOLDERS,
     NIFTI,
+    PLANES,
+    bare_label,
     bare_name,
     frame_of,
     is_label_folder,
+    is_piece,
     list_nifti,
+    own_folders,
+    person_of,
+    plain,
     plane_of,
     shared_folders,
+    squeezed,
     stem_of,
     subject_of,
 )
@@ -149,50 +155,58 @@ def folder(source: Path) -> list[Row]:
     """A plain folder: `images/NAME.nii.gz` and `labels/NAME.nii.gz`, or both in one place.
 
     A label has the image's name, or that name (without `_4d`, `_image`, `_cine`) and `_label`, `_gt` or
-    the like (`names.LABEL_ENDINGS`); their folder may be called `masks` or the like. Scans in a subfolder
-    belong to the subject of its name; else the subject is `sub-NAME` of BIDS, or the file's name without
-    `_4d`, `_sa`, `_cine`, `_ED`, `_ES`, `_frameNN`, where frames are counted from 0.
+    the like (`names.LABEL_ENDINGS`); their folder may be called `masks` or the like. Whose scan it is, its
+    folders and its name tell (`names.person_of`), without `_4d`, `_sa`, `_cine`, `_ED`, `_ES`, `_frameNN`,
+    where frames are counted from 0.
     """
-    images_folder = source / "images" if (source / "images").is_dir() else source
-    beside = [source / name for name in LABEL_FOLDERS if (source / name).is_dir()]
-    labels_folder = beside[0] if beside else None
-    files = [
-        f for f in list_nifti(images_folder) if not any(map(is_label_folder, f.relative_to(source).parents))
-    ]
-    images = [f for f in files if not re.search(LABEL_ENDINGS, stem_of(f), re.IGNORECASE)]
-    labels = list_nifti(labels_folder) if labels_folder else []
-    labels += sorted(set(files) - set(images))
-    by_name = _by_name(images, images_folder)
+    files = list_nifti(source)
+    labels = [f for f in files if _is_label(f, source)]
+    images = [f for f in files if f not in labels and not _is_derived(f, source)]
+    by_name = _by_name(images, source)
     found: dict[Path, Path] = {}
     for label in labels:
-        base = labels_folder if labels_folder and labels_folder in label.parents else images_folder
-        image = by_name.get(bare_name(label, base))
+        image = by_name.get(bare_name(label, source))
         if image is None:
-            raise InputError(f"{label}: {_mend_lone_label(label, by_name)}")
+            if is_piece(label, images):  # `tell_unused` names it
+                continue
+            raise InputError(f"{label}: {_mend_lone_label(label, by_name, source)}")
         if image in found:
             raise InputError(f"{label}: a second label of {image.name}; keep one of them")
         found[image] = label
-    rows, shared = [], shared_folders(images, images_folder)
+    rows, shared = [], shared_folders(images, source)
     for image in images:
-        inside = image.relative_to(images_folder).parts[shared:-1]
-        stem = stem_of(image)
-        phase = re.search(r"[_\-](ED|ES)$", stem, re.IGNORECASE)
+        inside, stem = own_folders(image, source)[shared:], stem_of(image)
+        told = [*inside, stem]
+        phases = [p for text in told if (p := re.search(r"(?:^|[_\-])(ED|ES)$", text, re.IGNORECASE))]
+        planes = [plane for text in told if (plane := PLANES.get(squeezed(text)) or plane_of(text))]
         rows.append({
-            "subject": inside[0] if inside else subject_of(stem), "scan": "_".join((*inside, stem)),
+            "subject": person_of(inside, stem), "scan": "_".join(told),
             "image": str(image), "label": str(found[image]) if image in found else None,
-            "frame": frame_of(stem), "phase": phase[1].upper() if phase else None,
-            **({"view": plane} if (plane := plane_of(stem)) else {}),
+            "frame": frame_of(stem), "phase": phases[0][1].upper() if phases else None,
+            **({"view": planes[0]} if planes else {}),
         })  # fmt: skip
     return rows
 
 
-def _mend_lone_label(label: Path, by_name: dict[str, Path]) -> str:
-    stem = stem_of(label)
-    cine = by_name.get(FRAME_NUMBER.sub("", bare_name(label, label.parent))) or by_name.get(subject_of(stem))
-    if frame_of(stem) is not None and cine is not None:
+def _is_label(file: Path, source: Path) -> bool:
+    inside = file.relative_to(source).parents
+    return any(map(is_label_folder, inside)) or bool(re.search(LABEL_ENDINGS, stem_of(file), re.IGNORECASE))
+
+
+def _is_derived(file: Path, source: Path) -> bool:
+    """Whether a file lies in the `derivatives` of BIDS: what was made of images, and is none of them."""
+    return "derivatives" in file.relative_to(source).parts
+
+
+def _mend_lone_label(label: Path, by_name: dict[str, Path], source: Path) -> str:
+    stem, inside = stem_of(label), own_folders(label, source)
+    bare = bare_label(stem)
+    names = (FRAME_NUMBER.sub("", bare), subject_of(bare))
+    cine = next((c for name in names if (c := by_name.get(plain("/".join((*inside, name)))))), None)
+    if bare != names[1] and cine is not None:
         return (
             f"labels one frame of {cine.name}; save one mask of all frames under that name, with the others "
-            f"empty, or cut the frame out of the image as {stem}{cine.name[len(stem_of(cine)) :]}"
+            f"empty, or cut the frame out of the image as {bare}{cine.name[len(stem_of(cine)) :]}"
         )
     return "a label without an image of that name; rename it like its image"
 

@@ -7,6 +7,7 @@ import unicodedata
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from fewbeats.anatomy import OTHER, name_structure
 from fewbeats.disk import files_below
 from fewbeats.errors import InputError
 
@@ -18,12 +19,36 @@ LABEL_ENDINGS = (
     r"[_\-.](label|labels|labelmap|seg|dseg|segmentation|mask|gt|truth|ground_?truth|manual|annotation|annot|"
     r"contours?)$"
 )
-LABEL_FOLDERS = ("labels", "label", "masks", "mask", "segmentations", "segmentation", "gt", "annotations")
-"""What a folder of masks is called, in small letters."""
-SCAN_ENDINGS = r"[_\-](4d|sax?|lax?|[234]ch|cine|image|frame_?\d+|ed|es)$"
-FRAME_NUMBER = re.compile(r"_frame_?(\d+)$", re.IGNORECASE)
+LABEL_FOLDERS = (
+    "labels", "label", "labelstr", "labelsts", "labelmaps", "labelmap", "masks", "mask", "segmentations",
+    "segmentation", "segs", "seg", "gt", "gts", "groundtruth", "annotations", "annotation", "contours",
+    "manual",
+)  # fmt: skip
+"""What a folder of masks is called, in small letters and without what joins words."""
+IMAGE_FOLDERS = (
+    "images", "image", "imgs", "img", "imagestr", "imagests", "scans", "volumes", "nifti", "niftis", "nii",
+    "data", "rawdata", "anat", "func",
+)  # fmt: skip
+"""What a folder of images is called."""
+SCAN_ENDINGS = (
+    r"[_\-](4d|sax?|lax?|[234]ch|short_axis|long_axis|cine|lge|image|rest|stress|ed|es|"
+    r"(frame|phase|slice|time|fr|ph|sl)_?\d+|[tsz]\d\d+|(19|20)\d{6}|"
+    r"(ses|session|visit|baseline|follow_?up|fu|tp|timepoint)[_\-]?[a-z]?\d*)$"
+)
+"""What a name has after whose scan it is: view, sequence, phase, frame, slice, visit, date."""
+FRAME_NUMBER = re.compile(r"_(?:(?:frame|phase|time|fr|ph)_?|t(?=\d\d))(\d+)$", re.IGNORECASE)
 BIDS_SUBJECT = re.compile(r"(sub-[A-Za-z0-9]+)(?=_|$)")
-PLANES = {"sa": "SAX", "sax": "SAX", "2ch": "2CH", "3ch": "3CH", "4ch": "4CH"}
+PLANES = {"sa": "SAX", "sax": "SAX", "shortaxis": "SAX", "2ch": "2CH", "3ch": "3CH", "4ch": "4CH"}
+KINDS = (
+    *PLANES, "la", "lax", "longaxis", "lvot", "rvot", "ed", "es", "cine", "lge", "t1", "t2", "mr", "mri",
+    "cmr", "ct", "train", "training", "test", "testing", "val", "valid", "validation", "tune", "dev",
+    "labeled", "unlabeled", "labelled", "unlabelled", "baseline", "base", "pre", "post",
+)  # fmt: skip
+"""Folders of one kind of scans, of many people."""
+VISIT = re.compile(
+    r"(ses|session|visit|exam|study|timepoint|tp|followup|fu|year|month|week|day|scan)[a-z]?\d{0,3}|(19|20)\d{6}"
+)
+SITE = re.compile(r"(site|center|centre|hospital|vendor|scanner|cohort|dataset)[a-z]?\d{0,3}")
 FOREIGN = (".nrrd", ".nhdr", ".mha", ".mhd", ".hdr", ".par", ".rec", ".mnc", ".nii.zip", ".img")
 """Formats of images and masks that are not read."""
 
@@ -70,8 +95,8 @@ def stem_of(path: Path) -> str:
 def subject_of(stem: str) -> str:
     """Subject from a file's stem.
 
-    >>> [subject_of(stem) for stem in ("patient001_frame01", "001_SA_ED", "sub-01_ses-2_cine")]
-    ['patient001', '001', 'sub-01']
+    >>> [subject_of(stem) for stem in ("patient001_frame01", "001_SA_ED", "sub-01_ses-2_cine", "p_t07")]
+    ['patient001', '001', 'sub-01', 'p']
     """
     if bids := BIDS_SUBJECT.match(stem):
         return bids[1]
@@ -99,21 +124,88 @@ def bare_label(stem: str) -> str:
 
 
 def bare_name(file: Path, folder: Path) -> str:
-    """What an image and its label share: the path below `folder` without endings."""
+    """What an image and its label share: own folders below `folder`, and the name without endings."""
     stem = bare_label(stem_of(file))
     stem = re.sub(r"_(4d|image|cine)$", "", stem, flags=re.IGNORECASE)
-    return plain(str(file.relative_to(folder).with_name(stem)))
+    return plain("/".join((*own_folders(file, folder), stem)))
+
+
+def own_folders(file: Path, folder: Path) -> list[str]:
+    """Folders below `folder` that a file lies in, without those of images or of labels.
+
+    >>> own_folders(Path("in/derivatives/manual/sub-01/anat/a.nii"), Path("in"))
+    ['sub-01']
+    """
+    parts = file.relative_to(folder).parts[:-1]
+    aside = (*IMAGE_FOLDERS, *LABEL_FOLDERS, "derivatives")
+    return [part for part in parts if squeezed(part) not in aside]
+
+
+def squeezed(name: str) -> str:
+    """A folder's name in small letters, without what joins words.
+
+    >>> squeezed("Ground_Truth"), squeezed("ses-02")
+    ('groundtruth', 'ses02')
+    """
+    return re.sub(r"[ _\-.]", "", name.lower())
 
 
 def is_label_folder(folder: Path) -> bool:
     """Whether a folder is called like one of masks."""
-    return folder.name.lower() in LABEL_FOLDERS
+    return squeezed(folder.name) in LABEL_FOLDERS
+
+
+def person_of(folders: Iterable[str], stem: str) -> str:
+    """Whose scan a file is, by its folders (`own_folders`) and its name.
+
+    A folder is a person unless it is called like a kind of scans or a visit; sites are kept apart, as their
+    numbers may be those of other people.
+
+    >>> person_of(["P01", "sax"], "a"), person_of(["ED"], "P01_ED"), person_of(["siteA"], "P01")
+    ('P01', 'P01', 'siteA_P01')
+    >>> person_of(["sub-01", "ses-1"], "sub-01_ses-1_bold"), person_of(["visit2"], "P07_4d")
+    ('sub-01', 'P07')
+    """
+    folders = list(folders)
+    if bids := [found for text in (*folders, stem) if (found := BIDS_SUBJECT.match(text))]:
+        return bids[0][1]
+    telling = [f for f in folders if squeezed(f) not in KINDS and not VISIT.fullmatch(squeezed(f))]
+    sites = [f for f in telling if SITE.fullmatch(squeezed(f))]
+    people = [f for f in telling if f not in sites]
+    return "_".join((*sites, people[0] if people else subject_of(stem)))
 
 
 def shared_folders(files: Iterable[Path], base: Path) -> int:
-    """How many folders below `base` all files lie in: they tell nobody apart."""
-    parts = [file.relative_to(base).parts[:-1] for file in files]
+    """How many folders (`own_folders`) all files lie in: they tell nobody apart.
+
+    The last of them is one person's, unless the files' names tell several apart by their numbers.
+    """
+    listed = list(files)
+    parts = [own_folders(file, base) for file in listed]
     count = 0
-    while parts and all(len(own) > count + 1 for own in parts) and len({own[count] for own in parts}) == 1:
+    while parts and all(len(own) > count for own in parts) and len({own[count] for own in parts}) == 1:
         count += 1
-    return count
+    people = {subject_of(stem_of(file)) for file in listed}
+    several = len(people) > 1 and all(re.search(r"\d\d|[A-Za-z]\d", name) for name in people)
+    deeper = all(len(own) > count for own in parts)
+    return count if several or deeper else max(0, count - 1)
+
+
+def is_piece(label: Path, images: Iterable[Path]) -> bool:
+    """Whether a mask without an image of its name is of one structure: by its name, or as its folder's are.
+
+    >>> is_piece(Path("a/P01_LV_mask.nii.gz"), []), is_piece(Path("a/P01_ED_seg.nii.gz"), [])
+    (True, False)
+    """
+    words = re.split(r"[_\-]", bare_label(stem_of(label)))
+    if any(_means_structure("".join(words[at:])) or _means_structure(words[at]) for at in range(len(words))):
+        return True
+    around = [image for image in images if image.parent == label.parent.parent]
+    return len(around) == 1 and is_label_folder(label.parent) and frame_of(stem_of(label)) is None
+
+
+def _means_structure(word: str) -> bool:
+    try:
+        return name_structure(word, file="") != OTHER
+    except InputError:
+        return False

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fewbeats.data.files import is_nifti
-from fewbeats.data.names import FOREIGN, NIFTI
+from fewbeats.data.names import FOREIGN, NIFTI, is_piece
 from fewbeats.disk import files_below
 from fewbeats.errors import InputError, name_some
 from fewbeats.io.dicom import CONTOURS
@@ -15,7 +15,7 @@ from fewbeats.io.nifti_parts import find_parts, read_parts
 from fewbeats.metrics import enclosed_share
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterable
 
     import numpy as np
     import polars as pl
@@ -81,21 +81,35 @@ def tell_parts(rows: list[Row], tell: Callable[[str], None]) -> None:
             tell(f"{note}: one scan in pieces; join them (fewbeats convert {folder} OUT) and index that")
 
 
-def tell_unused(source: Path, cohort: pl.DataFrame, tell: Callable[[str], None]) -> None:
-    """Name files below the source that are in no row, and such as are of formats that nobody reads."""
-    used = {Path(text) for name in ("image", "label") for text in cohort[name].drop_nulls()}
+def tell_unused(
+    source: Path, cohort: pl.DataFrame, told: Iterable[Path], tell: Callable[[str], None]
+) -> None:
+    """Name files below the source that are in no row, and such as are of formats that nobody reads.
+
+    Args:
+        source: the folder.
+        cohort: what was made of it.
+        told: files of which was said already why they are in no row.
+        tell: told what is found.
+    """
+    used = {Path(text) for name in ("image", "label") for text in cohort[name].drop_nulls()} | set(told)
     files = files_below(source)
     foreign = [f.name for f in files if f.name.lower().endswith(FOREIGN)]
     if foreign:
         tell(f"not read: {name_some(foreign)}; save what is wanted of these as .nii.gz")
     folders = {f for f in used if f.is_dir()}
     spare = [
-        f.name
-        for f in files
+        f for f in files
         if re.search(NIFTI, f.name, re.IGNORECASE) and f not in used and not folders & set(f.parents)
-    ]
-    if spare:
-        tell(f"in no row: {name_some(spare)}; masks of single structures are to be joined to one of all")
+    ]  # fmt: skip
+    pieces = [f for f in spare if is_piece(f, used)]
+    if pieces:
+        tell(
+            f"in no row: {name_some([f.name for f in pieces])}; masks of single structures are to be joined "
+            "to one of all, called like the image"
+        )
+    if others := [f.name for f in spare if f not in pieces]:
+        tell(f"in no row: {name_some(others)}")
 
 
 def look_exchanged(mask: np.ndarray) -> bool | None:

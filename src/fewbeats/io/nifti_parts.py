@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +15,15 @@ from fewbeats.io.nifti import read_nifti
 from fewbeats.scan import Scan, Source, is_orientation_lost
 
 NUMBER = re.compile(r"(\d+)(?=(?:\.nii)?(?:\.gz)?$)", re.IGNORECASE)
+FRAME_WORDS = ("frame", "fr", "phase", "ph", "time", "t", "trigger", "dyn", "dynamic", "vol", "volume")
+SLICE_WORDS = ("slice", "sl", "s", "z")
+PEOPLE_WORDS = (
+    "patient", "pat", "pt", "p", "case", "subject", "subj", "sub", "id", "person", "volunteer", "animal",
+    "pig", "swine", "dog", "sheep", "mouse", "rat", "visit", "ses", "session", "scan", "study", "exam",
+)  # fmt: skip
+"""What stands before a number that tells people or visits apart, and no frames."""
+DATE = re.compile(r"(19|20)\d{6}")
+ALIKE = 0.8  # correlation of neighbors: frames of a heart lie above 0.9, hearts on one grid below 0.7
 SAME_MM = 0.1  # two corners or directions that lie no farther apart are equal
 SHEAR = 0.5  # of a pixel: slices of a stack lie above one another but for less than this
 
@@ -39,6 +49,8 @@ class PartPixels:
 def find_parts(folder: Path) -> list[Path]:
     """NIfTI files of a folder whose names differ in their last number alone, in its order; else none.
 
+    None either where the number tells people, visits or days apart by the word before it.
+
     >>> import tempfile
     >>> folder = Path(tempfile.mkdtemp())
     >>> for name in ("q_t225.nii.gz", "q_t0.nii.gz", "q_t1350.nii.gz"):
@@ -52,7 +64,25 @@ def find_parts(folder: Path) -> list[Path]:
     stems = {NUMBER.sub("", f.name) for f in files}
     if len(files) < 2 or len(numbered) < len(files) or len(stems) > 1 or len(dict(numbered)) < len(files):
         return []
-    return [file for _, file in sorted(numbered)]
+    dated = all(DATE.fullmatch(str(number)) for number, _ in numbered)
+    return [] if dated or _word(files[0]) in PEOPLE_WORDS else [file for _, file in sorted(numbered)]
+
+
+def _word(file: Path) -> str:
+    """The word before a file's number, in small letters.
+
+    >>> _word(Path("heart_T07.nii.gz")), _word(Path("P01_slice-3.nii")), _word(Path("07.nii"))
+    ('t', 'slice', '')
+    """
+    found = re.search(r"([A-Za-z]+)[ _\-]*$", NUMBER.split(file.name)[0])
+    return found[1].lower() if found else ""
+
+
+def _are_alike(scans: Sequence[Scan]) -> bool:
+    """Whether neighbors show the same, as frames of a heart do."""
+    frames = [scan.frame(0).astype(np.float32).ravel() for scan in scans]
+    pairs = [np.corrcoef(one, other)[0, 1] for one, other in pairwise(frames)]
+    return bool(np.median(pairs) > ALIKE)
 
 
 def read_parts(files: Sequence[Path], *, frame_time_ms: float | None = None) -> Scan:
@@ -74,6 +104,10 @@ def read_parts(files: Sequence[Path], *, frame_time_ms: float | None = None) -> 
         raise _no_parts(files, "do not say where they lie")
     note = f"{len(files)} files, {files[0].name} to {files[-1].name}, are"
     if np.abs(step).max() < SAME_MM and scans[0].shape[0] == 1:
+        if _word(files[0]) in SLICE_WORDS:
+            raise _no_parts(files, "are called slices, yet lie in one place")
+        if _word(files[0]) not in FRAME_WORDS and not _are_alike(scans):
+            raise _no_parts(files, "do not look like frames of one heart")
         note = f"{note} frames, in the order of their numbers"
         order, slices, affine = list(range(len(files))), False, scans[0].affine
     elif scans[0].shape[1] == 1:
