@@ -36,8 +36,10 @@ QUANTITIES: dict[str, tuple[str, str]] = {
 """Every quantity of a heartbeat: its name and its unit, in the order of a report."""
 
 
-SHORTEST_FRAME_MS = 1.0
+FRAME_MS = (1.0, 2000.0)
 """Between frames of a heart."""
+LONGEST_FRAME_MS = 250.0
+"""Between many of them: fewer a second are no cine."""
 SHORTEST_BEAT_MS = 75.0
 """Of a mouse under stress; what lasts less over `MANY_FRAMES` is another time, as a repetition time."""
 MANY_FRAMES = 8
@@ -56,11 +58,15 @@ def is_heart_time(frames: int, last_ms: float) -> bool:
 
     >>> is_heart_time(25, 24 * 2.8), is_heart_time(25, 24 * 35.0), is_heart_time(2, 35.0)
     (False, True, True)
+    >>> is_heart_time(25, 24 * 300.0), is_heart_time(6, 5 * 40_000.0)
+    (False, False)
     """
     if frames < 2:
         return True
     step_ms = last_ms / (frames - 1)
-    return step_ms >= SHORTEST_FRAME_MS and (frames < MANY_FRAMES or step_ms * frames >= SHORTEST_BEAT_MS)
+    if frames >= MANY_FRAMES and not SHORTEST_BEAT_MS / frames <= step_ms <= LONGEST_FRAME_MS:
+        return False
+    return FRAME_MS[0] <= step_ms <= FRAME_MS[1]
 
 
 def body_surface_m2(height_cm: float, weight_kg: float) -> float:

@@ -215,6 +215,10 @@ class Source:
     """DICOM only: SAX, 2CH, 3CH or 4CH where its series are called so."""
     part: str = ""
     """Why this may be a part of a heart alone, so that its volumes are none; empty where nothing says so."""
+    no_beat: str = ""
+    """DICOM only: why its frames are no phases of one beat; empty where they may be."""
+    people: tuple[str, ...] = ()
+    """DICOM only: digests of PatientID, to compare and never to write."""
 
 
 @dataclass(frozen=True, kw_only=True)

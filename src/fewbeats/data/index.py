@@ -171,6 +171,7 @@ def measure(row: Row, *, check_pixels: bool) -> list[Row]:
         if scan.modality not in ("", *ALLOWED["modality"]):
             raise InputError(f"{scan.source.path}: modality {scan.modality}; only MR and CT can be used")
         one = {**one, **_geometry(scan), "modality": scan.modality or one.get("modality")}
+        one["_people"] = scan.source.people
         one["slice_order"] = _slice_order(one.get("slice_order"), scan)
         if one.get("label"):
             one = measure_label({"label_frames": _frame_of_single(one["label"], scan), **one}, scan)

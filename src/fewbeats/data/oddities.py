@@ -60,6 +60,7 @@ def tell_odd(rows: list[Row], tell: Callable[[str], None]) -> list[Row]:
     drawn = [row["scan"] for row in rows if row.get("_contours") and not row.get("label")]
     if drawn:
         tell(f"contours (RTSTRUCT) are not read as labels: {name_some(drawn)}; {CONTOURS}")
+    _tell_people(rows, tell)
     judged = [row["_exchanged"] for row in rows if row.get("_exchanged") is not None]
     if sum(judged) > len(judged) / 2:
         tell(
@@ -67,6 +68,29 @@ def tell_odd(rows: list[Row], tell: Callable[[str], None]) -> list[Row]:
             "labels; check the convention"
         )
     return rows
+
+
+def _tell_people(rows: list[Row], tell: Callable[[str], None]) -> None:
+    """Say where one subject's files are of two people, and where two subjects' are of one, by PatientID."""
+    people: dict[str, set[str]] = {}
+    for row in rows:
+        people.setdefault(row["subject"], set()).update(row.get("_people") or ())
+    several = sorted(subject for subject, found in people.items() if len(found) > 1)
+    if several:
+        tell(f"files of several people (PatientID) in one folder: {name_some(several)}; give each a folder")
+    subjects: dict[str, list[str]] = {}
+    for subject, found in people.items():
+        for person in found:
+            subjects.setdefault(person, []).append(subject)
+    shared = [sorted(names) for names in subjects.values() if len(names) > 1]
+    if shared and len(shared[0]) < len(people):  # else it is an anonymizer's, the same everywhere
+        told = "; ".join(" and ".join(names) for names in sorted(shared)[:MOST_NAMED])
+        tell(f"one person by PatientID: {told}; --subject, or folders, can say so")
+    elif shared and len(people) > 1:
+        tell(
+            "all subjects have one PatientID: where they are one person, they must have one name "
+            "(--subject), or a split would part them"
+        )
 
 
 def tell_parts(rows: list[Row], tell: Callable[[str], None]) -> None:

@@ -83,6 +83,8 @@ class Inspector:
             found.append("no heart was found at low resolution, the middle of the image was segmented")
         if self.scan.source.part:
             found.append(f"{self.scan.source.part}, so its volumes are of a part of the heart")
+        if self.scan.source.no_beat:
+            found.append(f"{self.scan.source.no_beat}, so they have no ejection fraction")
         if not self.spacing_trusted:
             found.append("the voxel size is lost, so nothing has a volume")
         if self.known is None or not self.fingerprint:

@@ -20,7 +20,7 @@ from fewbeats.errors import InputError
 from fewbeats.io.dicom_headers import CONTOUR_CLASS, FrameHeader, read_headers, sop_class
 from fewbeats.io.dicom_kinds import plane_of_words
 from fewbeats.io.dicom_series import Stack, is_even, join_series, may_be_one, same_place_mm, split_series
-from fewbeats.io.dicom_time import frame_times, order_frames
+from fewbeats.io.dicom_time import ONCE_A_BEAT, frame_times, order_frames
 from fewbeats.scan import Reorientation, Scan, Source, canonical_reorientation
 
 MENDS = (
@@ -239,6 +239,8 @@ def _build(stack: Stack) -> Scan:
             series=tuple(sorted({series.first.series_number for series in stack.series})),
             plane=_plane(stack),
             part=stack.part,
+            people=tuple(sorted({frame.person for frame in frames} - {""})),
+            no_beat=ONCE_A_BEAT if any(ONCE_A_BEAT in note for note in time_notes) else "",
         ),
     )
 
@@ -320,7 +322,9 @@ def _tell_fewer(one: list[FrameHeader], slices: list[list[FrameHeader]], usual: 
         for frames in (one, next(other for other in slices if len(other) == usual))
     )
     counted = f"its slice position has {len(one)} frames where others have {usual}"
-    if times - others:
+    own = [len(frames) for frames in slices if frames[0].series_uid == one[0].series_uid]
+    whole_series = len(own) > 1 and set(own) == {len(one)}
+    if times - others or whole_series:
         return (
             f"{counted}, at times of their own: slices have different numbers of phases; give those with "
             "equally many"

@@ -2,11 +2,12 @@
 
 A multi-frame file answers per frame, for all frames, or at its top level, in this order; the names of
 Enhanced attributes are translated to the classic ones, so that the rest of fewbeats sees one kind of header.
-Only the tags named here are read: nothing about the patient.
+Only the tags named here are read: nothing about the patient but a digest that tells two of them apart.
 """
 
 from __future__ import annotations
 
+import hashlib
 import math
 import warnings
 from collections import ChainMap
@@ -48,8 +49,14 @@ TAGS = [
     "TemporalResolution", "AcquisitionDate", "AcquisitionTime", "ContentDate", "ContentTime",
     "InstanceNumber", "NominalInterval", "HeartRate", "SharedFunctionalGroupsSequence",
     "PerFrameFunctionalGroupsSequence", "EchoTime", "InversionTime", "DiffusionBValue", "BitsStored",
-    "ComplexImageComponent",
+    "ComplexImageComponent", "AcquisitionDateTime", "PatientID",
+    "FlipAngle",
 ]  # fmt: skip
+
+FILTERS = {"NORM", "ND", "DIS2D", "DIS3D", "FIL", "PRESCAN", "SHUTTER", "FM", "FM1", "FM2", "FM3", "FM4"}
+"""Words of ImageType that tell how gray values were evened out, and no other kind of image."""
+BEATS_MS = (75.0, 4000.0)
+"""Heartbeats there are, of a mouse under stress to a slow heart; other numbers stand for "unknown"."""
 
 GROUPS = [
     "PlanePositionSequence", "PlaneOrientationSequence", "PixelMeasuresSequence", "FrameContentSequence",
@@ -75,12 +82,18 @@ class FrameHeader:
     series_number: int
     description: str
     """SeriesDescription; searched for a cardiac phase, never shown."""
+    person: str
+    """Digest of PatientID, empty where there is none; compared, never shown or written."""
     frame_of_reference: str
     modality: str
     technique: tuple[str, ...]
     """Kind of image (magnitude, phase, water, localizer), sequence, kernel: frames of one stack share it."""
+    processing: tuple[str, ...]
+    """Original or derived, filters and the sequence's variant: frames of one series share it, while slices of
+    one stack may differ."""
     contrast: dict[str, float]
-    """Tag -> value that makes another image of the same moment: echo and inversion time in ms, b-value."""
+    """Tag -> value that makes another image of the same moment: echo and inversion time in ms, b-value, flip
+    angle in degrees."""
     shape: tuple[int, int]
     """(rows, columns)."""
     spacing_mm: tuple[float, float]
@@ -239,7 +252,8 @@ def _flat(sequence: Any, index: int) -> dict[str, Any]:
 
 def _frame_header(file: Path, index: int, tags: Mapping[str, Any]) -> FrameHeader:
     kind = tags.get("FrameType") or tags.get("ImageType") or []
-    technique = "ScanningSequence", "SequenceVariant", "ConvolutionKernel", "ComplexImageComponent"
+    technique = "ScanningSequence", "ConvolutionKernel", "ComplexImageComponent"
+    words = [*map(str, kind)]
     claims = [(tag, _number(tags, tag)) for tag in ("SpacingBetweenSlices", "SliceThickness")]
     flaws: list[str] = []
     color = _text(tags, "PhotometricInterpretation")
@@ -259,9 +273,11 @@ def _frame_header(file: Path, index: int, tags: Mapping[str, Any]) -> FrameHeade
         series_uid=_text(tags, "SeriesInstanceUID"),
         series_number=int(_number(tags, "SeriesNumber") or 0),
         description=_text(tags, "SeriesDescription"),
+        person=_digest(_text(tags, "PatientID")),
         frame_of_reference=_text(tags, "FrameOfReferenceUID"),
         modality=_text(tags, "Modality").upper(),
-        technique=(*map(str, kind[2:]), *(_text(tags, tag) for tag in technique)),
+        technique=(*(w for w in words[2:] if w not in FILTERS), *(_text(tags, tag) for tag in technique)),
+        processing=(*words[:2], *(w for w in words[2:] if w in FILTERS), _text(tags, "SequenceVariant")),
         contrast=_contrast(tags),
         shape=(int(tags["Rows"]), int(tags["Columns"])),
         spacing_mm=_vector(tags, "PixelSpacing", (1.0, 1.0), flaws),  # type: ignore[arg-type]
@@ -286,6 +302,7 @@ def _contrast(tags: Mapping[str, Any]) -> dict[str, float]:
         "EchoTime": _first(tags, "EffectiveEchoTime", "EchoTime"),
         "InversionTime": _first(tags, "InversionTimes", "InversionTime"),
         "DiffusionBValue": _number(tags, "DiffusionBValue"),
+        "FlipAngle": _number(tags, "FlipAngle"),
     }
     return {tag: value for tag, value in values.items() if value is not None}
 
@@ -301,7 +318,7 @@ def _mirror(tags: Mapping[str, Any]) -> float | None:
 def _order(index: int, tags: Mapping[str, Any]) -> dict[str, float]:
     instance = _number(tags, "InstanceNumber") or 0
     values = {
-        "TriggerTime": _first(tags, "NominalCardiacTriggerDelayTime", "TriggerTime"),
+        "TriggerTime": _not_negative(_first(tags, "NominalCardiacTriggerDelayTime", "TriggerTime")),
         "NominalPercentageOfCardiacPhase": _number(tags, "NominalPercentageOfCardiacPhase"),
         "TemporalPositionIdentifier": _first(tags, "TemporalPositionIndex", "TemporalPositionIdentifier"),
         "AcquisitionTime": _clock_ms(tags, "FrameAcquisitionDateTime", "AcquisitionDate", "AcquisitionTime"),
@@ -311,9 +328,23 @@ def _order(index: int, tags: Mapping[str, Any]) -> dict[str, float]:
     return {tag: value for tag, value in values.items() if value is not None}
 
 
+def _not_negative(value: float | None) -> float | None:
+    """Below zero stands for "unknown"."""
+    return None if value is None or value < 0 else value
+
+
+def _digest(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()[:16] if text else ""
+
+
 def _clock_ms(tags: Mapping[str, Any], date_time: str, day: str, time: str) -> float | None:
-    """Milliseconds since year 1 of a DT, or of a DA and a TM; None where missing or malformed."""
-    text = _text(tags, date_time) or (_text(tags, day) or "00010101") + _text(tags, time).replace(":", "")
+    """Milliseconds since year 1 of a DT, or of a DA and a TM; None where missing or malformed.
+
+    A classic file may tell its acquisition by a DT, too.
+    """
+    clock = _text(tags, time).replace(":", "")
+    text = _text(tags, date_time) or (clock and (_text(tags, day) or "00010101") + clock)
+    text = text or (_text(tags, "AcquisitionDateTime") if time == "AcquisitionTime" else "")
     try:
         days = date(int(text[:4]), int(text[4:6]), int(text[6:8])).toordinal()
         clock = text[8:].split("+")[0].split("-")[0]
@@ -324,11 +355,9 @@ def _clock_ms(tags: Mapping[str, Any], date_time: str, day: str, time: str) -> f
 
 
 def _cycle_ms(tags: Mapping[str, Any]) -> float | None:
-    interval = _first(tags, "RRIntervalTimeNominal", "NominalInterval")
-    if interval is not None and interval > 0:
-        return interval
-    rate = _number(tags, "HeartRate")
-    return 60_000.0 / rate if rate is not None and rate > 0 else None
+    interval, rate = _first(tags, "RRIntervalTimeNominal", "NominalInterval"), _number(tags, "HeartRate")
+    told = (interval, 60_000.0 / rate if rate else None)
+    return next((ms for ms in told if ms is not None and BEATS_MS[0] <= ms <= BEATS_MS[1]), None)
 
 
 def _dtype(tags: Mapping[str, Any]) -> np.dtype:

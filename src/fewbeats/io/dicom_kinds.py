@@ -21,6 +21,11 @@ SAME_CONTRAST = 0.01
 APART_MS = 60_000.0
 """Images of one position that are longer apart are of two acquisitions: nobody holds the breath that long."""
 
+ONE_BOLUS_MS = 15_000.0
+"""As such of CT: the contrast medium has moved on."""
+CLOCKS = ("AcquisitionTime", "ContentTime")
+"""Which tell hours apart, the more trusted first."""
+
 Ranks = list[int]
 """For each image of a position, which of the kinds found there it is, from 0."""
 
@@ -56,7 +61,9 @@ def split_kinds(frames: Sequence[FrameHeader], same_place_mm: float) -> list[tup
         the parts, each with a note that says why it stands alone; empty where nothing was parted.
     """
     places = _by_place(frames, same_place_mm)
-    for tag in ("EchoTime", "InversionTime", "DiffusionBValue"):
+    if parts := _part(places, _rank_processing):
+        return _said(parts, same_place_mm, "images of one position were processed differently (ImageType)")
+    for tag in ("EchoTime", "InversionTime", "DiffusionBValue", "FlipAngle"):
         if parts := _part(places, lambda place: _rank_values(place, tag)):  # noqa: B023 (used at once)
             return _said(parts, same_place_mm, f"images of one position differ in {tag}")
     if parts := _part(places, _rank_acquisitions):
@@ -74,13 +81,26 @@ def _said(
 
 
 def same_contrast(a: FrameHeader, b: FrameHeader) -> bool:
-    """Whether two images of one position may be phases of one beat."""
-    for tag, value in a.contrast.items():
-        other = b.contrast.get(tag, value)
+    """Whether two images of one position may be phases of one beat.
+
+    Without preparation, or diffusion, an image has no such tag.
+    """
+    for tag in a.contrast.keys() | b.contrast.keys():
+        told = [header.contrast.get(tag) for header in (a, b)]
+        if None in told and tag not in ("InversionTime", "DiffusionBValue"):
+            continue
+        value, other = (one or 0.0 for one in told)
         if abs(value - other) > SAME_CONTRAST * max(abs(value), abs(other)):
             return False
-    times = [header.order.get("AcquisitionTime") for header in (a, b)]
-    return None in times or abs(times[0] - times[1]) <= APART_MS  # type: ignore[operator]
+    if a.modality == "CT" and b.modality == "CT":
+        return apart_ms(a, b, "AcquisitionTime") <= ONE_BOLUS_MS
+    known = [tag for tag in CLOCKS if tag in a.order and tag in b.order]
+    return not known or apart_ms(a, b, known[0]) <= APART_MS
+
+
+def apart_ms(a: FrameHeader, b: FrameHeader, tag: str) -> float:
+    """Between two images by a clock; 0 where it is not known."""
+    return abs(a.order[tag] - b.order[tag]) if tag in a.order and tag in b.order else 0.0
 
 
 def _by_place(frames: Sequence[FrameHeader], same_place_mm: float) -> list[list[FrameHeader]]:
@@ -105,17 +125,32 @@ def _part(
 
 
 def _rank_values(place: list[FrameHeader], tag: str) -> Ranks | None:
-    values = [header.contrast.get(tag) for header in place]
-    if None in values:
+    values = np.array([header.contrast.get(tag, np.nan) for header in place], float)
+    untold = np.isnan(values)
+    if untold.all():
         return None
-    return _rank(np.array(values, float), lambda ascending: SAME_CONTRAST * np.abs(ascending[1:]))
+    told = np.unique(values[~untold])
+    if tag == "DiffusionBValue":  # not told where it is 0
+        values[untold] = 0.0
+    elif len(told) == 1:  # a tag that was forgotten, and no other kind
+        return None
+    else:
+        values[untold] = -1.0
+    return _rank(values, lambda ascending: SAME_CONTRAST * np.abs(ascending[1:]))
+
+
+def _rank_processing(place: list[FrameHeader]) -> Ranks | None:
+    """As where an average of all phases lies beside them."""
+    kinds = sorted({header.processing for header in place}, key=lambda kind: kind[0] != "ORIGINAL")
+    return [kinds.index(header.processing) for header in place]
 
 
 def _rank_acquisitions(place: list[FrameHeader]) -> Ranks | None:
-    times = [header.order.get("AcquisitionTime") for header in place]
-    if None in times:
-        return None
-    return _rank(np.array(times, float), lambda ascending: APART_MS)
+    for tag in CLOCKS:
+        times = [header.order.get(tag) for header in place]
+        if None not in times:
+            return _rank(np.array(times, float), lambda ascending: APART_MS)
+    return None
 
 
 def _rank(values: np.ndarray, gap: Callable[[np.ndarray], np.ndarray | float]) -> Ranks:
@@ -131,8 +166,9 @@ def _rank_repeats(place: list[FrameHeader]) -> Ranks | None:
     counts = Counter(times)
     if None in counts or len(counts) < 2 or len(set(counts.values())) > 1 or counts[times[0]] == 1:
         return None
-    if len({header.order.get("AcquisitionTime") for header in place}) == len(place):
-        return None  # one beat after another, each with the same delays
+    for tag in ("AcquisitionTime", "TemporalPositionIdentifier"):
+        if len({header.order.get(tag) for header in place}) == len(place):
+            return None  # one beat after another, each with the same delays; or delays that were rounded
     order = sorted(range(len(place)), key=lambda i: place[i].order.get("InstanceNumber", i))
     seen: Counter = Counter()
     ranks = [0] * len(place)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from fewbeats.io.dicom_kinds import same_contrast, split_kinds
+from fewbeats.io.dicom_kinds import CLOCKS, same_contrast, split_kinds
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -21,6 +21,10 @@ SAME_PLACE_MM = 0.02
 """Positions closer than this are one slice,"""
 SAME_PLACE = 0.1
 """and so are such as are closer than this share of a pixel, as where slices follow the breath."""
+LITTLE_TURNED_DEGREES = 5.0
+"""Stacks that continue one another are turned by less."""
+LOST_SLICES = 1
+"""So many may be missing between them."""
 SAME_DIRECTION = 1e-3
 """Largest difference of direction cosines within one orientation."""
 EVEN = 0.1
@@ -29,8 +33,14 @@ PHASE_TAGS = ("NominalPercentageOfCardiacPhase", "TemporalPositionIdentifier", "
 SAYS_NOTHING = {("TemporalPositionIdentifier", 1.0), ("TriggerTime", 0.0)}
 """What some scanners write into every series, whatever its phase."""
 
+NO_PHASE_WORDS = (
+    "TI", "TE", "TR", "TD", "B", "FA", "ASIR", "ASIRV", "ADMIRE", "SAFIRE", "IDOSE", "AIDR", "MBIR",
+    "DLIR", "DOSE",
+)  # fmt: skip
+"""Before a number in SeriesDescription that is no cardiac phase."""
 SHIFTED_MM = 20.0
 """Stacks that continue one another lie no farther apart in their plane."""
+DAY_MS = 24 * 3_600_000.0
 ONE_SESSION_MS = 15 * 60_000.0
 """A next slice is acquired within this time."""
 
@@ -70,8 +80,9 @@ class Series:
             if len(values) == 1 and (value := values.pop()) is not None:
                 found[tag, 0] = value
         for unit in ("%", "ms"):
-            numbers = re.findall(rf"(\d+(?:\.\d+)?)\s*{unit}(?!\w)", self.first.description)
-            found |= {(f"{unit} in SeriesDescription", i): float(n) for i, n in enumerate(numbers)}
+            told = re.finditer(rf"(\w*)[ _=:]*?(\d+(?:\.\d+)?)\s*{unit}(?!\w)", self.first.description)
+            numbers = [float(n[2]) for n in told if n[1].upper().rstrip("_") not in NO_PHASE_WORDS]
+            found |= {(f"{unit} in SeriesDescription", i): n for i, n in enumerate(numbers)}
         if self.first.modality == "CT" and all(
             (tag, value) in SAYS_NOTHING for (tag, _), value in found.items()
         ):
@@ -103,6 +114,8 @@ def split_series(headers: Sequence[FrameHeader]) -> list[Series]:
     by_uid: dict[tuple[int, str], list[FrameHeader]] = defaultdict(list)
     for header in headers:
         by_uid[header.series_number, header.series_uid].append(header)
+    for together in by_uid.values():
+        _pass_midnight(together)
     series = []
     for key in sorted(by_uid):
         parts: list[list[FrameHeader]] = []
@@ -119,6 +132,16 @@ def split_series(headers: Sequence[FrameHeader]) -> list[Series]:
             kinds = [(part, "")] if flawed else split_kinds(part, same_place_mm(part[0]))
             series += [Series(tuple(kind), note) for kind, note in kinds]
     return series
+
+
+def _pass_midnight(frames: Sequence[FrameHeader]) -> None:
+    """Let a clock whose date stands still go on after midnight."""
+    for tag in CLOCKS:
+        known = [frame.order for frame in frames if tag in frame.order]
+        times = np.array([order[tag] for order in known])
+        if len(times) and DAY_MS / 2 < np.ptp(times) < DAY_MS:
+            for order in known:
+                order[tag] += DAY_MS if order[tag] < times.max() - DAY_MS / 2 else 0.0
 
 
 def same_place_mm(header: FrameHeader) -> float:
@@ -151,21 +174,24 @@ def _tell_neighbors(stacks: Sequence[Stack]) -> None:
                 continue
             mine, theirs = (np.concatenate([s.depths_mm for s in one.series]) for one in (stack, other))
             shared = _shared(theirs, mine, same_place_mm(stack.series[0].first))
-            if shared and i < j:
+            torn = 0 < shared < min(len(mine), len(theirs)) if shared else _continues(mine, theirs)
+            if torn:
+                stack.part = f"scan {j + 1} seems to continue this one"
+                stack.notes.append(f"{stack.part}: {_why_apart(stack, other, shared)}")
+            elif shared and i < j and _same_grid(stack.series[0].first, other.series[0].first):
                 what = "a position" if len(theirs) == 1 else f"{shared} positions"
                 stack.notes.append(f"scan {j + 1} is of {what} of this one; it was not used here")
-            elif not shared and _continues(mine, theirs):
-                stack.part = f"scan {j + 1} seems to continue this one"
-                stack.notes.append(f"{stack.part}: {_why_apart(stack, other)}")
 
 
 def _alike(a: Stack, b: Stack) -> bool:
-    """Of one kind, grid and direction, and of as many frames, in planes that are little shifted."""
+    """Of one person and kind, in about one direction, in planes that are little shifted."""
     one, other = a.series[0].first, b.series[0].first
     return (
-        _same_grid(one, other)
+        (one.modality, one.technique) == (other.modality, other.technique)
+        and not _are_two_people(one, other)
+        and abs(one.normal @ other.normal) > np.cos(np.deg2rad(LITTLE_TURNED_DEGREES))
         and np.abs(one.in_plane_mm - other.in_plane_mm).max() < SHIFTED_MM
-        and len(a.frames) / _positions(a) == len(b.frames) / _positions(b)
+        and (len(a.frames) > _positions(a)) == (len(b.frames) > _positions(b))
         and not any(s.note or s.first.flaw for s in (*a.series, *b.series))
     )
 
@@ -179,16 +205,25 @@ def _continues(mine: np.ndarray, theirs: np.ndarray) -> bool:
     mine, theirs = np.sort(np.unique(mine)), np.sort(np.unique(theirs))
     steps = np.r_[np.diff(mine), np.diff(theirs)]
     gap = max(theirs[0] - mine[-1], mine[0] - theirs[-1])
-    return len(steps) > 0 and 0 < gap <= 1.5 * float(np.median(steps))
+    return len(steps) > 0 and 0 < gap <= (1 + LOST_SLICES + EVEN) * float(np.median(steps))
 
 
-def _why_apart(a: Stack, b: Stack) -> str:
+def _why_apart(a: Stack, b: Stack, shared: int) -> str:
     one, other = a.series[0].first, b.series[0].first
+    if shared:
+        return f"they have {shared} position{'s' * (shared > 1)} in common"
+    if one.shape != other.shape or not np.allclose(one.spacing_mm, other.spacing_mm, rtol=1e-3):
+        return "their pixels differ in size or number"
+    if not np.allclose(one.orientation, other.orientation, atol=SAME_DIRECTION):
+        return "they are turned against each other"
+    if len(a.frames) / _positions(a) != len(b.frames) / _positions(b):
+        return "they have different numbers of frames"
     if one.study_uid != other.study_uid:
         return "they are of two studies"
     if one.frame_of_reference != other.frame_of_reference:
         return "they have two frames of reference, so their positions may not fit each other"
-    return "they are shifted against each other"
+    shifted = np.abs(one.in_plane_mm - other.in_plane_mm).max() >= 0.5 * min(one.spacing_mm)
+    return "they are shifted against each other" if shifted else "slices between them may be missing"
 
 
 def may_be_one(a: Stack, b: Stack) -> bool:
@@ -209,8 +244,8 @@ def is_even(depths_mm: np.ndarray) -> bool:
 def _same_grid(a: FrameHeader, b: FrameHeader) -> bool:
     """Of one modality and kind, of equal pixels, and in the same direction."""
     return (
-        (a.modality, a.shape) == (b.modality, b.shape)
-        and _same_kind(a, b)
+        (a.modality, a.shape, a.technique) == (b.modality, b.shape, b.technique)
+        and np.allclose(a.orientation, b.orientation, atol=SAME_DIRECTION)
         and np.allclose(a.spacing_mm, b.spacing_mm, rtol=1e-3)
     )
 
@@ -222,6 +257,8 @@ def _same_kind(a: FrameHeader, b: FrameHeader) -> bool:
 def _joins(stack: Stack, series: Series) -> bool:
     """Add the series to the stack where it is its next slice or phase."""
     a, b = stack.series[0].first, series.first
+    if _are_two_people(a, b):
+        return False
     shifted_mm = np.abs(a.in_plane_mm - b.in_plane_mm).max()
     if not _same_grid(a, b) or shifted_mm >= 0.5 * min(a.spacing_mm):
         return False
@@ -242,6 +279,10 @@ def _joins(stack: Stack, series: Series) -> bool:
         stack.phase_rule = _phase_rule(stack.series)
         return True
     return False
+
+
+def _are_two_people(a: FrameHeader, b: FrameHeader) -> bool:
+    return bool(a.person and b.person) and a.person != b.person
 
 
 def _is_next_slice(stack: Stack, series: Series) -> bool:
@@ -277,9 +318,10 @@ def _is_next_phase(stack: Stack, series: Series) -> bool:
     if any(s.frames_per_slice >= 1.5 for s in (*stack.series, series)):
         return False
     first = series.first
-    beside = min(stack.series[0].frames, key=lambda frame: abs(frame.depth_mm - first.depth_mm))
-    if not same_contrast(beside, first):
-        return False
+    for one in stack.series:
+        beside = min(one.frames, key=lambda frame: abs(frame.depth_mm - first.depth_mm))
+        if not same_contrast(beside, first):
+            return False
     places, most = stack.series[0].depths_mm, max(len(s.depths_mm) for s in (stack.series[0], series))
     return _shared(series.depths_mm, places, same_place_mm(first)) > 0.5 * most
 

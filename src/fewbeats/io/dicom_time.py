@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from fewbeats.errors import InputError
-from fewbeats.heartbeat import is_heart_time
+from fewbeats.heartbeat import FRAME_MS, is_heart_time
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -23,6 +23,8 @@ TIME_TAGS = (
 """Tags that may order the frames of a slice; the first that tells most of them apart in every slice does."""
 IN_MS = {"TriggerTime", "AcquisitionTime", "ms in SeriesDescription"}
 IN_PERCENT = {"NominalPercentageOfCardiacPhase", "% in SeriesDescription"}
+ONE_A_BEAT = 0.75  # of a heartbeat from frame to frame, as in perfusion
+ONCE_A_BEAT = "frames are a heartbeat apart"
 # A difference between slices that is worth a sentence.
 NOTABLE_MS = 1.0
 
@@ -54,7 +56,7 @@ def order_frames(slices: list[list[FrameHeader]], stack: Stack) -> tuple[str, np
         why = f" ({', '.join(passed_over)} not unique within a position)" if passed_over else ""
         if _is_whole(slices, tag):
             values = _sort(slices, lambda header: header.order[tag])  # noqa: B023 (used at once)
-            return tag, values, [f"frames ordered by {tag}{why}"]
+            return tag, values, [f"frames ordered by {tag}{why}", *_tell_contradictions(slices, tag)]
         if all(_tells_most(one, tag) for one in slices):
             return _order_by_two(slices, tag, why)
         if all(tag in header.order for one in slices for header in one):
@@ -64,6 +66,20 @@ def order_frames(slices: list[list[FrameHeader]], stack: Stack) -> tuple[str, np
         f"{a.file}: duplicate frames: no time and no InstanceNumber tells it from {b.file} at the same "
         f"position; remove the copies"
     )
+
+
+def _tell_contradictions(slices: list[list[FrameHeader]], tag: str) -> list[str]:
+    """Which tags would order the frames otherwise than they stand now."""
+    later = [
+        t for t in TIME_TAGS[TIME_TAGS.index(tag) + 1 :] if t != "InstanceNumber" or not _is_packed(slices)
+    ]
+    others = [t for t in later if _is_whole(slices, t) and not _agrees(slices, tag, t)]
+    return [f"{' and '.join(others)} would order the frames otherwise; check the cine"] if others else []
+
+
+def _is_packed(slices: list[list[FrameHeader]]) -> bool:
+    """Whether frames lie in files of many, in whose order nothing is said."""
+    return any(header.is_multi_frame for one in slices for header in one)
 
 
 def _is_whole(slices: list[list[FrameHeader]], tag: str) -> bool:
@@ -157,6 +173,9 @@ def frame_times(
         notes.append(f"frames are {resolution_ms:.4g} ms apart (TemporalResolution)")
     else:
         return None, cycle_ms, [*notes, f"frame times are unknown ({rule} gives only their order)"]
+    step_ms = float(times[-1]) / (len(times) - 1)
+    if cycle_ms and len(times) > 2 and ONE_A_BEAT * cycle_ms < step_ms <= FRAME_MS[1]:
+        return times, None, [*notes, f"{ONCE_A_BEAT}, so they are no cardiac phases"]
     if not is_heart_time(len(times), float(times[-1])):
         what = f"{len(times)} frames in {times[-1]:.4g} ms are no heartbeat"
         return None, cycle_ms, [*notes, f"frame times are unknown ({what})"]
