@@ -18,6 +18,7 @@ from fewbeats.anatomy import (
     annotated,
     name_structure,
     relabel,
+    whole_labels,
 )
 from fewbeats.data.conventions import find_convention, read_convention
 from fewbeats.errors import InputError
@@ -54,6 +55,16 @@ def test_unknown_and_broken_values_are_named():
         relabel(np.array([0, 1, 7]), CONVENTIONS["acdc"], ["LV"], file="gt.nii")
     with pytest.raises(InputError, match="whole numbers"):
         relabel(np.array([0, 1.5]), CONVENTIONS["acdc"], ["LV"])
+
+
+def test_whole_numbers_are_known_within_the_rounding_of_their_file():
+    stored = np.rint(np.array([0, 205, 500, 600]) / 0.0091554).astype(int) * 0.0091554
+    assert whole_labels(stored, file="a.nii", step=0.0091554).tolist() == [0, 205, 500, 600]
+    assert whole_labels(np.float32([0, 0.9999995, 2.999998]), file="a.nii").tolist() == [0, 1, 3]
+    with pytest.raises(InputError, match="whole numbers"):
+        whole_labels(np.array([0, 204.9]), file="a.nii", step=0.0091554)
+    with pytest.raises(InputError, match=r"stored 2\.35 apart, too coarsely"):
+        whole_labels(np.array([0, 204.7]), file="a.nii", step=2.35)
 
 
 def test_public_conventions_map_to_the_right_structures():

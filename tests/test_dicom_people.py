@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 import numpy as np
+import pydicom
 import pytest
 
 from fewbeats.data.index import index
@@ -12,7 +13,7 @@ from fewbeats.errors import InputError
 from fewbeats.inference.plausibility import Inspector
 from fewbeats.io.dicom import read_dicom
 from fewbeats.io.dicom_series import Series
-from synthetic_dicom import Grid, assert_truth, only, write_cine, write_ct
+from synthetic_dicom import Grid, assert_truth, only, write_cine, write_color, write_ct
 from test_dicom_kinds import edit, place_of, said
 
 
@@ -220,3 +221,30 @@ def test_frames_a_heartbeat_apart_have_no_ejection_fraction(tmp_path):
     scan = only(read_dicom(tmp_path))
     assert "frames are a heartbeat apart, so they are no cardiac phases" in said(scan)
     assert "they have no ejection fraction" in Inspector(scan, ("LV",)).warnings()[0]
+
+
+# Beside the images, and beyond them
+
+
+def test_a_screenshot_under_the_series_own_uid_is_left_out(tmp_path):
+    write_cine(tmp_path, frames=2, series_per_slice=False)
+    shot = write_color(tmp_path / "shot.dcm")
+    edit(shot, SeriesInstanceUID="1.2.3.6.7", SeriesNumber=7)
+    scan = only(read_dicom(tmp_path))
+    assert_truth(scan, 2)
+    assert "left out" in said(scan)
+
+
+@pytest.mark.parametrize("kind", ["MONOCHROME2", "MONOCHROME1"])
+def test_pixels_outside_of_the_image_are_dark(tmp_path, kind):
+    for file in write_cine(tmp_path, frames=1, series_per_slice=False, PhotometricInterpretation=kind):
+        data = pydicom.dcmread(file)
+        pixels = data.pixel_array.copy()
+        pixels[:2] = 65535
+        data.PixelData = pixels.tobytes()
+        data.add_new("PixelPaddingValue", "US", 65535)
+        data.save_as(file)
+    frame = only(read_dicom(tmp_path)).frame(0)
+    for slice_ in frame:
+        borders = (slice_[:2], slice_[-2:], slice_[:, :2], slice_[:, -2:])
+        assert any((border == slice_.min()).all() for border in borders)

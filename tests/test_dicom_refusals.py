@@ -86,11 +86,6 @@ def refuse_color_alone(folder):
     write_color(folder / "color.dcm")
 
 
-def refuse_color_in_a_series(folder):
-    write_cine(folder, series_per_slice=False)
-    write_color(folder / "color.dcm", SeriesNumber=7, SeriesInstanceUID="1.2.3.6.7")
-
-
 def refuse_nan_slope(folder):
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
@@ -155,7 +150,6 @@ def refuse_truncated_header(folder):
         (refuse_surplus_frame, "im_002", "has 4 frames where others have 3, each at another time; add"),
         (refuse_repeated_slice, "im_002", "only 0.9 mm away, others 8 mm; remove one of the two"),
         (refuse_color_alone, "color.dcm", "color"),
-        (refuse_color_in_a_series, "color.dcm", "color"),
         (refuse_nan_slope, "im_003_002.dcm", "RescaleSlope is nan"),
         (refuse_no_position, "im_000_000.dcm", "ImagePositionPatient"),
         (refuse_zero_bytes_alone, "empty.dcm", "zero bytes"),

@@ -304,3 +304,52 @@ def test_what_was_left_out_is_not_said_twice(tmp_path):
     (tmp_path / "P02.nii.gz").write_bytes(b"")
     _, notes = told(tmp_path, leave_out=True)
     assert notes.count("drawn") == notes.count("P02") == 1
+
+
+def test_a_map_of_probabilities_and_a_mask_of_many_structures_are_no_images(tmp_path):
+    image(tmp_path / "P01.nii.gz")
+    many = np.repeat(np.repeat(np.arange(60).reshape(6, 10, 1), 4, 0), 4, 1).repeat(3, 2)
+    save(tmp_path / "everything.nii.gz", many.astype(np.uint8))
+    save(tmp_path / "P01_prob.nii.gz", np.random.default_rng(0).random((12, 12, 4)).astype(np.float32))
+    rows, notes = told(tmp_path)
+    assert list(rows) == ["P01"]
+    assert "left out, as they look like masks: P01_prob, everything" in notes
+
+
+@pytest.mark.parametrize(
+    ("values", "inner", "outer"),
+    [((1, 3, 2), "LV", "RV"), ((2, 1, 3), "MYO", "LV"), ((3, 2, 1), "RV", "MYO"), ((2, 3, 1), "MYO", "RV"),
+     ((3, 1, 2), "RV", "LV")],
+)  # fmt: skip
+def test_any_exchange_of_structures_is_told(tmp_path, values, inner, outer):
+    """`values`: what LV, MYO and RV of the heart are called."""
+    called = np.array([0, *values], np.uint8)
+    rng = np.random.default_rng(0)
+    save(tmp_path / "images" / "a.nii.gz", rng.integers(0, 900, HEART.shape).astype(np.int16))
+    save(tmp_path / "labels" / "a.nii.gz", called[HEART])
+    _, notes = told(tmp_path, convention="fewbeats")
+    assert f"what is called {inner} lies within {outer} in 1 of 1 labels" in notes
+
+
+def test_the_first_group_of_a_pattern_that_found_something_counts(tmp_path):
+    for name in ("P01_x", "sub-12_y"):
+        image(tmp_path / f"{name}.nii.gz", seed=len(name))
+    rows, _ = told(tmp_path, subject=r"^(P\d+)|^(sub-\d+)")
+    assert {row["subject"] for row in rows.values()} == {"P01", "sub-12"}
+
+
+@pytest.mark.parametrize(
+    ("text", "why"),
+    [
+        ("Subject,split\nP01,dev\n", "has no column 'subject'; rename 'Subject' to it"),
+        ("subject,split,split\nP01,dev,train\n", "has the column 'split' twice"),
+        ("subject,split\nM\xfcller,dev\n", "not UTF-8 text; save it as CSV UTF-8"),
+    ],
+)
+def test_a_faulty_table_is_called_by_its_fault(tmp_path, text, why):
+    image(tmp_path / "P01.nii.gz")
+    (tmp_path / "s.csv").write_bytes(text.encode("latin-1"))
+    with pytest.raises(InputError, match=why):
+        told(tmp_path, split_file=tmp_path / "s.csv")
+    (tmp_path / "s.csv").write_text("subject,split\nP01,Dev\n")
+    assert [row["split"] for row in told(tmp_path, split_file=tmp_path / "s.csv")[0].values()] == ["dev"]

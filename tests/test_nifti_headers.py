@@ -71,19 +71,28 @@ def test_a_mask_on_either_transform_is_taken_and_lies_right(tmp_path):
         open_labels({"label": str(elsewhere), "label_frames": "0", "convention": "acdc"}, scan)
 
 
-def test_a_quaternion_that_rounding_made_too_long_is_half_a_turn(tmp_path):
+@pytest.mark.parametrize("half", [0.70711, 0.708, 0.71])
+def test_a_quaternion_that_rounding_made_too_long_is_half_a_turn(tmp_path, half):
     turned = np.diag([1.5, 1.5, 8.0]) @ np.array([[0, 1, 0], [1, 0, 0], [0, 0, -1.0]])
     file = save(tmp_path / "a.nii", qform=nib.affines.from_matvec(turned, [0, 0, 0]), codes=(0, 1))
-    raw(file, 256, np.array([0.70711, 0.70711, 0.0], "<f4").tobytes())  # 0.70711^2 * 2 is beyond 1
+    raw(file, 256, np.array([half, half, 0.0], "<f4").tobytes())  # half^2 * 2 is beyond 1
     scan = read_nifti(file)
     np.testing.assert_allclose(scan.source.affine[:3, :3], np.rint(turned * 2) / 2, atol=1e-3)
 
 
-def test_an_empty_sform_gives_way_to_the_qform(tmp_path):
-    file = raw(save(tmp_path / "a.nii", sform=SHIFTED, qform=TILTED), 280, bytes(48))
+@pytest.mark.parametrize(
+    ("at", "row"), [(280, bytes(48)), (312, bytes(16)), (280, np.float32(np.nan).tobytes())]
+)
+def test_an_unusable_sform_gives_way_to_the_qform(tmp_path, at, row):
+    file = raw(save(tmp_path / "a.nii", sform=SHIFTED, qform=TILTED), at, row)
     scan = read_nifti(file)
     np.testing.assert_allclose(scan.source.affine, TILTED, atol=1e-4)
-    assert "the header's sform is empty; the qform is used" in said(scan)
+    assert "the header's sform is empty or unusable; the qform is used" in said(scan)
+
+
+def test_an_image_that_does_not_say_how_it_lies_is_told(tmp_path):
+    file = save(tmp_path / "a.nii", sform=SHIFTED, codes=(0, 0))
+    assert "both codes are 0" in said(read_nifti(file))
 
 
 def test_pixels_do_not_begin_in_the_header(tmp_path):
@@ -103,19 +112,29 @@ def test_a_wrong_suffix_is_called_one(tmp_path):
         read_nifti(tmp_path / "c.nii")
 
 
-def test_voxels_without_a_value_are_background(tmp_path):
+@pytest.mark.parametrize("nothing", [np.nan, -np.inf])
+def test_voxels_without_a_value_are_background(tmp_path, nothing):
     pixels = PIXELS.astype(np.float32)
-    pixels[:2] = np.nan
+    pixels[:2] = nothing
     scan = read_nifti(save(tmp_path / "a.nii.gz", sform=SHIFTED, pixels=pixels))
     found = scan.source.reorientation.invert(scan.frame(0)).T
     assert np.array_equal(found[2:], PIXELS[2:, ..., 0])
     assert (found[:2] == PIXELS[2:, ..., 0].min()).all()
-    assert "(NaN) are taken as background" in said(scan)
+    assert "(NaN, -inf) are taken as background" in said(scan)
     assert "NaN" not in said(read_nifti(save(tmp_path / "b.nii", sform=SHIFTED, pixels=PIXELS * 1.5)))
 
 
+@pytest.mark.parametrize("place", [(slice(None), slice(None), -1), (..., 1)])
+def test_voxels_without_a_value_may_lie_in_one_slice_or_frame(tmp_path, place):
+    pixels = PIXELS.astype(np.float32)
+    pixels[place] = np.where(np.arange(pixels[place].size).reshape(pixels[place].shape) % 2, np.nan, 5)
+    scan = read_nifti(save(tmp_path / "a.nii.gz", sform=SHIFTED, pixels=pixels))
+    assert all(np.isfinite(scan.frame(t)).all() for t in range(scan.shape[0]))
+
+
 @pytest.mark.parametrize(
-    ("frames", "step", "told"), [(25, 2.8, "70 ms"), (25, 0.035, "0.875 ms"), (2, 35, "")]
+    ("frames", "step", "told"),
+    [(25, 300, "7500 ms"), (25, 2.8, "70 ms"), (25, 0.035, "0.875 ms"), (2, 35, "")],
 )
 def test_a_time_that_no_heart_has_is_unknown(tmp_path, frames, step, told):
     file = save(tmp_path / "a.nii", sform=SHIFTED, pixels=np.zeros((4, 4, 2, frames), np.int16))

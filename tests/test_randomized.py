@@ -9,11 +9,12 @@ import pytest
 
 from fewbeats.anatomy import FEWBEATS_VALUES
 from fewbeats.errors import InputError
-from fewbeats.phantom.anatomy import Scar, Tissue, beat_at
+from fewbeats.phantom.anatomy import Tissue, beat_at
 from fewbeats.phantom.cohort import cohort_subject
 from fewbeats.phantom.imaging import signal_of
 from fewbeats.phantom.randomized import random_subject
 from fewbeats.phantom.scan import PhantomSettings, make_scan, sampled_ml, tissue_at, truth_ml
+from fewbeats.phantom.scar import Scar
 from fewbeats.phantom.subject import make_subject
 
 ANY = PhantomSettings(contrast="any", frames=2, matrix=64, pixel_mm=(2.5, 4.0))

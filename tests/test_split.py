@@ -151,5 +151,5 @@ def test_broken_list(tmp_path, name, text, flag, complaint):
 
 
 def test_missing_list(tmp_path):
-    with pytest.raises(InputError, match="missing or not a text file"):
+    with pytest.raises(InputError, match="missing or cannot be read"):
         read_subject_list(str(tmp_path / "none.txt"), make_cohort(2))

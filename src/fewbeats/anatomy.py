@@ -89,17 +89,32 @@ CONVENTIONS: dict[str, Convention] = {
 }
 
 
-def whole_labels(values: np.ndarray, *, file: Path | str) -> np.ndarray:
+ROUNDED = 2e-6  # of a value, by which 32 bits and a slope move it
+
+
+def whole_labels(values: np.ndarray, *, file: Path | str, step: float = 0.0) -> np.ndarray:
     """Label values as integers.
 
+    Args:
+        values: as read.
+        file: named in the error.
+        step: between values that the file can hold, as where it stores integers and a slope; values within
+            half of it, and within the rounding of 32 bits, of a whole number are that number.
+
     Raises:
-        InputError: naming `file`, where they are no whole numbers.
+        InputError: they are no whole numbers, or stored too coarsely to tell.
     """
     if np.issubdtype(values.dtype, np.integer):
         return values
+    if step >= 1.0:
+        raise InputError(
+            f"{file}: label values are stored {step:.3g} apart, too coarsely for whole numbers; save the "
+            "mask as integers without a slope"
+        )
     with np.errstate(invalid="ignore"):
-        whole = values.astype(np.int32)
-    if not np.array_equal(whole, values):
+        whole = np.rint(values).astype(np.int32)
+        sound = np.abs(whole - values) <= 0.505 * step + ROUNDED * np.maximum(1.0, np.abs(values))
+    if not sound.all():
         raise InputError(
             f"{file}: label values are not whole numbers; save the mask with nearest-neighbor values"
         )

@@ -151,7 +151,9 @@ def open_labels(row: Mapping[str, Any], scan: Scan) -> Mapping[int, np.ndarray]:
                 "into label_frames which they are, as 0;12 (or join channels, one a structure, to one mask)"
             )
         places = dict(zip(named, range(count)))
-    return Labels(places, lambda place: whole_labels(turned(mask.frame(place)), file=path))
+    slope = float(getattr(mask.pixels, "slope", 1.0))
+    step = abs(slope) if mask.pixels.dtype.kind in "iu" and slope != 1.0 else 0.0
+    return Labels(places, lambda place: whole_labels(turned(mask.frame(place)), file=path, step=step))
 
 
 def _on_grid(mask: Scan, scan: Scan, *, path: Path) -> Callable[[np.ndarray], np.ndarray]:

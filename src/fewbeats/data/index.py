@@ -15,8 +15,8 @@ from fewbeats.data.cohort import ALLOWED, new_cohort
 from fewbeats.data.conventions import absolute_convention, find_convention
 from fewbeats.data.files import is_nifti, open_labels, open_scan
 from fewbeats.data.layouts import KNOWN_SETS, LAYOUTS, Row
-from fewbeats.data.names import bare_label, list_nifti, plain, stem_of
-from fewbeats.data.oddities import look_exchanged, refuse_bad, tell_odd, tell_parts, tell_unused
+from fewbeats.data.names import bare_label, is_likelihood, list_nifti, plain, stem_of
+from fewbeats.data.oddities import find_enclosed, refuse_bad, tell_odd, tell_parts, tell_unused
 from fewbeats.data.split import apply_split_file
 from fewbeats.disk import files_below
 from fewbeats.errors import InputError, name_some
@@ -31,6 +31,8 @@ if TYPE_CHECKING:
     from fewbeats.scan import Scan
 
 MASK_LEVELS = 12  # an image has more values
+MOST_LABELS = 256  # of a mask of all there is
+FLAT = 0.6  # share of equal neighbors; of an image of so few values far less
 AIR_HU = -500.0  # no MR image has such values, every CT of a chest has
 VENTRICLES = ("LV", "MYO", "RV")
 READERS = 4  # threads; unpacking releases the interpreter, more than this many wait for the disk
@@ -115,10 +117,13 @@ def rename_subjects(rows: list[Row], pattern: str) -> list[Row]:
         search = re.compile(pattern).search
     except re.error as error:
         raise InputError(f"--subject '{pattern}': no regular expression ({error}); mend it") from error
-    found = {row["scan"]: search(row["scan"]) for row in rows}
-    if missed := [scan for scan, match in found.items() if not match or not match[match.re.groups and 1]]:
+    names = {}
+    for row in rows:
+        match = search(row["scan"])
+        groups = match.groups() or (match[0],) if match else ()
+        names[row["scan"]] = next((group for group in groups if group), "")
+    if missed := [scan for scan, name in names.items() if not name]:
         raise InputError(f"--subject '{pattern}': finds no subject in {name_some(missed)}; widen it")
-    names = {scan: match[match.re.groups and 1] for scan, match in found.items() if match}
     return [{**row, "subject": names[row["scan"]]} for row in rows]
 
 
@@ -206,9 +211,9 @@ def measure_label(row: Row, scan: Scan) -> Row:
         where = f" on one of the frames {named}" if named else ""
         raise InputError(f"{file}: the label is empty{where}; draw it, or move the file away")
     frames = None if len(drawn) == scan.shape[0] else ";".join(map(str, drawn))
-    exchanged = look_exchanged(relabel(labels[drawn[0]], convention, VENTRICLES, file=file))
+    enclosed = find_enclosed(relabel(labels[drawn[0]], convention, VENTRICLES, file=file))
     return {
-        **row, "label_frames": frames, "_values": set().union(*found.values()), "_exchanged": exchanged
+        **row, "label_frames": frames, "_values": set().union(*found.values()), "_enclosed": enclosed
     }  # fmt: skip
 
 
@@ -252,18 +257,26 @@ def refuse_empty(scan: Scan) -> Row:
     Raises:
         InputError: also what reading itself finds (truncated file, infinite values).
     """
-    low, levels = np.inf, set[float]()
+    low, high, levels = np.inf, -np.inf, set[float]()
     for t in range(scan.shape[0]):
         frame = scan.frame(t)
         if frame.min() == frame.max():
             raise InputError(
                 f"{scan.source.path}: frame {t} is empty (one value throughout); export it again"
             )
-        low = min(low, float(frame.min()))
-        if len(levels) <= MASK_LEVELS:
+        low, high = min(low, float(frame.min())), max(high, float(frame.max()))
+        if len(levels) <= MOST_LABELS:
             levels |= set(np.unique(frame).tolist())
     whole = all(value == int(value) and value >= 0 for value in levels)
-    return {"_mask": len(levels) <= MASK_LEVELS and whole, "_hu": low <= AIR_HU}
+    few = len(levels) <= MASK_LEVELS or (len(levels) <= MOST_LABELS and is_flat(scan.frame(0)))
+    likely = is_likelihood(scan.source.path) and low >= 0 and high <= 1
+    return {"_mask": (whole and few) or likely, "_hu": low <= AIR_HU}
+
+
+def is_flat(frame: np.ndarray) -> bool:
+    """Whether neighbors of what is not 0 are nearly all equal, as in a mask of many structures."""
+    inside = (frame[..., 1:] != 0) & (frame[..., :-1] != 0)
+    return bool(inside.any()) and float((frame[..., 1:] == frame[..., :-1])[inside].mean()) > FLAT
 
 
 def scans_in_dicom(row: Row, path: Path) -> list[tuple[Row, Scan]]:

@@ -155,6 +155,17 @@ def is_label_folder(folder: Path) -> bool:
     return squeezed(folder.name) in LABEL_FOLDERS
 
 
+def is_likelihood(file: Path | None) -> bool:
+    """Whether a file is called like a map of probabilities, as networks write it.
+
+    >>> is_likelihood(Path("P01_prob.nii.gz")), is_likelihood(Path("P01.nii.gz"))
+    (True, False)
+    """
+    return file is not None and bool(
+        re.search(r"(?i)[_\-](probs?|probabilit(y|ies)|softmax)$", stem_of(file))
+    )
+
+
 def person_of(folders: Iterable[str], stem: str) -> str:
     """Whose scan a file is, by its folders (`own_folders`) and its name.
 

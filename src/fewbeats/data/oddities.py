@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+from collections import Counter
+from itertools import permutations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -33,11 +35,12 @@ def refuse_bad(errors: list[InputError], *, leave_out: bool, tell: Callable[[str
     """
     if not errors:
         return
-    told = " | ".join(map(str, errors[:MOST_NAMED]))
-    more = f" | and {len(errors) - MOST_NAMED} more" if len(errors) > MOST_NAMED else ""
+    said = list(dict.fromkeys(map(str, errors)))  # a faulty table is named once, not for each scan
+    told = " | ".join(said[:MOST_NAMED])
+    more = f" | and {len(said) - MOST_NAMED} more" if len(said) > MOST_NAMED else ""
     if leave_out:
         tell(f"left out: {told}{more}")
-    elif len(errors) == 1:
+    elif len(said) == 1:
         raise errors[0]
     else:
         raise InputError(
@@ -61,12 +64,13 @@ def tell_odd(rows: list[Row], tell: Callable[[str], None]) -> list[Row]:
     if drawn:
         tell(f"contours (RTSTRUCT) are not read as labels: {name_some(drawn)}; {CONTOURS}")
     _tell_people(rows, tell)
-    judged = [row["_exchanged"] for row in rows if row.get("_exchanged") is not None]
-    if sum(judged) > len(judged) / 2:
-        tell(
-            f"ventricles look exchanged: what is called RV lies within MYO in {sum(judged)} of {len(judged)} "
-            "labels; check the convention"
-        )
+    judged = [row["_enclosed"] for row in rows if row.get("_enclosed") is not None]
+    for pair, count in Counter(judged).items():
+        if pair != ("LV", "MYO") and count > len(judged) / 2:
+            tell(
+                f"ventricles look exchanged: what is called {pair[0]} lies within {pair[1]} in {count} of "
+                f"{len(judged)} labels; check the convention"
+            )
     return rows
 
 
@@ -136,16 +140,18 @@ def tell_unused(
         tell(f"in no row: {name_some(others)}")
 
 
-def look_exchanged(mask: np.ndarray) -> bool | None:
-    """Whether what is called RV lies within MYO and what is called LV does not.
+def find_enclosed(mask: np.ndarray) -> tuple[str, str] | None:
+    """Which of LV, MYO and RV lies within which other: of a heart LV within MYO.
 
     Args:
         mask: (Z, Y, X), 1 where LV, 2 where MYO, 3 where RV.
 
     Returns:
-        None where not all three are there.
+        None where not all three are there, or none lies within another.
     """
-    lv, myo, rv = (mask == value for value in (1, 2, 3))
-    if not (lv.any() and myo.any() and rv.any()):
+    parts = {name: mask == value for value, name in enumerate(("LV", "MYO", "RV"), 1)}
+    if not all(part.any() for part in parts.values()):
         return None
-    return enclosed_share(rv, myo) > ENCLOSED > enclosed_share(lv, myo)
+    shares = {pair: enclosed_share(parts[pair[0]], parts[pair[1]]) for pair in permutations(parts, 2)}
+    found = max(shares, key=lambda pair: shares[pair])
+    return (found[0], found[1]) if shares[found] > ENCLOSED else None

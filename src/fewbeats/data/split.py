@@ -48,7 +48,7 @@ def apply_split_file(cohort: pl.DataFrame, path: Path | str) -> pl.DataFrame:
     Raises:
         InputError: unreadable file, a split of another name, a subject twice or not in the cohort.
     """
-    given = read_columns(Path(path), "subject", "split")
+    given = read_columns(Path(path), "subject", "split").with_columns(pl.col("split").str.to_lowercase())
     unknown = given.filter(~pl.col("split").is_in(SPLITS) | pl.col("split").is_null())
     if not unknown.is_empty():
         raise InputError(f"{path}: split '{unknown['split'][0]}' is none of {', '.join(SPLITS)}")
@@ -206,8 +206,12 @@ def read_columns(path: Path, *names: str) -> pl.DataFrame:
         raise InputError(f"{path}: not a readable table; write columns {','.join(names)}") from error
     missing = [name for name in names if name not in table.columns]
     if missing:
+        near = next((name for name in table.columns if name.strip().lower() == missing[0]), None)
         mend = COMMAS if is_joined(table.columns) else f"it needs {', '.join(names)}"
+        mend = mend if near is None else f"rename '{near}' to it"
         raise InputError(f"{path}: has no column '{missing[0]}'; {mend}")
+    if twice := [name for name in names if f"{name}_duplicated_0" in table.columns]:
+        raise InputError(f"{path}: has the column '{twice[0]}' twice; keep one")
     table = table.select(pl.col(n).str.strip_chars().str.normalize("NFC").replace("", None) for n in names)
     table = table.filter(~pl.all_horizontal(pl.all().is_null()))
     if table["subject"].has_nulls():
@@ -218,5 +222,7 @@ def read_columns(path: Path, *names: str) -> pl.DataFrame:
 def _read_text(path: Path) -> str:
     try:
         return path.read_text(encoding="utf-8-sig")
-    except (OSError, ValueError) as error:
-        raise InputError(f"{path}: missing or not a text file; check the path") from error
+    except OSError as error:
+        raise InputError(f"{path}: missing or cannot be read; check the path") from error
+    except ValueError as error:
+        raise InputError(f"{path}: not UTF-8 text; save it as CSV UTF-8") from error

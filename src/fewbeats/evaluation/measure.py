@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from itertools import groupby
 from pathlib import Path
@@ -135,8 +135,8 @@ def measure_scan(source: PredictedScan) -> MeasuredScan:
     exchanged = []
     for t in range(frames):
         predicted, manual = masks.predicted(t), masks.manual(t)
-        if {"LV", "RV"} <= predicted.keys() & manual.keys():
-            exchanged.append(are_exchanged(predicted, manual))
+        if len(shared := [s for s in ("LV", "MYO", "RV") if s in predicted and s in manual]) > 1:
+            exchanged.append(are_exchanged(predicted, manual, shared))
         for s, mask in predicted.items():
             volumes[s][t] = np.count_nonzero(mask) * voxel_ml
         for s, mask in manual.items():
@@ -159,11 +159,13 @@ def measure_scan(source: PredictedScan) -> MeasuredScan:
     )
 
 
-def are_exchanged(predicted: Masks, manual: Masks) -> bool:
-    """Whether each predicted ventricle agrees better with what is called the other one by hand."""
-    lv, rv = predicted["LV"], predicted["RV"]
-    crossed = dice(lv, manual["RV"]), dice(rv, manual["LV"])
-    return crossed[0] > dice(lv, manual["LV"]) and crossed[1] > dice(rv, manual["RV"])
+def are_exchanged(predicted: Masks, manual: Masks, structures: Sequence[str]) -> bool:
+    """Whether several predicted structures agree better with what is called another one by hand."""
+    elsewhere = []
+    for name in structures:
+        agreement = {other: dice(predicted[name], manual[other]) for other in structures}
+        elsewhere.append(max(agreement.values()) > agreement[name])
+    return sum(elsewhere) > 1
 
 
 def _phases(source: PredictedScan, manual_ml: Mapping[str, np.ndarray]) -> dict[int, str]:

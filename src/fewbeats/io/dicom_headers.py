@@ -7,17 +7,25 @@ Only the tags named here are read: nothing about the patient but a digest that t
 
 from __future__ import annotations
 
-import hashlib
-import math
 import warnings
 from collections import ChainMap
 from dataclasses import dataclass
-from datetime import date
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from fewbeats.errors import InputError
+from fewbeats.io.dicom_values import (
+    beat_ms,
+    digest,
+    first_number,
+    number,
+    order_values,
+    rescale,
+    stored_dtype,
+    text,
+    vector,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -37,6 +45,7 @@ SLICE_CLASSES = {
 """SOP classes of CT and MR images: classic, Enhanced, Enhanced color, legacy converted."""
 MOST_PIXELS = 2**26
 """Of an image; beyond it a small file would claim gigabytes."""
+COLOR = "a color image, not a scan; remove it from the folder"
 DEFLATED = "1.2.840.10008.1.2.1.99"
 
 TAGS = [
@@ -50,13 +59,11 @@ TAGS = [
     "InstanceNumber", "NominalInterval", "HeartRate", "SharedFunctionalGroupsSequence",
     "PerFrameFunctionalGroupsSequence", "EchoTime", "InversionTime", "DiffusionBValue", "BitsStored",
     "ComplexImageComponent", "AcquisitionDateTime", "PatientID",
-    "FlipAngle",
+    "FlipAngle", "PixelPaddingValue",
 ]  # fmt: skip
 
 FILTERS = {"NORM", "ND", "DIS2D", "DIS3D", "FIL", "PRESCAN", "SHUTTER", "FM", "FM1", "FM2", "FM3", "FM4"}
 """Words of ImageType that tell how gray values were evened out, and no other kind of image."""
-BEATS_MS = (75.0, 4000.0)
-"""Heartbeats there are, of a mouse under stress to a slow heart; other numbers stand for "unknown"."""
 
 GROUPS = [
     "PlanePositionSequence", "PlaneOrientationSequence", "PixelMeasuresSequence", "FrameContentSequence",
@@ -112,6 +119,8 @@ class FrameHeader:
     mirror: float | None
     """Of MONOCHROME1, whose lowest values are shown white: the sum of the least and the largest stored value,
     which values are taken from; None of all others."""
+    padding: float | None
+    """Stored value of pixels outside of the image; it is none."""
     order: dict[str, float]
     """Tag -> value that may order frames in time; times in ms."""
     cycle_ms: float | None
@@ -122,6 +131,9 @@ class FrameHeader:
     def gray(self, stored: np.ndarray) -> np.ndarray:
         """Stored values as float32 gray values: bright is white, and the rescale applied."""
         values = stored.astype(np.float32)
+        outside = np.zeros(0, bool) if self.padding is None else values == np.float32(self.padding)
+        if outside.any() and not outside.all():
+            values[outside] = values[~outside].max() if self.mirror is not None else values[~outside].min()
         if self.mirror is not None:
             values = np.float32(self.mirror) - values
         return values * np.float32(self.slope) + np.float32(self.intercept)
@@ -254,11 +266,11 @@ def _frame_header(file: Path, index: int, tags: Mapping[str, Any]) -> FrameHeade
     kind = tags.get("FrameType") or tags.get("ImageType") or []
     technique = "ScanningSequence", "ConvolutionKernel", "ComplexImageComponent"
     words = [*map(str, kind)]
-    claims = [(tag, _number(tags, tag)) for tag in ("SpacingBetweenSlices", "SliceThickness")]
+    claims = [(tag, number(tags, tag)) for tag in ("SpacingBetweenSlices", "SliceThickness")]
     flaws: list[str] = []
-    color = _text(tags, "PhotometricInterpretation")
+    color = text(tags, "PhotometricInterpretation")
     if tags.get("SamplesPerPixel", 1) != 1 or not color.startswith("MONOCHROME"):
-        flaws.append("a color image, not a scan; remove it from the folder")
+        flaws.append(COLOR)
     if int(tags["Rows"]) * int(tags["Columns"]) > MOST_PIXELS:
         flaws.append(f"says that it has {tags['Rows']} x {tags['Columns']} pixels, as no scan has; remove it")
     if "MOSAIC" in map(str, kind):
@@ -267,149 +279,50 @@ def _frame_header(file: Path, index: int, tags: Mapping[str, Any]) -> FrameHeade
         file=file,
         index=index,
         is_multi_frame="PerFrameFunctionalGroupsSequence" in tags,
-        sop_class=_text(tags, "SOPClassUID"),
-        sop_uid=_text(tags, "SOPInstanceUID"),
-        study_uid=_text(tags, "StudyInstanceUID"),
-        series_uid=_text(tags, "SeriesInstanceUID"),
-        series_number=int(_number(tags, "SeriesNumber") or 0),
-        description=_text(tags, "SeriesDescription"),
-        person=_digest(_text(tags, "PatientID")),
-        frame_of_reference=_text(tags, "FrameOfReferenceUID"),
-        modality=_text(tags, "Modality").upper(),
-        technique=(*(w for w in words[2:] if w not in FILTERS), *(_text(tags, tag) for tag in technique)),
-        processing=(*words[:2], *(w for w in words[2:] if w in FILTERS), _text(tags, "SequenceVariant")),
+        sop_class=text(tags, "SOPClassUID"),
+        sop_uid=text(tags, "SOPInstanceUID"),
+        study_uid=text(tags, "StudyInstanceUID"),
+        series_uid=text(tags, "SeriesInstanceUID"),
+        series_number=int(number(tags, "SeriesNumber") or 0),
+        description=text(tags, "SeriesDescription"),
+        person=digest(text(tags, "PatientID")),
+        frame_of_reference=text(tags, "FrameOfReferenceUID"),
+        modality=text(tags, "Modality").upper(),
+        technique=(*(w for w in words[2:] if w not in FILTERS), *(text(tags, tag) for tag in technique)),
+        processing=(*words[:2], *(w for w in words[2:] if w in FILTERS), text(tags, "SequenceVariant")),
         contrast=_contrast(tags),
         shape=(int(tags["Rows"]), int(tags["Columns"])),
-        spacing_mm=_vector(tags, "PixelSpacing", (1.0, 1.0), flaws),  # type: ignore[arg-type]
-        thickness_mm=_number(tags, "SliceThickness"),
+        spacing_mm=vector(tags, "PixelSpacing", (1.0, 1.0), flaws),  # type: ignore[arg-type]
+        thickness_mm=number(tags, "SliceThickness"),
         distance_tag=next(((tag, value) for tag, value in claims if value), None),
-        orientation=_vector(tags, "ImageOrientationPatient", (1.0, 0.0, 0.0, 0.0, 1.0, 0.0), flaws),
-        position=_vector(tags, "ImagePositionPatient", (0.0, 0.0, 0.0), flaws),
-        tilt_degrees=_number(tags, "GantryDetectorTilt") or 0.0,
-        dtype=_dtype(tags),
-        slope=_rescale(tags, "RescaleSlope", 1.0, flaws),
-        intercept=_rescale(tags, "RescaleIntercept", 0.0, flaws),
+        orientation=vector(tags, "ImageOrientationPatient", (1.0, 0.0, 0.0, 0.0, 1.0, 0.0), flaws),
+        position=vector(tags, "ImagePositionPatient", (0.0, 0.0, 0.0), flaws),
+        tilt_degrees=number(tags, "GantryDetectorTilt") or 0.0,
+        dtype=stored_dtype(tags),
+        slope=rescale(tags, "RescaleSlope", 1.0, flaws),
+        intercept=rescale(tags, "RescaleIntercept", 0.0, flaws),
         mirror=_mirror(tags) if color == "MONOCHROME1" else None,
-        order=_order(index, tags),
-        cycle_ms=_cycle_ms(tags),
-        resolution_ms=_number(tags, "TemporalResolution"),
+        padding=number(tags, "PixelPaddingValue"),
+        order=order_values(index, tags),
+        cycle_ms=beat_ms(tags),
+        resolution_ms=number(tags, "TemporalResolution"),
         flaw=flaws[0] if flaws else "",
     )
 
 
 def _contrast(tags: Mapping[str, Any]) -> dict[str, float]:
     values = {
-        "EchoTime": _first(tags, "EffectiveEchoTime", "EchoTime"),
-        "InversionTime": _first(tags, "InversionTimes", "InversionTime"),
-        "DiffusionBValue": _number(tags, "DiffusionBValue"),
-        "FlipAngle": _number(tags, "FlipAngle"),
+        "EchoTime": first_number(tags, "EffectiveEchoTime", "EchoTime"),
+        "InversionTime": first_number(tags, "InversionTimes", "InversionTime"),
+        "DiffusionBValue": number(tags, "DiffusionBValue"),
+        "FlipAngle": number(tags, "FlipAngle"),
     }
     return {tag: value for tag, value in values.items() if value is not None}
 
 
 def _mirror(tags: Mapping[str, Any]) -> float | None:
     """None of CT, too, whose numbers mean the same however they are shown."""
-    if _text(tags, "Modality") == "CT":
+    if text(tags, "Modality") == "CT":
         return None
-    bits = int(_first(tags, "BitsStored", "BitsAllocated") or 16)
+    bits = int(first_number(tags, "BitsStored", "BitsAllocated") or 16)
     return -1.0 if tags.get("PixelRepresentation") else 2.0**bits - 1
-
-
-def _order(index: int, tags: Mapping[str, Any]) -> dict[str, float]:
-    instance = _number(tags, "InstanceNumber") or 0
-    values = {
-        "TriggerTime": _not_negative(_first(tags, "NominalCardiacTriggerDelayTime", "TriggerTime")),
-        "NominalPercentageOfCardiacPhase": _number(tags, "NominalPercentageOfCardiacPhase"),
-        "TemporalPositionIdentifier": _first(tags, "TemporalPositionIndex", "TemporalPositionIdentifier"),
-        "AcquisitionTime": _clock_ms(tags, "FrameAcquisitionDateTime", "AcquisitionDate", "AcquisitionTime"),
-        "ContentTime": _clock_ms(tags, "FrameReferenceDateTime", "ContentDate", "ContentTime"),
-        "InstanceNumber": instance * 1e6 + index if "InstanceNumber" in tags or index else None,
-    }
-    return {tag: value for tag, value in values.items() if value is not None}
-
-
-def _not_negative(value: float | None) -> float | None:
-    """Below zero stands for "unknown"."""
-    return None if value is None or value < 0 else value
-
-
-def _digest(text: str) -> str:
-    return hashlib.sha256(text.encode()).hexdigest()[:16] if text else ""
-
-
-def _clock_ms(tags: Mapping[str, Any], date_time: str, day: str, time: str) -> float | None:
-    """Milliseconds since year 1 of a DT, or of a DA and a TM; None where missing or malformed.
-
-    A classic file may tell its acquisition by a DT, too.
-    """
-    clock = _text(tags, time).replace(":", "")
-    text = _text(tags, date_time) or (clock and (_text(tags, day) or "00010101") + clock)
-    text = text or (_text(tags, "AcquisitionDateTime") if time == "AcquisitionTime" else "")
-    try:
-        days = date(int(text[:4]), int(text[4:6]), int(text[6:8])).toordinal()
-        clock = text[8:].split("+")[0].split("-")[0]
-        hours, minutes, seconds = int(clock[:2]), int(clock[2:4] or 0), float(clock[4:] or 0)
-    except ValueError:
-        return None
-    return (((days * 24 + hours) * 60 + minutes) * 60 + seconds) * 1000.0
-
-
-def _cycle_ms(tags: Mapping[str, Any]) -> float | None:
-    interval, rate = _first(tags, "RRIntervalTimeNominal", "NominalInterval"), _number(tags, "HeartRate")
-    told = (interval, 60_000.0 / rate if rate else None)
-    return next((ms for ms in told if ms is not None and BEATS_MS[0] <= ms <= BEATS_MS[1]), None)
-
-
-def _dtype(tags: Mapping[str, Any]) -> np.dtype:
-    if "PixelRepresentation" not in tags:
-        return np.dtype(f"f{int(tags['BitsAllocated']) // 8}")
-    return np.dtype(f"{'i' if tags['PixelRepresentation'] else 'u'}{int(tags['BitsAllocated']) // 8}")
-
-
-def _rescale(tags: Mapping[str, Any], tag: str, default: float, flaws: list[str]) -> float:
-    value = tags.get(tag)
-    if value in (None, ""):
-        return default
-    number = float(value)
-    if not math.isfinite(number) or (tag == "RescaleSlope" and number == 0):
-        flaws.append(f"{tag} is {number}, so its values are unknown; export it again")
-    return number
-
-
-def _vector(
-    tags: Mapping[str, Any], tag: str, default: tuple[float, ...], flaws: list[str]
-) -> tuple[float, ...]:
-    """The values of a tag that gives a frame its place; `default` and a flaw where they are unusable."""
-    try:
-        values = tuple(float(v) for v in tags.get(tag) or ())
-    except ValueError:
-        flaws.append(f"{tag} is no number as DICOM writes it (a decimal comma?); export it again")
-        return default
-    usable = len(values) == len(default) and bool(np.isfinite(values).all())
-    if usable and tag == "PixelSpacing":
-        usable = min(values) > 0
-    if usable and tag == "ImageOrientationPatient":
-        axes = np.reshape(values, (2, 3))
-        usable = np.allclose(axes @ axes.T, np.eye(2), atol=1e-2)
-    if usable:
-        return values
-    flaws.append(f"{tag} is missing or unusable, so it has no place in space; remove or export it again")
-    return default
-
-
-def _number(tags: Mapping[str, Any], tag: str) -> float | None:
-    """A finite number, None where missing or unusable; only for tags that may be missing."""
-    try:
-        number = float(tags.get(tag))  # type: ignore[arg-type]
-    except (TypeError, ValueError):
-        return None
-    return number if math.isfinite(number) else None
-
-
-def _first(tags: Mapping[str, Any], *names: str) -> float | None:
-    return next((value for name in names if (value := _number(tags, name)) is not None), None)
-
-
-def _text(tags: Mapping[str, Any], tag: str) -> str:
-    value = tags.get(tag)
-    return "" if value is None else str(value)

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from fewbeats.io.dicom_headers import COLOR
 from fewbeats.io.dicom_kinds import CLOCKS, same_contrast, split_kinds
 
 if TYPE_CHECKING:
@@ -111,9 +112,10 @@ def split_series(headers: Sequence[FrameHeader]) -> list[Series]:
 
     A series with an unusable frame is not split, so that the flaw is not parted from what it spoils.
     """
-    by_uid: dict[tuple[int, str], list[FrameHeader]] = defaultdict(list)
-    for header in headers:
-        by_uid[header.series_number, header.series_uid].append(header)
+    by_uid: dict[tuple, list[FrameHeader]] = defaultdict(list)
+    for header in headers:  # a screenshot may carry the UID of the series that it shows
+        kind = (header.sop_class, header.flaw == COLOR)
+        by_uid[header.series_number, header.series_uid, *kind].append(header)
     for together in by_uid.values():
         _pass_midnight(together)
     series = []

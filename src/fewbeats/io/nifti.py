@@ -122,8 +122,10 @@ class NiftiPixels:
             if self.slope != 1.0 or self.intercept != 0.0:
                 values *= np.float32(self.slope)
                 values += np.float32(self.intercept)
-        if self._has_edge and (missing := np.isnan(values)).any() and not missing.all():
-            values[missing] = values[~missing].min()
+        if self.dtype.kind == "f":
+            missing = _without_value(self._turn.apply(stored))
+            if missing.any() and not missing.all():
+                values[missing] = values[~missing].min()
         return values
 
     def notes(self) -> list[str]:
@@ -132,21 +134,24 @@ class NiftiPixels:
         if self._moved:
             notes.append(f"the header says that pixels begin within it; read from byte {HEADER_BYTES} on")
         if self._has_edge:
-            notes.append("voxels without a value (NaN) are taken as background")
+            notes.append("voxels without a value (NaN, -inf) are taken as background")
         return notes
 
     @cached_property
     def _has_edge(self) -> bool:
-        """Whether there is an edge without values (NaN): by the middle slice of the first frame."""
+        """Whether there is an edge without values, by the first frame."""
         if self.dtype.kind != "f":
             return False
-        rows, columns = self._stored_shape[1:]
-        count = rows * columns * self.dtype.itemsize
+        count = int(np.prod(self._stored_shape)) * self.dtype.itemsize
         try:
-            raw = UnpackedFile(self._path).read(self._offset + self._stored_shape[0] // 2 * count, count)
+            raw = UnpackedFile(self._path).read(self._offset, count)
         except InputError:
             return False  # whoever reads the frame will say it
-        return bool(np.isnan(np.frombuffer(raw, self.dtype)).any())
+        return bool(_without_value(np.frombuffer(raw, self.dtype)).any())
+
+
+def _without_value(stored: np.ndarray) -> np.ndarray:
+    return np.isnan(stored) | np.isneginf(stored)
 
 
 def read_nifti(path: Path | str, *, frame_time_ms: float | None = None) -> Scan:

@@ -82,9 +82,9 @@ def _refuse_suffix(path: Path) -> None:
 
 
 class _RoundedHeader(nib.Nifti1Header):
-    """Takes quaternions that are a little longer than 1, as 32-bit rounding makes those of half a turn."""
+    """Takes quaternions a little longer than 1, as rounding to few digits makes those of half a turn."""
 
-    quaternion_threshold = np.float64(-1e-4)
+    quaternion_threshold = np.float64(-0.05)
 
 
 class _RoundedImage(nib.Nifti1Image):
@@ -128,9 +128,9 @@ def read_grid(path: Path, image: Any) -> tuple[tuple[int, int, int, int], np.nda
         raise InputError(f"{path}: says that it has {t} frames; write the true shape into the header")
     affine = np.array(header.get_best_affine(), float)
     affine[:3] *= _mm_per_unit(header)
-    if header["sform_code"] and not affine[:3, :3].any() and (other := other_affine(header)) is not None:
+    if header["sform_code"] and not _is_usable(affine) and (other := other_affine(header)) is not None:
         affine = other
-    if not np.isfinite(affine).all() or abs(np.linalg.det(affine[:3, :3])) < 1e-9:
+    if not _is_usable(affine):
         raise InputError(
             f"{path}: the header's affine is not usable (a spacing of 0 or NaN?); rewrite the header"
         )
@@ -155,7 +155,11 @@ def other_affine(header: nib.Nifti1Header) -> np.ndarray | None:
     except (ValueError, HeaderDataError):
         return None
     other[:3] *= _mm_per_unit(header)
-    return other if np.isfinite(other).all() and abs(np.linalg.det(other[:3, :3])) > 1e-9 else None
+    return other if _is_usable(other) else None
+
+
+def _is_usable(affine: np.ndarray) -> bool:
+    return bool(np.isfinite(affine).all()) and abs(np.linalg.det(affine[:3, :3])) > 1e-9
 
 
 def tell_grid(
@@ -165,10 +169,12 @@ def tell_grid(
     factor, notes = _mm_per_unit(header), []
     if factor != 1.0:
         notes.append(f"the header's unit of length is {factor:g} mm; results are written in mm")
+    if not header["sform_code"] and not header["qform_code"]:
+        notes.append("the header does not say how the image lies (both codes are 0); its axes are a guess")
     if other is None:
         return notes
-    if other is not affine and np.array_equal(other, affine) and not header.get_sform()[:3, :3].any():
-        return [*notes, "the header's sform is empty; the qform is used"]
+    if other is not affine and np.array_equal(other, affine) and not _is_usable(header.get_sform() * 1.0):
+        return [*notes, "the header's sform is empty or unusable; the qform is used"]
     z, y, x = shape
     off_mm = (np.abs(other - affine)[:3] @ [x - 1, y - 1, z - 1, 1]).max()
     if off_mm > np.linalg.norm(affine[:3, :3], axis=0).min():

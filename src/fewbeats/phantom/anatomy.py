@@ -15,6 +15,8 @@ from functools import cached_property, lru_cache
 
 import numpy as np
 
+from fewbeats.phantom.scar import Scar, is_scar
+
 TRUNCATION = 0.5
 """The mitral plane cuts the LV at this fraction of the long half-axis above the middle."""
 RV_LENGTH = 0.86
@@ -65,20 +67,6 @@ STRUCTURE_OF = {
     Tissue.RV_TRABECULA: "RV", Tissue.LA: "LA", Tissue.RA: "RA", Tissue.AO: "AO", Tissue.PA: "PA",
 }  # fmt: skip
 """Tissue -> structure. Papillary muscles and trabeculae count as blood pool, as in ACDC."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Scar:
-    """A part of the myocardium of another gray value, from the cavity outwards."""
-
-    angle_deg: float
-    """Its middle around the long axis, from lateral towards inferior."""
-    half_width_deg: float
-    depth: float
-    """Share of the wall."""
-    middle: float
-    """Its height, from 0 at the base to 1 at the apex."""
-    half_height: float
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -377,7 +365,7 @@ def _left_ventricle(anatomy: Anatomy, beat: Beat, u: np.ndarray, v: np.ndarray, 
     )
     out = np.full(len(u), Tissue.MYO, np.uint8)
     if anatomy.scar is not None:
-        out[_is_scar(anatomy, anatomy.scar, beat, (u, v, w), (r - wall))] = Tissue.SCAR
+        out[is_scar(anatomy.scar, beat, (u, v, w), r - wall)] = Tissue.SCAR
     cavity = np.flatnonzero(r <= wall)
     u, v, w, r, wall = u[cavity], v[cavity], w[cavity], r[cavity], wall[cavity]
     angle = np.arctan2(v, u)
@@ -394,13 +382,3 @@ def _left_ventricle(anatomy: Anatomy, beat: Beat, u: np.ndarray, v: np.ndarray, 
         muscle |= du * du + dv * dv < tapered
     out[cavity] = np.where(muscle, Tissue.LV_TRABECULA, Tissue.LV)
     return out
-
-
-def _is_scar(anatomy: Anatomy, scar: Scar, beat: Beat, points: tuple, outside: np.ndarray) -> np.ndarray:
-    """Whether points of the wall lie in a scar; `outside` is their distance from the cavity in mm."""
-    u, v, w = points
-    wall = beat.epi_mm[0] - beat.endo_mm[0]
-    height = (w - beat.base_mm) / (beat.middle_mm + beat.epi_mm[1] - beat.base_mm)
-    turned = np.arctan2(v, u) - np.deg2rad(scar.angle_deg)
-    beside = np.abs(np.arctan2(np.sin(turned), np.cos(turned))) < np.deg2rad(scar.half_width_deg)
-    return beside & (np.abs(height - scar.middle) < scar.half_height) & (outside < scar.depth * wall)

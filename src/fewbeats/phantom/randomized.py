@@ -11,7 +11,8 @@ from dataclasses import replace
 
 import numpy as np
 
-from fewbeats.phantom.anatomy import Anatomy, Scar, Tissue
+from fewbeats.phantom.anatomy import Anatomy, Tissue
+from fewbeats.phantom.scar import Scar
 from fewbeats.phantom.subject import make_subject
 
 AS_IN_LIFE = 0.35
