@@ -57,6 +57,13 @@ def test_one_person_under_two_names_is_told(tmp_path, people):
     assert ("all subjects have one PatientID" in told) == (people[2] == "x")
 
 
+def test_folders_of_views_are_one_subject(tmp_path):
+    for number, view in enumerate(("SAX", "4ch")):
+        tags = {"SeriesInstanceUID": f"1.2.7.{number}", "FrameOfReferenceUID": f"1.2.8.{number}"}
+        write_cine(tmp_path / "exam7" / view, frames=1, series_per_slice=False, **tags)
+    assert set(index(tmp_path / "exam7", layout="dicom")["subject"]) == {"exam7"}
+
+
 # Kinds of images
 
 

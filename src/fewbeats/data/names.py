@@ -155,6 +155,16 @@ def is_label_folder(folder: Path) -> bool:
     return squeezed(folder.name) in LABEL_FOLDERS
 
 
+def is_kind(folder: str) -> bool:
+    """Whether a folder is called like a kind of scans or a visit, and so is nobody's name.
+
+    >>> [is_kind(name) for name in ("SAX", "visit_2", "P07")]
+    [True, True, False]
+    """
+    name = squeezed(folder)
+    return name in KINDS or bool(VISIT.fullmatch(name))
+
+
 def is_likelihood(file: Path | None) -> bool:
     """Whether a file is called like a map of probabilities, as networks write it.
 
@@ -180,7 +190,7 @@ def person_of(folders: Iterable[str], stem: str) -> str:
     folders = list(folders)
     if bids := [found for text in (*folders, stem) if (found := BIDS_SUBJECT.match(text))]:
         return bids[0][1]
-    telling = [f for f in folders if squeezed(f) not in KINDS and not VISIT.fullmatch(squeezed(f))]
+    telling = [f for f in folders if not is_kind(f)]
     sites = [f for f in telling if SITE.fullmatch(squeezed(f))]
     people = [f for f in telling if f not in sites]
     return "_".join((*sites, people[0] if people else subject_of(stem)))
