@@ -36,7 +36,9 @@ def test_slices_of_two_people_are_never_joined(tmp_path):
     other = {"PatientID": "p2", "StudyInstanceUID": "1.2.9", "FrameOfReferenceUID": "1.2.10"}
     halves(tmp_path / "A", **other)
     assert [scan.shape[1] for scan in read_dicom(tmp_path / "A")] == [3, 3]
-    assert not any("continue" in said(scan) for scan in read_dicom(tmp_path / "A"))
+    for scan in read_dicom(tmp_path / "A"):
+        assert "lies beside this one, but is of another person (PatientID)" in said(scan)
+        assert not scan.source.part
     notes: list[str] = []
     index(tmp_path, layout="dicom", tell=notes.append)
     assert any("files of several people (PatientID) in one folder: A" in note for note in notes)

@@ -18,10 +18,10 @@ from fewbeats.data.names import (
     LABEL_ENDINGS,
     NIFTI,
     PLANES,
+    VIEWS,
     bare_label,
     bare_name,
     frame_of,
-    is_kind,
     is_label_folder,
     is_piece,
     list_nifti,
@@ -233,12 +233,12 @@ def phantom(source: Path) -> list[Row]:
 def dicom(source: Path) -> list[Row]:
     """DICOM: one folder a subject (or files of one subject), named by the folder and never by the header.
 
-    Folders called like views or visits are of one subject, that of the folder they lie in. Gives one row a
+    Folders called like views are of one subject, that of the folder they lie in. Gives one row a
     folder; `index` makes one of each scan in it.
     """
     folders = sorted(f for f in source.iterdir() if f.is_dir() and not f.name.startswith("."))
     loose = any(f.is_file() and _looks_like_dicom(f) for f in source.iterdir())
-    one = loose or all(is_kind(f.name) for f in folders)
+    one = loose or all(squeezed(f.name) in VIEWS for f in folders)
     chosen = [source] if one else folders
     return [{"subject": f.absolute().name, "scan": f.absolute().name, "image": str(f)} for f in chosen]
 

@@ -39,14 +39,18 @@ SCAN_ENDINGS = (
 FRAME_NUMBER = re.compile(r"_(?:(?:frame|phase|time|fr|ph)_?|t(?=\d\d))(\d+)$", re.IGNORECASE)
 BIDS_SUBJECT = re.compile(r"(sub-[A-Za-z0-9]+)(?=_|$)")
 PLANES = {"sa": "SAX", "sax": "SAX", "shortaxis": "SAX", "2ch": "2CH", "3ch": "3CH", "4ch": "4CH"}
+VIEWS = (
+    *PLANES, "la", "lax", "longaxis", "lvot", "rvot", "cine", "lge", "t1", "t2",
+)  # fmt: skip
+"""Folders of one view or sequence, of one person or many."""
 KINDS = (
-    *PLANES, "la", "lax", "longaxis", "lvot", "rvot", "ed", "es", "cine", "lge", "t1", "t2", "mr", "mri",
-    "cmr", "ct", "train", "training", "test", "testing", "val", "valid", "validation", "tune", "dev",
-    "labeled", "unlabeled", "labelled", "unlabelled", "baseline", "base", "pre", "post",
+    *VIEWS, "ed", "es", "mr", "mri", "cmr", "ct", "train", "training", "test", "testing", "val", "valid",
+    "validation", "tune", "dev", "labeled", "unlabeled", "labelled", "unlabelled", "baseline", "base", "pre",
+    "post",
 )  # fmt: skip
 """Folders of one kind of scans, of many people."""
 VISIT = re.compile(
-    r"(ses|session|visit|exam|study|timepoint|tp|followup|fu|year|month|week|day|scan)[a-z]?\d{0,3}|(19|20)\d{6}"
+    r"(ses|session|visit|timepoint|tp|followup|fu|year|month|week|day)[a-z]?\d{0,3}|(19|20)\d{6}"
 )
 SITE = re.compile(r"(site|center|centre|hospital|vendor|scanner|cohort|dataset)[a-z]?\d{0,3}")
 FOREIGN = (".nrrd", ".nhdr", ".mha", ".mhd", ".hdr", ".par", ".rec", ".mnc", ".nii.zip", ".img")
@@ -158,8 +162,8 @@ def is_label_folder(folder: Path) -> bool:
 def is_kind(folder: str) -> bool:
     """Whether a folder is called like a kind of scans or a visit, and so is nobody's name.
 
-    >>> [is_kind(name) for name in ("SAX", "visit_2", "P07")]
-    [True, True, False]
+    >>> [is_kind(name) for name in ("SAX", "visit_2", "P07", "scan001")]
+    [True, True, False, False]
     """
     name = squeezed(folder)
     return name in KINDS or bool(VISIT.fullmatch(name))

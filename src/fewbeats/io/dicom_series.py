@@ -174,10 +174,16 @@ def _tell_neighbors(stacks: Sequence[Stack]) -> None:
         for j, other in enumerate(stacks):
             if i == j or not _alike(stack, other):
                 continue
+            apart = _are_two_people(stack.series[0].first, other.series[0].first)
             mine, theirs = (np.concatenate([s.depths_mm for s in one.series]) for one in (stack, other))
             shared = _shared(theirs, mine, same_place_mm(stack.series[0].first))
             torn = 0 < shared < min(len(mine), len(theirs)) if shared else _continues(mine, theirs)
-            if torn:
+            if apart:
+                if torn:
+                    stack.notes.append(
+                        f"scan {j + 1} lies beside this one, but is of another person (PatientID)"
+                    )
+            elif torn:
                 stack.part = f"scan {j + 1} seems to continue this one"
                 stack.notes.append(f"{stack.part}: {_why_apart(stack, other, shared)}")
             elif shared and i < j and _same_grid(stack.series[0].first, other.series[0].first):
@@ -186,11 +192,10 @@ def _tell_neighbors(stacks: Sequence[Stack]) -> None:
 
 
 def _alike(a: Stack, b: Stack) -> bool:
-    """Of one person and kind, in about one direction, in planes that are little shifted."""
+    """Of one kind, in about one direction, in planes that are little shifted."""
     one, other = a.series[0].first, b.series[0].first
     return (
         (one.modality, one.technique) == (other.modality, other.technique)
-        and not _are_two_people(one, other)
         and abs(one.normal @ other.normal) > np.cos(np.deg2rad(LITTLE_TURNED_DEGREES))
         and np.abs(one.in_plane_mm - other.in_plane_mm).max() < SHIFTED_MM
         and (len(a.frames) > _positions(a)) == (len(b.frames) > _positions(b))
