@@ -135,6 +135,10 @@ def test_what_a_description_says_before_a_number_counts():
     assert phases("CTA 75% ASIR 30%") == [75.0]
     assert phases("BestDiast 302 ms, TI=300ms") == [302.0]
     assert phases("LGE TI 340 ms") == []
+    for text in ("75% CTA", "(75%)", "CTA_75%", "RR75%", "Ph75%", "0.5 CE 75%"):
+        assert phases(text) == [75.0], text
+    assert phases("0.5 CE 35-75%") == [75.0]
+    assert phases("B26f_350ms") == [350.0]
 
 
 @pytest.mark.parametrize(("seconds", "frames"), [(0, [2]), (40, [1, 1])])
@@ -150,7 +154,7 @@ def test_another_bolus_is_no_phase(tmp_path, seconds, frames):
 @pytest.mark.parametrize(
     ("later", "why"),
     [
-        ({"lost": -2}, "they have 2 positions in common"),
+        ({"lost": -2, "first": 4, "second": 4}, "they have 2 positions in common"),
         ({"lost": 1}, "slices between them may be missing"),
         ({"frames": 6}, "they have different numbers of frames"),
         ({"spacing": (1.6, 1.35)}, "their pixels differ in size or number"),
@@ -163,6 +167,41 @@ def test_pieces_of_a_heart_say_so(tmp_path, later, why):
     for scan in scans:
         assert f"seems to continue this one: {why}" in said(scan)
         assert "of a part of the heart" in Inspector(scan, ("LV",)).warnings()[0]
+
+
+@pytest.mark.parametrize("lost", [-5, -6])
+def test_a_stack_that_was_taken_again_is_no_piece(tmp_path, lost):
+    """Shifted by a slice, too."""
+    halves(tmp_path, first=6, second=6, lost=lost, spacing=(1.6, 1.35))
+    assert not any(scan.source.part for scan in read_dicom(tmp_path))
+
+
+def test_two_versions_of_a_stack_do_not_fill_each_others_gaps(tmp_path):
+    """Evened out or not, one series a slice; of one version a slice is missing."""
+    for k, word in enumerate(("ND", "DIS2D")):
+        for file in write_cine(tmp_path / word, frames=2, ImageType=["ORIGINAL", "PRIMARY", "M", word]):
+            z = place_of(file)[0]
+            edit(file, SeriesNumber=10 + 2 * z + k, SeriesInstanceUID=f"1.2.5.{10 + 2 * z + k}")
+            if word == "ND" and z == 2:
+                file.unlink()
+    whole, *_ = read_dicom(tmp_path)
+    assert whole.shape[:2] == (2, 4)
+    assert whole.source.series == (11, 13, 15, 17)
+
+
+def test_kinds_have_one_order(tmp_path):
+    """Numbers of scans in a cohort must mean the same in every process."""
+    for file in write_cine(tmp_path, frames=4, series_per_slice=False):
+        words = ["ND", "NORM"] if place_of(file)[1] % 2 else ["ND"]
+        edit(file, ImageType=["ORIGINAL", "PRIMARY", "M", *words])
+    first, second = read_dicom(tmp_path)
+    assert first.frame(0).sum() < second.frame(0).sum()  # the even frames first, in every process
+
+
+def test_a_patient_id_that_was_corrected_parts_no_heart(tmp_path):
+    for file in write_cine(tmp_path, frames=2):
+        edit(file, PatientID="TEMP12" if place_of(file)[0] < 2 else "p1")
+    assert_truth(only(read_dicom(tmp_path)), 2)
 
 
 def test_a_stack_that_lies_within_another_is_no_piece(tmp_path):
@@ -223,12 +262,14 @@ def test_a_heartbeat_that_none_has_is_unknown(tmp_path, interval):
     assert only(read_dicom(tmp_path)).cycle_ms is None
 
 
-def test_frames_a_heartbeat_apart_have_no_ejection_fraction(tmp_path):
+@pytest.mark.parametrize("interval", [900, None])
+def test_frames_a_heartbeat_apart_have_no_ejection_fraction(tmp_path, interval):
+    """Also where nobody told how long a heartbeat is."""
     late = {"time_tag": "AcquisitionTime", "frame_ms": 900.0}
     for file in write_cine(tmp_path, frames=8, series_per_slice=False, **late):
-        edit(file, NominalInterval=900)
+        edit(file, NominalInterval=interval)
     scan = only(read_dicom(tmp_path))
-    assert "frames are a heartbeat apart, so they are no cardiac phases" in said(scan)
+    assert "frames are as far apart as heartbeats, so they are no cardiac phases" in said(scan)
     assert "they have no ejection fraction" in Inspector(scan, ("LV",)).warnings()[0]
 
 

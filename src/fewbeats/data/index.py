@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
 MASK_LEVELS = 12  # an image has more values
 MOST_LABELS = 256  # of a mask of all there is
-FLAT = 0.6  # share of equal neighbors; of an image of so few values far less
+FLAT = 0.75  # share of equal neighbors; of an image of so few values far less
 AIR_HU = -500.0  # no MR image has such values, every CT of a chest has
 VENTRICLES = ("LV", "MYO", "RV")
 READERS = 4  # threads; unpacking releases the interpreter, more than this many wait for the disk
@@ -83,21 +83,30 @@ def index(
         known = KNOWN_SETS.get(convention, {}) if layout == "folder" and convention not in LAYOUTS else {}
         rows = [{**known, **row, "convention": absolute_convention(convention)} for row in rows]
     rows = rename_subjects(rows, subject) if subject else rows
-    with ThreadPoolExecutor(READERS) as pool:
-        tried = list(pool.map(partial(_try_measure, check_pixels=check_pixels), rows))
-    refuse_bad([one for one in tried if isinstance(one, InputError)], leave_out=leave_out, tell=tell)
-    measured = [row for found in tried if not isinstance(found, InputError) for row in found]
-    bad = [row for row, found in zip(rows, tried) if isinstance(found, InputError)]
-    looked, measured = measured, tell_odd(measured, tell)
-    bad += [row for row in looked if row not in measured]
+    measured, told = _measure_all(rows, leave_out=leave_out, check_pixels=check_pixels, tell=tell)
     if not measured:
         raise InputError(f"{source}: no image of the layout '{layout}' in it; check folder and layout")
     cohort = new_cohort(narrow_conventions(measured, tell))
     tell_parts(measured, tell)
-    tell_unused(source, cohort, [Path(row[n]) for row in bad for n in ("image", "label") if row.get(n)], tell)
+    tell_unused(source, cohort, told, tell)
     if labels is not None:
         cohort = attach_labels(cohort, labels)
     return cohort if split_file is None else apply_split_file(cohort, split_file)
+
+
+def _measure_all(
+    rows: list[Row], *, leave_out: bool, check_pixels: bool, tell: Callable[[str], None]
+) -> tuple[list[Row], list[Path]]:
+    """Rows that can be used, measured, and the files of the others, of which all was said."""
+    with ThreadPoolExecutor(READERS) as pool:
+        tried = list(pool.map(partial(_try_measure, check_pixels=check_pixels), rows))
+    refuse_bad([one for one in tried if isinstance(one, InputError)], leave_out=leave_out, tell=tell)
+    measured = [row for found in tried if not isinstance(found, InputError) for row in found]
+    kept = tell_odd(measured, tell)
+    numbers = {id(row) for row in kept}
+    aside = [row for row, found in zip(rows, tried) if isinstance(found, InputError)]
+    aside += [row for row in measured if id(row) not in numbers]
+    return kept, [Path(row[name]) for row in aside for name in ("image", "label") if row.get(name)]
 
 
 def _try_measure(row: Row, *, check_pixels: bool) -> list[Row] | InputError:
@@ -268,15 +277,21 @@ def refuse_empty(scan: Scan) -> Row:
         if len(levels) <= MOST_LABELS:
             levels |= set(np.unique(frame).tolist())
     whole = all(value == int(value) and value >= 0 for value in levels)
-    few = len(levels) <= MASK_LEVELS or (len(levels) <= MOST_LABELS and is_flat(scan.frame(0)))
+    few = len(levels) <= MASK_LEVELS
+    flat = whole and not few and len(levels) <= MOST_LABELS and is_flat(scan.frame(0))
     likely = is_likelihood(scan.source.path) and low >= 0 and high <= 1
-    return {"_mask": (whole and few) or likely, "_hu": low <= AIR_HU}
+    return {"_mask": (whole and few) or likely, "_flat": flat, "_hu": low <= AIR_HU}
 
 
 def is_flat(frame: np.ndarray) -> bool:
-    """Whether neighbors of what is not 0 are nearly all equal, as in a mask of many structures."""
-    inside = (frame[..., 1:] != 0) & (frame[..., :-1] != 0)
-    return bool(inside.any()) and float((frame[..., 1:] == frame[..., :-1])[inside].mean()) > FLAT
+    """Whether neighbors are nearly all equal but for the commonest value, as in a mask of many structures."""
+    values, counts = np.unique(frame, return_counts=True)
+    common = values[counts.argmax()]
+    for one, other in ((frame[..., 1:], frame[..., :-1]), (frame[..., 1:, :], frame[..., :-1, :])):
+        inside = (one != common) & (other != common)
+        if not inside.any() or float((one == other)[inside].mean()) <= FLAT:
+            return False
+    return True
 
 
 def scans_in_dicom(row: Row, path: Path) -> list[tuple[Row, Scan]]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,6 +23,7 @@ from fewbeats.data.names import (
     bare_label,
     bare_name,
     frame_of,
+    is_image_folder,
     is_label_folder,
     is_piece,
     list_nifti,
@@ -162,36 +164,45 @@ def folder(source: Path) -> list[Row]:
     """
     files = list_nifti(source)
     labels = [f for f in files if _is_label(f, source)]
-    images = [f for f in files if f not in labels and not _is_derived(f, source)]
-    by_name = _by_name(images, source)
+    images = [f for f in sorted({*files} - {*labels}) if not _is_derived(f, source)]
+    by_name, around = _by_name(images, source), Counter(image.parent for image in images)
     found: dict[Path, Path] = {}
     for label in labels:
         image = by_name.get(bare_name(label, source))
         if image is None:
-            if is_piece(label, images):  # `tell_unused` names it
+            if is_piece(label, around):  # `tell_unused` names it
                 continue
             raise InputError(f"{label}: {_mend_lone_label(label, by_name, source)}")
         if image in found:
             raise InputError(f"{label}: a second label of {image.name}; keep one of them")
         found[image] = label
     rows, shared = [], shared_folders(images, source)
+    called = Counter("_".join((*own_folders(image, source)[shared:], stem_of(image))) for image in images)
     for image in images:
         inside, stem = own_folders(image, source)[shared:], stem_of(image)
         told = [*inside, stem]
-        phases = [p for text in told if (p := re.search(r"(?:^|[_\-])(ED|ES)$", text, re.IGNORECASE))]
+        phase = re.search(r"(?:^|[_\-])(ED|ES)$", stem, re.IGNORECASE)
+        phases = [*([phase[1]] if phase else []), *(f for f in inside if f.upper() in ("ED", "ES"))]
+        if called["_".join(told)] > 1:
+            told = [*image.relative_to(source).parts[:-1], stem]
         planes = [plane for text in told if (plane := PLANES.get(squeezed(text)) or plane_of(text))]
         rows.append({
             "subject": person_of(inside, stem), "scan": "_".join(told),
             "image": str(image), "label": str(found[image]) if image in found else None,
-            "frame": frame_of(stem), "phase": phases[0][1].upper() if phases else None,
+            "frame": frame_of(stem), "phase": phases[0].upper() if phases else None,
             **({"view": planes[0]} if planes else {}),
         })  # fmt: skip
     return rows
 
 
 def _is_label(file: Path, source: Path) -> bool:
-    inside = file.relative_to(source).parents
-    return any(map(is_label_folder, inside)) or bool(re.search(LABEL_ENDINGS, stem_of(file), re.IGNORECASE))
+    """By its name, else by the innermost folder that is called like images or masks."""
+    stem = stem_of(file)
+    if re.search(LABEL_ENDINGS, stem, re.IGNORECASE):
+        return True
+    telling = (f for f in file.relative_to(source).parents if is_label_folder(f) or is_image_folder(f))
+    folder = next(telling, None)
+    return folder is not None and is_label_folder(folder) and not stem.lower().endswith("_image")
 
 
 def _is_derived(file: Path, source: Path) -> bool:
@@ -257,12 +268,21 @@ def _looks_like_dicom(file: Path) -> bool:
 
 
 def _by_name(images: Iterable[Path], folder: Path) -> dict[str, Path]:
+    """Images by what they share with their labels; such as share it with each other are in by no name.
+
+    Raises:
+        InputError: two of one folder differ by the ending alone.
+    """
     by_name: dict[str, Path] = {}
+    shared = set()
     for image in images:
-        other = by_name.setdefault(bare_name(image, folder), image)
-        if other != image:
+        name = bare_name(image, folder)
+        other = by_name.setdefault(name, image)
+        if other != image and other.parent == image.parent:
             raise InputError(f"{image}: its name differs from {other.name} by the ending alone; rename one")
-    return by_name
+        if other != image:
+            shared.add(name)
+    return {name: image for name, image in by_name.items() if name not in shared}
 
 
 def _beside(image: Path, ending: str) -> str | None:

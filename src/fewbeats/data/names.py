@@ -12,27 +12,31 @@ from fewbeats.disk import files_below
 from fewbeats.errors import InputError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Mapping
 
 NIFTI = r"\.nii(\.gz)?$"
 LABEL_ENDINGS = (
     r"[_\-.](label|labels|labelmap|seg|dseg|segmentation|mask|gt|truth|ground_?truth|manual|annotation|annot|"
     r"contours?)$"
 )
+PARTS = {"imagestr": "Tr", "labelstr": "Tr", "imagests": "Ts", "labelsts": "Ts"}
+"""Folders of nnU-Net, whose files may be numbered alike."""
 LABEL_FOLDERS = (
-    "labels", "label", "labelstr", "labelsts", "labelmaps", "labelmap", "masks", "mask", "segmentations",
+    "labels", "label", "labelmaps", "labelmap", "masks", "mask", "segmentations",
     "segmentation", "segs", "seg", "gt", "gts", "groundtruth", "annotations", "annotation", "contours",
     "manual",
 )  # fmt: skip
 """What a folder of masks is called, in small letters and without what joins words."""
 IMAGE_FOLDERS = (
-    "images", "image", "imgs", "img", "imagestr", "imagests", "scans", "volumes", "nifti", "niftis", "nii",
+    "images", "image", "imgs", "img", "scans", "volumes", "nifti", "niftis", "nii",
     "data", "rawdata", "anat", "func",
 )  # fmt: skip
 """What a folder of images is called."""
+DAY = r"(?:19|20)\d\d(?:0[1-9]|1[0-2])(?:0[1-9]|[12]\d|3[01])"
+"""A date, and not the number of somebody that begins with a year."""
 SCAN_ENDINGS = (
     r"[_\-](4d|sax?|lax?|[234]ch|short_axis|long_axis|cine|lge|image|rest|stress|ed|es|"
-    r"(frame|phase|slice|time|fr|ph|sl)_?\d+|[tsz]\d\d+|(19|20)\d{6}|"
+    r"(frame|phase|slice|time|fr|ph|sl)_?\d+|t\d\d|" + DAY + "|"
     r"(ses|session|visit|baseline|follow_?up|fu|tp|timepoint)[_\-]?[a-z]?\d*)$"
 )
 """What a name has after whose scan it is: view, sequence, phase, frame, slice, visit, date."""
@@ -44,14 +48,12 @@ VIEWS = (
 )  # fmt: skip
 """Folders of one view or sequence, of one person or many."""
 KINDS = (
-    *VIEWS, "ed", "es", "mr", "mri", "cmr", "ct", "train", "training", "test", "testing", "val", "valid",
-    "validation", "tune", "dev", "labeled", "unlabeled", "labelled", "unlabelled", "baseline", "base", "pre",
-    "post",
+    *VIEWS, "tr", "ts", "ed", "es", "mr", "mri", "cmr", "ct", "train", "training", "test", "testing", "val",
+    "valid", "validation", "tune", "dev", "labeled", "unlabeled", "labelled", "unlabelled", "baseline",
+    "base", "pre", "post",
 )  # fmt: skip
 """Folders of one kind of scans, of many people."""
-VISIT = re.compile(
-    r"(ses|session|visit|timepoint|tp|followup|fu|year|month|week|day)[a-z]?\d{0,3}|(19|20)\d{6}"
-)
+VISIT = re.compile(rf"(ses|session|visit|timepoint|tp|followup|fu|year|month|week|day)[a-z]?\d{{0,3}}|{DAY}")
 SITE = re.compile(r"(site|center|centre|hospital|vendor|scanner|cohort|dataset)[a-z]?\d{0,3}")
 FOREIGN = (".nrrd", ".nhdr", ".mha", ".mhd", ".hdr", ".par", ".rec", ".mnc", ".nii.zip", ".img")
 """Formats of images and masks that are not read."""
@@ -101,10 +103,14 @@ def subject_of(stem: str) -> str:
 
     >>> [subject_of(stem) for stem in ("patient001_frame01", "001_SA_ED", "sub-01_ses-2_cine", "p_t07")]
     ['patient001', '001', 'sub-01', 'p']
+    >>> [subject_of(stem) for stem in ("P01_s12", "HCM_S12", "HCM_20190012", "P01_20190312")]
+    ['P01', 'HCM_S12', 'HCM_20190012', 'P01']
     """
     if bids := BIDS_SUBJECT.match(stem):
         return bids[1]
     bare = re.sub(SCAN_ENDINGS, "", stem, flags=re.IGNORECASE)
+    if bare == stem:  # a slice, where whose it is is told before
+        bare = re.sub(r"(?<=\d)[_\-][stz]\d\d+$", "", stem, flags=re.IGNORECASE)
     return stem if not bare else bare if bare == stem else subject_of(bare)
 
 
@@ -140,7 +146,7 @@ def own_folders(file: Path, folder: Path) -> list[str]:
     >>> own_folders(Path("in/derivatives/manual/sub-01/anat/a.nii"), Path("in"))
     ['sub-01']
     """
-    parts = file.relative_to(folder).parts[:-1]
+    parts = [PARTS.get(squeezed(part), part) for part in file.relative_to(folder).parts[:-1]]
     aside = (*IMAGE_FOLDERS, *LABEL_FOLDERS, "derivatives")
     return [part for part in parts if squeezed(part) not in aside]
 
@@ -156,7 +162,12 @@ def squeezed(name: str) -> str:
 
 def is_label_folder(folder: Path) -> bool:
     """Whether a folder is called like one of masks."""
-    return squeezed(folder.name) in LABEL_FOLDERS
+    return squeezed(folder.name) in (*LABEL_FOLDERS, "labelstr", "labelsts")
+
+
+def is_image_folder(folder: Path) -> bool:
+    """Whether a folder is called like one of images."""
+    return squeezed(folder.name) in (*IMAGE_FOLDERS, "imagestr", "imagests")
 
 
 def is_kind(folder: str) -> bool:
@@ -190,6 +201,8 @@ def person_of(folders: Iterable[str], stem: str) -> str:
     ('P01', 'P01', 'siteA_P01')
     >>> person_of(["sub-01", "ses-1"], "sub-01_ses-1_bold"), person_of(["visit2"], "P07_4d")
     ('sub-01', 'P07')
+    >>> person_of(["20190312"], "cine")
+    '20190312'
     """
     folders = list(folders)
     if bids := [found for text in (*folders, stem) if (found := BIDS_SUBJECT.match(text))]:
@@ -197,7 +210,10 @@ def person_of(folders: Iterable[str], stem: str) -> str:
     telling = [f for f in folders if not is_kind(f)]
     sites = [f for f in telling if SITE.fullmatch(squeezed(f))]
     people = [f for f in telling if f not in sites]
-    return "_".join((*sites, people[0] if people else subject_of(stem)))
+    named = subject_of(stem)
+    if not people and not re.search(r"\d", named):  # else folders by day or visit are all there is
+        people = [f for f in folders if VISIT.fullmatch(squeezed(f))]
+    return "_".join((*sites, people[0] if people else named))
 
 
 def shared_folders(files: Iterable[Path], base: Path) -> int:
@@ -211,22 +227,26 @@ def shared_folders(files: Iterable[Path], base: Path) -> int:
     while parts and all(len(own) > count for own in parts) and len({own[count] for own in parts}) == 1:
         count += 1
     people = {subject_of(stem_of(file)) for file in listed}
-    several = len(people) > 1 and all(re.search(r"\d\d|[A-Za-z]\d", name) for name in people)
+    several = len(people) > 1 and all(re.search(r"\d$", name) and not is_kind(name) for name in people)
     deeper = all(len(own) > count for own in parts)
     return count if several or deeper else max(0, count - 1)
 
 
-def is_piece(label: Path, images: Iterable[Path]) -> bool:
+def is_piece(label: Path, images: Mapping[Path, int]) -> bool:
     """Whether a mask without an image of its name is of one structure: by its name, or as its folder's are.
 
-    >>> is_piece(Path("a/P01_LV_mask.nii.gz"), []), is_piece(Path("a/P01_ED_seg.nii.gz"), [])
+    Args:
+        label: the mask.
+        images: folder -> how many images lie in it.
+
+    >>> is_piece(Path("a/P01_LV_mask.nii.gz"), {}), is_piece(Path("a/P01_ED_seg.nii.gz"), {})
     (True, False)
     """
     words = re.split(r"[_\-]", bare_label(stem_of(label)))
     if any(_means_structure("".join(words[at:])) or _means_structure(words[at]) for at in range(len(words))):
         return True
-    around = [image for image in images if image.parent == label.parent.parent]
-    return len(around) == 1 and is_label_folder(label.parent) and frame_of(stem_of(label)) is None
+    around = images.get(label.parent.parent, 0)
+    return around == 1 and is_label_folder(label.parent) and frame_of(stem_of(label)) is None
 
 
 def _means_structure(word: str) -> bool:

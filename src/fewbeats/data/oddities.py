@@ -13,7 +13,7 @@ from fewbeats.data.names import FOREIGN, NIFTI, is_piece
 from fewbeats.disk import files_below
 from fewbeats.errors import InputError, name_some
 from fewbeats.io.dicom import CONTOURS
-from fewbeats.io.nifti_parts import find_parts, read_parts
+from fewbeats.io.nifti_parts import find_parts, read_parts, say_parts
 from fewbeats.metrics import enclosed_share
 
 if TYPE_CHECKING:
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     import polars as pl
 
 Row = dict[str, Any]
+MOST_NAMES = 3  # that one person has; a PatientID of more is what an anonymizer wrote
 MOST_NAMED = 10  # files of which all is said
 ENCLOSED = 0.6  # share of a ventricle's outline that borders on myocardium: nearly all of the left one's
 
@@ -54,6 +55,9 @@ def tell_odd(rows: list[Row], tell: Callable[[str], None]) -> list[Row]:
     if masks:
         tell(f"left out, as they look like masks: {name_some(masks)}; name a mask like its image and _label")
     rows = [row for row in rows if row["scan"] not in masks]
+    flat = [row["scan"] for row in rows if row.get("_flat") and not row.get("label")]
+    if flat:
+        tell(f"look like masks of many structures: {name_some(flat)}; take them out where they are")
     units = [row["scan"] for row in rows if row.get("_hu") and not row.get("modality")]
     if units:
         tell(
@@ -86,11 +90,11 @@ def _tell_people(rows: list[Row], tell: Callable[[str], None]) -> None:
     for subject, found in people.items():
         for person in found:
             subjects.setdefault(person, []).append(subject)
-    shared = [sorted(names) for names in subjects.values() if len(names) > 1]
-    if shared and len(shared[0]) < len(people):  # else it is an anonymizer's, the same everywhere
+    shared = [sorted(names) for names in subjects.values() if 1 < len(names) <= MOST_NAMES]
+    if shared and len(shared[0]) < len(people):  # more names have an anonymizer's
         told = "; ".join(" and ".join(names) for names in sorted(shared)[:MOST_NAMED])
         tell(f"one person by PatientID: {told}; --subject, or folders, can say so")
-    elif shared and len(people) > 1:
+    elif 1 < len(people) == max(map(len, subjects.values()), default=0):
         tell(
             "all subjects have one PatientID: where they are one person, they must have one name "
             "(--subject), or a split would part them"
@@ -102,7 +106,7 @@ def tell_parts(rows: list[Row], tell: Callable[[str], None]) -> None:
     for folder in sorted({Path(row["image"]).parent for row in rows if is_nifti(Path(row["image"]))}):
         try:
             files = find_parts(folder)
-            note = read_parts(files).source.notes[0] if files else ""
+            note = read_parts(files).source.notes[0] if files and say_parts(files) else ""
         except InputError:
             continue
         if note:
@@ -130,11 +134,13 @@ def tell_unused(
         f for f in files
         if re.search(NIFTI, f.name, re.IGNORECASE) and f not in used and not folders & set(f.parents)
     ]  # fmt: skip
-    pieces = [f for f in spare if is_piece(f, used)]
+    around = Counter(f.parent for f in used)
+    pieces = {f for f in spare if is_piece(f, around)}
     if pieces:
+        named = name_some([f.name for f in spare if f in pieces])
         tell(
-            f"in no row: {name_some([f.name for f in pieces])}; masks of single structures are to be joined "
-            "to one of all, called like the image"
+            f"in no row: {named}; masks of single structures are to be joined to one of all, called like the "
+            "image"
         )
     if others := [f.name for f in spare if f not in pieces]:
         tell(f"in no row: {name_some(others)}")

@@ -91,6 +91,9 @@ class ScanMasks:
         return split_structures(self._manual[t], self.source.convention, self.judged, file=label)
 
 
+LEAST_ALIKE = 0.3  # Dice of structures that were exchanged; of worse ones nothing is known
+
+
 @dataclass(frozen=True, kw_only=True)
 class MeasuredScan:
     """What was measured in one predicted scan."""
@@ -161,11 +164,15 @@ def measure_scan(source: PredictedScan) -> MeasuredScan:
 
 def are_exchanged(predicted: Masks, manual: Masks, structures: Sequence[str]) -> bool:
     """Whether several predicted structures agree better with what is called another one by hand."""
-    elsewhere = []
-    for name in structures:
-        agreement = {other: dice(predicted[name], manual[other]) for other in structures}
-        elsewhere.append(max(agreement.values()) > agreement[name])
-    return sum(elsewhere) > 1
+    drawn = [name for name in structures if predicted[name].any() and manual[name].any()]
+    best = {}
+    for name in drawn:
+        agreement = {other: dice(predicted[name], manual[other]) for other in drawn}
+        best[name] = max(agreement, key=lambda other: (agreement[other], other == name))
+        if agreement[best[name]] < LEAST_ALIKE:
+            return False
+    elsewhere = sum(name != other for name, other in best.items())
+    return elsewhere > 1 and len({*best.values()}) == len(best)
 
 
 def _phases(source: PredictedScan, manual_ml: Mapping[str, np.ndarray]) -> dict[int, str]:

@@ -133,7 +133,9 @@ class FrameHeader:
         values = stored.astype(np.float32)
         outside = np.zeros(0, bool) if self.padding is None else values == np.float32(self.padding)
         if outside.any() and not outside.all():
-            values[outside] = values[~outside].max() if self.mirror is not None else values[~outside].min()
+            low, high = values[~outside].min(), values[~outside].max()
+            if not low < np.float32(self.padding or 0) < high:  # else it is a gray value, too
+                values[outside] = low if self.mirror is None else high
         if self.mirror is not None:
             values = np.float32(self.mirror) - values
         return values * np.float32(self.slope) + np.float32(self.intercept)
@@ -285,7 +287,7 @@ def _frame_header(file: Path, index: int, tags: Mapping[str, Any]) -> FrameHeade
         series_uid=text(tags, "SeriesInstanceUID"),
         series_number=int(number(tags, "SeriesNumber") or 0),
         description=text(tags, "SeriesDescription"),
-        person=digest(text(tags, "PatientID")),
+        person=digest(text(tags, "PatientID").strip().casefold()),
         frame_of_reference=text(tags, "FrameOfReferenceUID"),
         modality=text(tags, "Modality").upper(),
         technique=(*(w for w in words[2:] if w not in FILTERS), *(text(tags, tag) for tag in technique)),

@@ -26,6 +26,8 @@ ONE_BOLUS_MS = 15_000.0
 CLOCKS = ("AcquisitionTime", "ContentTime")
 """Which tell hours apart, the more trusted first."""
 
+DAY_MS = 24 * 3_600_000.0
+
 Ranks = list[int]
 """For each image of a position, which of the kinds found there it is, from 0."""
 
@@ -61,7 +63,11 @@ def split_kinds(frames: Sequence[FrameHeader], same_place_mm: float) -> list[tup
         the parts, each with a note that says why it stands alone; empty where nothing was parted.
     """
     places = _by_place(frames, same_place_mm)
-    if parts := _part(places, _rank_processing):
+    found = {header.processing for header in frames}
+    kinds = sorted(found, key=lambda kind: (kind[:1] != ("ORIGINAL",), kind))
+    if max(len({header.processing for header in place}) for place in places) > 1 and (
+        parts := _part(places, lambda place: [kinds.index(header.processing) for header in place])
+    ):
         return _said(parts, same_place_mm, "images of one position were processed differently (ImageType)")
     for tag in ("EchoTime", "InversionTime", "DiffusionBValue", "FlipAngle"):
         if parts := _part(places, lambda place: _rank_values(place, tag)):  # noqa: B023 (used at once)
@@ -96,6 +102,16 @@ def same_contrast(a: FrameHeader, b: FrameHeader) -> bool:
         return apart_ms(a, b, "AcquisitionTime") <= ONE_BOLUS_MS
     known = [tag for tag in CLOCKS if tag in a.order and tag in b.order]
     return not known or apart_ms(a, b, known[0]) <= APART_MS
+
+
+def pass_midnight(frames: Sequence[FrameHeader]) -> None:
+    """Let a clock whose date stands still go on after midnight."""
+    for tag in CLOCKS:
+        known = [frame.order for frame in frames if tag in frame.order]
+        times = np.array([order[tag] for order in known])
+        if len(times) and DAY_MS / 2 < np.ptp(times) < DAY_MS:
+            for order in known:
+                order[tag] += DAY_MS if order[tag] < times.max() - DAY_MS / 2 else 0.0
 
 
 def apart_ms(a: FrameHeader, b: FrameHeader, tag: str) -> float:
@@ -137,12 +153,6 @@ def _rank_values(place: list[FrameHeader], tag: str) -> Ranks | None:
     else:
         values[untold] = -1.0
     return _rank(values, lambda ascending: SAME_CONTRAST * np.abs(ascending[1:]))
-
-
-def _rank_processing(place: list[FrameHeader]) -> Ranks | None:
-    """As where an average of all phases lies beside them."""
-    kinds = sorted({header.processing for header in place}, key=lambda kind: kind[0] != "ORIGINAL")
-    return [kinds.index(header.processing) for header in place]
 
 
 def _rank_acquisitions(place: list[FrameHeader]) -> Ranks | None:

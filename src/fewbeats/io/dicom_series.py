@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from fewbeats.io.dicom_headers import COLOR
-from fewbeats.io.dicom_kinds import CLOCKS, same_contrast, split_kinds
+from fewbeats.io.dicom_kinds import pass_midnight, same_contrast, split_kinds
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -24,6 +24,8 @@ SAME_PLACE = 0.1
 """and so are such as are closer than this share of a pixel, as where slices follow the breath."""
 LITTLE_TURNED_DEGREES = 5.0
 """Stacks that continue one another are turned by less."""
+MOST_SHARED = 0.5
+"""Share of positions that pieces of one heart have in common at most; else one repeats the other."""
 LOST_SLICES = 1
 """So many may be missing between them."""
 SAME_DIRECTION = 1e-3
@@ -41,7 +43,6 @@ NO_PHASE_WORDS = (
 """Before a number in SeriesDescription that is no cardiac phase."""
 SHIFTED_MM = 20.0
 """Stacks that continue one another lie no farther apart in their plane."""
-DAY_MS = 24 * 3_600_000.0
 ONE_SESSION_MS = 15 * 60_000.0
 """A next slice is acquired within this time."""
 
@@ -81,8 +82,10 @@ class Series:
             if len(values) == 1 and (value := values.pop()) is not None:
                 found[tag, 0] = value
         for unit in ("%", "ms"):
-            told = re.finditer(rf"(\w*)[ _=:]*?(\d+(?:\.\d+)?)\s*{unit}(?!\w)", self.first.description)
-            numbers = [float(n[2]) for n in told if n[1].upper().rstrip("_") not in NO_PHASE_WORDS]
+            told = re.finditer(
+                rf"([A-Za-z]*)[ _=:]*(?<![\d.])(\d+(?:\.\d+)?)\s*{unit}(?!\w)", self.first.description
+            )
+            numbers = [float(n[2]) for n in told if n[1].upper() not in NO_PHASE_WORDS]
             found |= {(f"{unit} in SeriesDescription", i): n for i, n in enumerate(numbers)}
         if self.first.modality == "CT" and all(
             (tag, value) in SAYS_NOTHING for (tag, _), value in found.items()
@@ -117,7 +120,7 @@ def split_series(headers: Sequence[FrameHeader]) -> list[Series]:
         kind = (header.sop_class, header.flaw == COLOR)
         by_uid[header.series_number, header.series_uid, *kind].append(header)
     for together in by_uid.values():
-        _pass_midnight(together)
+        pass_midnight(together)
     series = []
     for key in sorted(by_uid):
         parts: list[list[FrameHeader]] = []
@@ -136,30 +139,25 @@ def split_series(headers: Sequence[FrameHeader]) -> list[Series]:
     return series
 
 
-def _pass_midnight(frames: Sequence[FrameHeader]) -> None:
-    """Let a clock whose date stands still go on after midnight."""
-    for tag in CLOCKS:
-        known = [frame.order for frame in frames if tag in frame.order]
-        times = np.array([order[tag] for order in known])
-        if len(times) and DAY_MS / 2 < np.ptp(times) < DAY_MS:
-            for order in known:
-                order[tag] += DAY_MS if order[tag] < times.max() - DAY_MS / 2 else 0.0
-
-
 def same_place_mm(header: FrameHeader) -> float:
     """How close two positions are that are one slice."""
     return max(SAME_PLACE_MM, SAME_PLACE * min(header.spacing_mm))
 
 
 def join_series(series: Sequence[Series]) -> list[Stack]:
-    """Series that continue each other in space or in the heartbeat, joined; most frames first."""
+    """Series that continue each other in space or in the heartbeat, joined; most frames first.
+
+    Series that were processed differently are joined in the end alone, and as whole stacks: two versions of
+    one stack must not fill each other's gaps.
+    """
     stacks: list[Stack] = []
     for one in series:
         for stack in stacks:
-            if _joins(stack, one):
+            if one.first.processing == stack.series[0].first.processing and _joins(stack, one):
                 break
         else:
             stacks.append(Stack(series=[one]))
+    stacks = _join_processed(stacks)
     for stack in stacks:
         if (rule := stack.phase_rule) is not None:
             stack.series.sort(key=lambda s: s.phases[rule])
@@ -168,27 +166,66 @@ def join_series(series: Sequence[Series]) -> list[Stack]:
     return stacks
 
 
+def _join_processed(stacks: Sequence[Stack]) -> list[Stack]:
+    """Stacks whose slices were evened out differently, and that fit each other without a gap, as one."""
+    joined: list[Stack] = []
+    for stack in stacks:
+        for other in joined:
+            if _fills(other, stack):
+                other.series += stack.series
+                other.notes += [note for note in stack.notes if note not in other.notes]
+                break
+        else:
+            joined.append(stack)
+    return joined
+
+
+def _fills(stack: Stack, other: Stack) -> bool:
+    a, b = stack.series[0].first, other.series[0].first
+    if a.processing == b.processing or stack.phase_rule or other.phase_rule or _are_two_people(a, b):
+        return False
+    if (a.study_uid, a.frame_of_reference) != (b.study_uid, b.frame_of_reference) or not _same_grid(a, b):
+        return False
+    mine, theirs = (_depths_mm(each, a.normal) for each in (stack, other))
+    as_many = len(stack.frames) * len(theirs) == len(other.frames) * len(mine)
+    shifted_mm = np.abs(a.in_plane_mm - b.in_plane_mm).max()
+    fits = is_even(np.sort(np.concatenate([mine, theirs]))) and shifted_mm < 0.5 * min(a.spacing_mm)
+    return as_many and fits and not _shared(theirs, mine, same_place_mm(a))
+
+
 def _tell_neighbors(stacks: Sequence[Stack]) -> None:
     """Say of stacks that lie at or beside each other's slices what they are to each other."""
     for i, stack in enumerate(stacks):
         for j, other in enumerate(stacks):
+            one, another = stack.series[0].first, other.series[0].first
             if i == j or not _alike(stack, other):
                 continue
-            apart = _are_two_people(stack.series[0].first, other.series[0].first)
-            mine, theirs = (np.concatenate([s.depths_mm for s in one.series]) for one in (stack, other))
-            shared = _shared(theirs, mine, same_place_mm(stack.series[0].first))
-            torn = 0 < shared < min(len(mine), len(theirs)) if shared else _continues(mine, theirs)
-            if apart:
-                if torn:
-                    stack.notes.append(
-                        f"scan {j + 1} lies beside this one, but is of another person (PatientID)"
-                    )
+            mine, theirs = (_depths_mm(each, one.normal) for each in (stack, other))
+            shared = _shared(theirs, mine, same_place_mm(one))
+            few = 0 < shared <= MOST_SHARED * min(len(mine), len(theirs))
+            torn = (few or (not shared and _continues(mine, theirs))) and _match(stack, other, mine, theirs)
+            if torn and _are_two_people(one, another):
+                stack.notes.append(f"scan {j + 1} lies beside this one, but is of another person (PatientID)")
             elif torn:
                 stack.part = f"scan {j + 1} seems to continue this one"
                 stack.notes.append(f"{stack.part}: {_why_apart(stack, other, shared)}")
-            elif shared and i < j and _same_grid(stack.series[0].first, other.series[0].first):
+            elif shared and i < j and _same_grid(one, another):
                 what = "a position" if len(theirs) == 1 else f"{shared} positions"
                 stack.notes.append(f"scan {j + 1} is of {what} of this one; it was not used here")
+
+
+def _depths_mm(stack: Stack, normal: np.ndarray) -> np.ndarray:
+    """Distinct positions of a stack along a normal, ascending."""
+    depths = np.sort(np.array([frame.position for frame in stack.frames]) @ normal)
+    return depths[np.r_[True, np.diff(depths) > same_place_mm(stack.series[0].first)]]
+
+
+def _match(a: Stack, b: Stack, mine: np.ndarray, theirs: np.ndarray) -> bool:
+    """Of one slice distance, so far as both have one, and of one grid or as many frames."""
+    steps = [float(np.median(np.diff(depths))) for depths in (mine, theirs) if len(depths) > 1]
+    even = not steps or max(steps) - min(steps) <= EVEN * min(steps)
+    as_many = len(a.frames) / _positions(a) == len(b.frames) / _positions(b)
+    return even and (as_many or _same_grid(a.series[0].first, b.series[0].first))
 
 
 def _alike(a: Stack, b: Stack) -> bool:
@@ -196,7 +233,7 @@ def _alike(a: Stack, b: Stack) -> bool:
     one, other = a.series[0].first, b.series[0].first
     return (
         (one.modality, one.technique) == (other.modality, other.technique)
-        and abs(one.normal @ other.normal) > np.cos(np.deg2rad(LITTLE_TURNED_DEGREES))
+        and one.normal @ other.normal > np.cos(np.deg2rad(LITTLE_TURNED_DEGREES))
         and np.abs(one.in_plane_mm - other.in_plane_mm).max() < SHIFTED_MM
         and (len(a.frames) > _positions(a)) == (len(b.frames) > _positions(b))
         and not any(s.note or s.first.flaw for s in (*a.series, *b.series))
@@ -237,7 +274,8 @@ def may_be_one(a: Stack, b: Stack) -> bool:
     """Whether two stacks are so alike that one may be missing in the other: kind, grid, number of frames."""
     one, other = a.series[0].first, b.series[0].first
     ratio = a.series[0].frames_per_slice / b.series[0].frames_per_slice
-    return _same_grid(one, other) and 0.5 <= ratio <= 2 and (len(a.frames) > 1 or len(b.frames) == 1)
+    alike = _same_grid(one, other) and one.processing == other.processing
+    return alike and 0.5 <= ratio <= 2 and (len(a.frames) > 1 or len(b.frames) == 1)
 
 
 def is_even(depths_mm: np.ndarray) -> bool:
@@ -288,8 +326,8 @@ def _joins(stack: Stack, series: Series) -> bool:
     return False
 
 
-def _are_two_people(a: FrameHeader, b: FrameHeader) -> bool:
-    return bool(a.person and b.person) and a.person != b.person
+def _are_two_people(a: FrameHeader, b: FrameHeader) -> bool:  # within one study it was corrected
+    return bool(a.person and b.person) and a.person != b.person and a.study_uid != b.study_uid
 
 
 def _is_next_slice(stack: Stack, series: Series) -> bool:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from fewbeats.errors import InputError
-from fewbeats.heartbeat import FRAME_MS, is_heart_time
+from fewbeats.heartbeat import FRAME_MS, LONGEST_FRAME_MS, MANY_FRAMES, is_heart_time
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -24,7 +24,7 @@ TIME_TAGS = (
 IN_MS = {"TriggerTime", "AcquisitionTime", "ms in SeriesDescription"}
 IN_PERCENT = {"NominalPercentageOfCardiacPhase", "% in SeriesDescription"}
 ONE_A_BEAT = 0.75  # of a heartbeat from frame to frame, as in perfusion
-ONCE_A_BEAT = "frames are a heartbeat apart"
+ONCE_A_BEAT = "frames are as far apart as heartbeats"
 # A difference between slices that is worth a sentence.
 NOTABLE_MS = 1.0
 
@@ -174,7 +174,9 @@ def frame_times(
     else:
         return None, cycle_ms, [*notes, f"frame times are unknown ({rule} gives only their order)"]
     step_ms = float(times[-1]) / (len(times) - 1)
-    if cycle_ms and len(times) > 2 and ONE_A_BEAT * cycle_ms < step_ms <= FRAME_MS[1]:
+    slow = LONGEST_FRAME_MS if len(times) >= MANY_FRAMES else np.inf
+    slow = min(slow, ONE_A_BEAT * cycle_ms) if cycle_ms and len(times) > 2 else slow
+    if slow < step_ms <= FRAME_MS[1]:
         return times, None, [*notes, f"{ONCE_A_BEAT}, so they are no cardiac phases"]
     if not is_heart_time(len(times), float(times[-1])):
         what = f"{len(times)} frames in {times[-1]:.4g} ms are no heartbeat"

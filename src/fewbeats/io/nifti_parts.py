@@ -23,6 +23,7 @@ PEOPLE_WORDS = (
 )  # fmt: skip
 """What stands before a number that tells people or visits apart, and no frames."""
 DATE = re.compile(r"(19|20)\d{6}")
+MOST_PAIRS = 8  # of neighbors that are compared
 ALIKE = 0.8  # correlation of neighbors: frames of a heart lie above 0.9, hearts on one grid below 0.7
 SAME_MM = 0.1  # two corners or directions that lie no farther apart are equal
 SHEAR = 0.5  # of a pixel: slices of a stack lie above one another but for less than this
@@ -78,11 +79,20 @@ def _word(file: Path) -> str:
     return found[1].lower() if found else ""
 
 
+def say_parts(files: Sequence[Path]) -> bool:
+    """Whether names say that files are frames or slices."""
+    return _word(files[0]) in (*FRAME_WORDS, *SLICE_WORDS)
+
+
 def _are_alike(scans: Sequence[Scan]) -> bool:
-    """Whether neighbors show the same, as frames of a heart do."""
-    frames = [scan.frame(0).astype(np.float32).ravel() for scan in scans]
-    pairs = [np.corrcoef(one, other)[0, 1] for one, other in pairwise(frames)]
-    return bool(np.median(pairs) > ALIKE)
+    """Whether neighbors show the same, as frames of a heart do; by a few of them."""
+    pairs = list(pairwise(scans))
+    found = []
+    for at in sorted({round(i) for i in np.linspace(0, len(pairs) - 1, MOST_PAIRS)}):
+        one, other = (scan.frame(0)[..., ::2, ::2].ravel().astype(np.float32) for scan in pairs[at])
+        if np.ptp(one) > 0 < np.ptp(other):
+            found.append(float(np.corrcoef(one, other)[0, 1]))
+    return bool(found) and float(np.median(found)) > ALIKE
 
 
 def read_parts(files: Sequence[Path], *, frame_time_ms: float | None = None) -> Scan:
