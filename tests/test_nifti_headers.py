@@ -124,10 +124,9 @@ def test_voxels_without_a_value_are_background(tmp_path, nothing):
     assert "NaN" not in said(read_nifti(save(tmp_path / "b.nii", sform=SHIFTED, pixels=PIXELS * 1.5)))
 
 
-@pytest.mark.parametrize("place", [(slice(None), slice(None), -1), (..., 1)])
-def test_voxels_without_a_value_may_lie_in_one_slice_or_frame(tmp_path, place):
+def test_voxels_without_a_value_may_lie_in_one_slice(tmp_path):
     pixels = PIXELS.astype(np.float32)
-    pixels[place] = np.where(np.arange(pixels[place].size).reshape(pixels[place].shape) % 2, np.nan, 5)
+    pixels[0, :, -1] = np.nan
     scan = read_nifti(save(tmp_path / "a.nii.gz", sform=SHIFTED, pixels=pixels))
     assert all(np.isfinite(scan.frame(t)).all() for t in range(scan.shape[0]))
 

@@ -122,7 +122,7 @@ class NiftiPixels:
             if self.slope != 1.0 or self.intercept != 0.0:
                 values *= np.float32(self.slope)
                 values += np.float32(self.intercept)
-        if self.dtype.kind == "f":
+        if self._has_edge:
             missing = _without_value(self._turn.apply(stored))
             if missing.any() and not missing.all():
                 values[missing] = values[~missing].min()
@@ -139,7 +139,7 @@ class NiftiPixels:
 
     @cached_property
     def _has_edge(self) -> bool:
-        """Whether there is an edge without values, by the first frame."""
+        """Whether voxels without a value reach the border of the first frame; inside, a file is spoiled."""
         if self.dtype.kind != "f":
             return False
         count = int(np.prod(self._stored_shape)) * self.dtype.itemsize
@@ -147,7 +147,8 @@ class NiftiPixels:
             raw = UnpackedFile(self._path).read(self._offset, count)
         except InputError:
             return False  # whoever reads the frame will say it
-        return bool(_without_value(np.frombuffer(raw, self.dtype)).any())
+        missing = _without_value(np.frombuffer(raw, self.dtype).reshape(self._stored_shape))
+        return bool(missing[:, [0, -1]].any() or missing[:, :, [0, -1]].any())
 
 
 def _without_value(stored: np.ndarray) -> np.ndarray:
