@@ -21,6 +21,11 @@ from test_cotrain import DEEP, cotrain
 SLICES, DEPTH = 40, 4
 
 
+@pytest.fixture
+def no_onnx(monkeypatch):
+    monkeypatch.setattr("fewbeats.inference.engine.can_export", lambda: False)
+
+
 def thick(*shown: slice) -> Stacks:
     """One stack a range of slices with foreground."""
     masks = [np.zeros((SLICES, 8, 8), np.uint8) for _ in shown]
@@ -87,6 +92,7 @@ def test_surveys_come_after_the_epochs_of_the_release():
     assert asked == [epoch * 8 - 1 for epoch in (500, 1000, 1500, 2000, 3000)]
 
 
+@pytest.mark.usefixtures("no_onnx")
 def test_crops_of_a_co_training_are_placed_by_its_own_masks(phantoms, tmp_path, monkeypatch):
     """In the paper's order, kept in the run while it lasts; a user's files have no part in it."""
     written = []
@@ -99,6 +105,7 @@ def test_crops_of_a_co_training_are_placed_by_its_own_masks(phantoms, tmp_path, 
     assert not (tmp_path / "run" / "foreground").exists()
 
 
+@pytest.mark.usefixtures("no_onnx")
 def test_a_killed_run_ends_bit_equal_with_the_crops_it_would_have_had(phantoms, tmp_path, monkeypatch):
     flags = [flag for flag in DEEP if not flag.startswith("--slab-slices")]
     flags += ["--slab-slices=4", "--mn.iterations=1"]
