@@ -61,3 +61,9 @@ def small_run(phantoms) -> Path:
     steps = ["--steps=150", "--localizer-steps=20"]
     assert main(["finetune", str(phantoms), f"--out={out}", *steps, *TINY]) == 0
     return out
+
+
+@pytest.fixture
+def no_onnx(monkeypatch):
+    """As where the packages for ONNX are not installed; writing it takes seconds."""
+    monkeypatch.setattr("fewbeats.inference.engine.can_export", lambda: False)

@@ -24,9 +24,7 @@ DEEP = ("--network.kind=unet3d", "--slab-slices=8", "--batch-size=2", "--steps=1
 SHAPE = ("frames", "slices", "rows", "columns", "spacing_z_mm", "spacing_y_mm", "spacing_x_mm")
 
 
-@pytest.fixture(autouse=True)
-def _no_onnx(monkeypatch):
-    monkeypatch.setattr("fewbeats.inference.engine.can_export", lambda: False)
+pytestmark = pytest.mark.usefixtures("no_onnx")
 
 
 def cotrain(cohort, out, method, *flags) -> int:

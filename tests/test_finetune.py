@@ -21,12 +21,6 @@ from fewbeats.training.rundir import RunDir
 FEW = ("--steps=2", "--localizer-steps=0")
 
 
-@pytest.fixture
-def no_onnx(monkeypatch):
-    """As where the packages for ONNX are not installed; writing it takes seconds."""
-    monkeypatch.setattr("fewbeats.inference.engine.can_export", lambda: False)
-
-
 def train(cohort, out, *flags) -> dict:
     """A run of two steps; returns its run.json."""
     assert main(["finetune", str(cohort), f"--out={out}", *TINY, *FEW, *map(str, flags)]) == 0

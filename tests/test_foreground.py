@@ -21,11 +21,6 @@ from test_cotrain import DEEP, cotrain
 SLICES, DEPTH = 40, 4
 
 
-@pytest.fixture
-def no_onnx(monkeypatch):
-    monkeypatch.setattr("fewbeats.inference.engine.can_export", lambda: False)
-
-
 def thick(*shown: slice) -> Stacks:
     """One stack a range of slices with foreground."""
     masks = [np.zeros((SLICES, 8, 8), np.uint8) for _ in shown]

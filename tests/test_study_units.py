@@ -32,11 +32,6 @@ from small_study import content, made_rows, write
 ROOT = Path(__file__).parents[1]
 
 
-@pytest.fixture
-def no_onnx(monkeypatch):
-    monkeypatch.setattr("fewbeats.inference.engine.can_export", lambda: False)
-
-
 @pytest.mark.usefixtures("no_onnx")
 def test_a_study_runs_resumes_and_reports(phantoms, tmp_path, capfd):
     file = write(tmp_path, content(phantoms, tmp_path))

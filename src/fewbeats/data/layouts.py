@@ -177,10 +177,10 @@ def folder(source: Path) -> list[Row]:
             raise InputError(f"{label}: a second label of {image.name}; keep one of them")
         found[image] = label
     rows, shared = [], shared_folders(images, source)
-    called = Counter("_".join((*own_folders(image, source)[shared:], stem_of(image))) for image in images)
-    for image in images:
-        inside, stem = own_folders(image, source)[shared:], stem_of(image)
-        told = [*inside, stem]
+    named = {image: [*own_folders(image, source)[shared:], stem_of(image)] for image in images}
+    called = Counter(map("_".join, named.values()))
+    for image, told in named.items():
+        *inside, stem = told
         phase = re.search(r"(?:^|[_\-])(ED|ES)$", stem, re.IGNORECASE)
         phases = [*([phase[1]] if phase else []), *(f for f in inside if f.upper() in ("ED", "ES"))]
         if called["_".join(told)] > 1:

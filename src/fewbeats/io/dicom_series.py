@@ -245,8 +245,7 @@ def _positions(stack: Stack) -> int:
 
 
 def _continues(mine: np.ndarray, theirs: np.ndarray) -> bool:
-    """Whether slices lie next to the others, about one slice distance away."""
-    mine, theirs = np.sort(np.unique(mine)), np.sort(np.unique(theirs))
+    """Whether slices, at ascending positions, lie next to the others, a slice distance or two away."""
     steps = np.r_[np.diff(mine), np.diff(theirs)]
     gap = max(theirs[0] - mine[-1], mine[0] - theirs[-1])
     return len(steps) > 0 and 0 < gap <= (1 + LOST_SLICES + EVEN) * float(np.median(steps))

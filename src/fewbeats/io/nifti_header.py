@@ -173,7 +173,7 @@ def tell_grid(
         notes.append("the header does not say how the image lies (both codes are 0); its axes are a guess")
     if other is None:
         return notes
-    if other is not affine and np.array_equal(other, affine) and not _is_usable(header.get_sform() * 1.0):
+    if other is not affine and np.array_equal(other, affine) and not _is_usable(header.get_sform()):
         return [*notes, "the header's sform is empty or unusable; the qform is used"]
     z, y, x = shape
     off_mm = (np.abs(other - affine)[:3] @ [x - 1, y - 1, z - 1, 1]).max()
