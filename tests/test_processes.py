@@ -34,6 +34,32 @@ def test_workers_make_the_same_batches_in_the_same_order(workers):
             assert torch.equal(mine.target, theirs.target)
 
 
+def strided(clock: Clock) -> Batch:
+    """Tensors of every kind that a batch may hold."""
+    image = torch.randn(2, 3, 5, 4, generator=torch.Generator().manual_seed(clock.step))
+    target = torch.tensor([[0, 255], [3, 256 if clock.step else 7]])
+    return Batch(
+        views={"image": image.contiguous(memory_format=torch.channels_last), "turned": image.transpose(1, 3)},
+        target=target,
+        place=image[1:, :2],
+        labeled=torch.tensor([True, False]),
+        weight=torch.empty(0),
+    )
+
+
+@pytest.mark.parametrize("step", [0, 1])
+def test_what_a_worker_sends_is_the_same_to_the_bit_and_in_memory(step):
+    clock = Clock(step, 2)
+    with with_workers(strided, 1) as ahead:
+        mine, theirs = strided(clock), ahead(clock)
+    assert theirs.views["image"].is_contiguous(memory_format=torch.channels_last)
+    pairs = [(mine.views[n], theirs.views[n]) for n in mine.views]
+    pairs += [(getattr(mine, n), getattr(theirs, n)) for n in ("target", "place", "labeled", "weight")]
+    for sent, come in pairs:
+        assert sent.dtype == come.dtype
+        assert torch.equal(sent, come)
+
+
 @dataclass
 class Failing:
     """Batches that cannot be made."""

@@ -77,7 +77,7 @@ class Cotrain(LearnsFromLabels):
         )  # fmt: skip
         run = train_cotrainer(
             self.out, pools, settings, start=self.start, length=length, seed=self.seed, localizer=self.finder,
-            request={"settings": self.describe()}, about={"cohort": self.cohort},
+            workers=self.workers, request={"settings": self.describe()}, about={"cohort": self.cohort},
         )  # fmt: skip
         subjects = pools.unlabeled["subject"].n_unique()
         print(

@@ -43,7 +43,7 @@ class Finetune(LearnsFromLabels):
             model = settle_rate(self.model, self.init, tell=print)
             run = train_segmenter(
                 self.out, pools, model, start=self.start, length=length, localizer=self.finder,
-                about={"cohort": self.cohort, "select": self.select}, **own,
+                workers=self.workers, about={"cohort": self.cohort, "select": self.select}, **own,
             )  # fmt: skip
         print(f"{run.path}: trained on {', '.join(pools.labeled_subjects)}")
         return run.path
@@ -61,7 +61,7 @@ class Finetune(LearnsFromLabels):
         """
         if self.task == "segmentation":
             return super().check_budget()
-        check_ranges(self, "", not_negative=("localizer_steps",), seeds=("seed",))
+        check_ranges(self, "", not_negative=("localizer_steps", "workers"), seeds=("seed",))
         if self.steps or self.minutes or self.localizer or self.localizer_steps < 1:
             raise InputError("--task localization: takes --localizer-steps as its only budget")
         return None

@@ -20,8 +20,8 @@ from fewbeats.training.loop import check_length
 if TYPE_CHECKING:
     from fewbeats.recipes.pools import Pool, Pools
 
-PLACES = ("cohort", "out", "cache", "init", "localizer")
-"""Where files lie does not decide an outcome; what is in them does."""
+PLACES = ("cohort", "out", "cache", "init", "localizer", "workers")
+"""Where files lie, and who makes the batches, does not decide an outcome; what is in the files does."""
 MAY_DIFFER = ("init_parts", "phase", "steps", "optim", "freeze_encoder")
 """What arms of a comparison may differ in, beside their start; all else is the protocol."""
 
@@ -56,6 +56,8 @@ class LearnsFromLabels(ABC):
     """Training steps of the network that finds the heart; 0 looks at the image's center instead."""
     localizer: Path | None = None
     """Run folder whose localizer is taken instead of training one: networks that are compared share it."""
+    workers: int = 0
+    """Processes that make batches while the network computes; they pay where the network runs on a GPU."""
     cache: Path | None = None
     """Folder of preprocessed samples; `sample-cache` beside the run by default."""
     model: Annotated[SegmentationSettings, tyro.conf.arg(name="")] = field(
@@ -83,7 +85,7 @@ class LearnsFromLabels(ABC):
         Raises:
             InputError: a budget that is missing, given twice or out of range.
         """
-        check_ranges(self, "", not_negative=("localizer_steps",), seeds=("seed",))
+        check_ranges(self, "", not_negative=("localizer_steps", "workers"), seeds=("seed",))
         check_length(self.steps, self.minutes)
 
     def choose(

@@ -43,7 +43,18 @@ def labeled_extents(stacks: Stacks) -> Extents:
     """Extents of labels."""
     whole = slice(None)
     found = np.array([find_extent(stacks.read(*place, whole, mask=True)) for place in list_frames(stacks)])
-    return lambda clock: found
+    return Known(found)
+
+
+@dataclass(frozen=True)
+class Known:
+    """Extents that stay as they are."""
+
+    extents: np.ndarray
+
+    def __call__(self, clock: Clock) -> np.ndarray:
+        """The same at every step."""
+        return self.extents
 
 
 @dataclass(frozen=True)

@@ -75,6 +75,7 @@ def train_cotrainer(
     length: Length,
     seed: int,
     localizer: Localizer,
+    workers: int = 0,
     request: Mapping[str, Any],
     about: Mapping[str, Any] | None = None,
 ) -> RunDir:
@@ -88,6 +89,7 @@ def train_cotrainer(
         length: of the training.
         seed: start of the weights, order of the samples.
         localizer: where it comes from.
+        workers: processes that make batches.
         request: settings that decide the outcome; pools and starts are added.
         about: what `run.json` is to say besides.
 
@@ -108,6 +110,7 @@ def train_cotrainer(
         length=length,
         settings=FitSettings(seed=seed, optim=model.optim, parts=settings.parts),
         label=settings.method,
+        workers=workers,
     )
     warn_collapsed(run, settings.method)
     return run

@@ -56,6 +56,7 @@ def train_segmenter(
     seed: int,
     localizer: Localizer,
     phase: str | None = None,
+    workers: int = 0,
     request: Mapping[str, Any],
     about: Mapping[str, Any] | None = None,
 ) -> RunDir:
@@ -70,6 +71,7 @@ def train_segmenter(
         seed: start of the weights, order of the samples.
         localizer: where it comes from.
         phase: learn from frames of ED or ES alone.
+        workers: processes that make batches.
         request: settings that decide the outcome; pools and starts are added.
         about: what `run.json` is to say besides.
 
@@ -102,6 +104,7 @@ def train_segmenter(
         ),
         length=length,
         settings=FitSettings(seed=seed, optim=settings.optim),
+        workers=workers,
     )
 
 

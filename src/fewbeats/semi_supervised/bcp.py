@@ -63,7 +63,9 @@ class Bcp(Averaged):
     def forward(self, batch: Batch, clock: Clock) -> Step:
         assert batch.target is not None
         image, target = batch.views["image"], batch.target
-        labeled = torch.ones(len(image), dtype=torch.bool) if batch.labeled is None else batch.labeled
+        labeled = (
+            torch.ones_like(target[:, 0, 0], dtype=torch.bool) if batch.labeled is None else batch.labeled
+        )
         other, logs = self._partners(labeled, clock), dict[str, float]()
         weight = torch.ones_like(target, dtype=torch.float32)
         if clock.progress >= self.settings.pretraining and not bool(labeled.all()):
@@ -92,11 +94,11 @@ class Bcp(Averaged):
     def _partners(self, labeled: Tensor, clock: Clock) -> Tensor:
         """For each image the one that is pasted into it: of the other kind, at first a labeled one."""
         if clock.progress < self.settings.pretraining or bool(labeled.all()):
-            return torch.arange(int(labeled.sum())).roll(1)
+            return torch.arange(int(labeled.sum()), device=labeled.device).roll(1)
         own, others = labeled.nonzero()[:, 0], (~labeled).nonzero()[:, 0]
-        partners = torch.empty(len(labeled), dtype=torch.long)
-        partners[own] = others[torch.arange(len(own)) % len(others)].cpu()
-        partners[others] = own[torch.arange(len(others)) % len(own)].cpu()
+        partners = torch.empty_like(labeled, dtype=torch.long)
+        partners[own] = others.repeat(len(own))[: len(own)]
+        partners[others] = own.repeat(len(others))[: len(others)]
         return partners
 
 

@@ -60,7 +60,7 @@ def stage_two(clock: Clock, settings: MnSettings) -> int:
     return round(epochs(clock, settings) * settings.warmup)
 
 
-def count_labeled(clock: Clock, settings: MnSettings, *, size: int) -> int:
+def count_labeled(clock: Clock, settings: MnSettings, size: int) -> int:
     """How many of the `size` items of a step's batch are labeled; at least one."""
     total, first = epochs(clock, settings), stage_two(clock, settings)
     epoch = clock.block(total)
@@ -226,5 +226,5 @@ class Folded:
 RECIPE = Recipe(
     name="mn",
     views=views,
-    labels=lambda clock, own, size: count_labeled(clock, own, size=size),
+    labels=count_labeled,
 )

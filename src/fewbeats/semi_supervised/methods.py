@@ -19,6 +19,11 @@ if TYPE_CHECKING:
 SEEN = 0.99  # sum of a teacher's probabilities that followed a view: below, the pixel lies partly outside
 
 
+def half_of_them(clock: Clock, own: Any, size: int) -> int:
+    """As many labeled items as unlabeled ones."""
+    return size - size // 2
+
+
 @dataclass(frozen=True, kw_only=True)
 class Recipe:
     """A method as a training takes it; `own` are its settings (`settings.py`)."""
@@ -28,7 +33,7 @@ class Recipe:
     """(batch, generator, *, settings, own) -> the batch with the views it wants, cut to size."""
     build: Callable[[nn.Module, Any, OptimSettings, float], Method] | None = None
     """(network, own, optim, decay of its moving average) -> the method; None where it takes two networks."""
-    labels: Callable[[Clock, Any, int], int] = lambda clock, own, size: size - size // 2
+    labels: Callable[[Clock, Any, int], int] = half_of_them
     """(clock, own, items) -> how many items of a step's batch are labeled."""
 
 

@@ -44,7 +44,8 @@ def full_depthwise(network: nn.Module) -> Iterator[None]:
 
     handles = []
     for module in network.modules():
-        if isinstance(module, torch.nn.Conv2d) and module.groups > 1:
+        on_cpu = all(parameter.device.type == "cpu" for parameter in module.parameters(recurse=False))
+        if isinstance(module, torch.nn.Conv2d) and module.groups > 1 and on_cpu:
             handles += [
                 module.register_forward_pre_hook(enter),
                 module.register_forward_hook(leave, always_call=True),

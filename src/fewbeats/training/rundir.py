@@ -176,11 +176,14 @@ def identity() -> dict[str, Any]:
 
 
 def machine() -> str:
-    """Cores and processor."""
+    """Cores and processor, and the GPU where there is one."""
+    import torch
+
     info = Path("/proc/cpuinfo")
     lines = info.read_text().splitlines() if info.is_file() else []
     models = [line.split(":")[1].strip() for line in lines if line.startswith("model name")]
-    return f"{len(models)} cores, {models[0]}" if models else platform.processor()
+    here = f"{len(models)} cores, {models[0]}" if models else platform.processor()
+    return f"{here}, {torch.cuda.get_device_name()}" if torch.cuda.is_available() else here
 
 
 def _version(name: str) -> str | None:
