@@ -233,3 +233,11 @@ def test_held_out_labels_are_refused_in_a_transductive_run(phantoms, tmp_path, c
     flags = ["--method=bcp", f"--labeled-subjects={tmp_path / 'who.txt'}", f"--out={tmp_path / 'run'}", *FLAT]
     assert main(["cotrain", str(phantoms), *flags, "--transductive"]) == 2
     assert "phantom004" in capfd.readouterr().err
+
+
+def test_workers_change_nothing(phantoms, tmp_path):
+    for workers in (0, 1):
+        place = (f"--workers={workers}", f"--cache={tmp_path / 'cache'}", "--localizer-steps=0")
+        assert cotrain(phantoms, tmp_path / str(workers), "mn", *DEEP, "--steps=8", *place) == 0
+    one, two = ((tmp_path / name / "network.safetensors").read_bytes() for name in ("0", "1"))
+    assert one == two
