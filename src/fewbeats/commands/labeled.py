@@ -151,11 +151,5 @@ class LearnsFromLabels(ABC):
         default = SegmentationSettings()
         model = replace(self.model, optim=default.optim, freeze_encoder=default.freeze_encoder)
         shared = {one.name: getattr(self, one.name) for one in fields(LearnsFromLabels)}
-        changed = {
-            "steps": None,
-            "minutes": None,
-            "model": model,
-            "init_parts": "all",
-            "task": "localization",
-        }
-        return shared | changed | {"init": default_start(model.network)}
+        changed = {"steps": None, "minutes": None, "model": model, "init_parts": "all"}
+        return shared | changed | {"init": default_start(model.network), "task": "localization"}
