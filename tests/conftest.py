@@ -64,6 +64,9 @@ def small_run(phantoms) -> Path:
 
 
 @pytest.fixture
-def no_onnx(monkeypatch):
-    """As where the packages for ONNX are not installed; writing it takes seconds."""
+def no_onnx(monkeypatch, tmp_path_factory):
+    """As where the packages for ONNX are not installed, here and in processes; writing it takes seconds."""
     monkeypatch.setattr("fewbeats.inference.engine.can_export", lambda: False)
+    folder = tmp_path_factory.mktemp("no_onnx")
+    (folder / "sitecustomize.py").write_text("import sys\nsys.modules['onnxscript'] = None\n")
+    monkeypatch.setenv("PYTHONPATH", str(folder))

@@ -104,9 +104,8 @@ def test_swinunetrs_width_is_checked():
         NetworkSettings(kind="swinunetr", base_channels=16)
 
 
-def test_a_segformer_with_low_rank_additions_learns_and_predicts(phantoms, tmp_path, monkeypatch):
+def test_a_segformer_with_low_rank_additions_learns_and_predicts(phantoms, tmp_path, no_onnx):
     """From the command to a mask, beside the plain 3D U-Net."""
-    monkeypatch.setattr("fewbeats.inference.engine.can_export", lambda: False)
     flags = [flag for flag in DEEP if not flag.startswith("--flat.")]
     flat = ["--flat.kind=hub", "--flat.encoder=mit_b0", "--flat.architecture=segformer"]
     lora = ["--mn.flat-learns=lora", "--mn.rank=4", "--mn.iterations=1"]

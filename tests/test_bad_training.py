@@ -123,6 +123,7 @@ def test_no_budget(cohort, capfd):
     assert "--minutes" in refuse(capfd, "finetune", cohort, "--out=x", *TINY)
 
 
+@pytest.mark.usefixtures("no_onnx")
 def test_one_heart_under_two_names_is_told(cohort, capfd):
     for find in (image_of, label_of):
         shutil.copy(find(cohort, 0), find(cohort, 1))

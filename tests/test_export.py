@@ -53,8 +53,7 @@ def test_a_fine_tuned_network_loads_in_nnunet(small_run, tmp_path):
     assert network(torch.zeros(1, 1, 64, 64)).shape == (1, 4, 64, 64)
 
 
-def test_what_nnunet_cannot_take_is_refused(phantoms, small_run, tmp_path, capfd, monkeypatch):
-    monkeypatch.setattr("fewbeats.inference.engine.can_export", lambda: False)
+def test_what_nnunet_cannot_take_is_refused(phantoms, small_run, tmp_path, capfd, no_onnx):
     lite = tmp_path / "lite"
     flags = [f for f in TINY if "network" not in f]
     assert main(["finetune", str(phantoms), f"--out={lite}", *flags, "--steps=1", "--localizer-steps=0"]) == 0

@@ -213,6 +213,7 @@ def test_the_time_of_a_stopped_process_counts_and_costs_no_budget(command, phant
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("no_onnx")
 def test_two_processes_train_one_run(phantoms, tmp_path):
     out = tmp_path / "run"
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2", "--master_port=29637"]

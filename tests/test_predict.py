@@ -236,7 +236,7 @@ def answer_with_squares(monkeypatch) -> None:
     monkeypatch.setattr(segment, "load_engine", lambda *a, **k: replace(load(*a, **k), call=logits))
 
 
-def test_converted_drawn_and_corrected_labels_come_back(dicom, small_run, tmp_path, monkeypatch):
+def test_converted_drawn_and_corrected_labels_come_back(dicom, small_run, tmp_path, monkeypatch, no_onnx):
     """DICOM -> NIfTI -> a mask drawn by hand -> training; and a corrected prediction is a manual label."""
     from conftest import TINY
     from fewbeats.data.cohort import read_cohort
@@ -262,7 +262,6 @@ def test_converted_drawn_and_corrected_labels_come_back(dicom, small_run, tmp_pa
     labeled = read_cohort(table).filter(pl.col("label").is_not_null())
     assert labeled["scan"].to_list() == ["study_frame02"]
     assert labeled["label_source"].to_list() == ["manual"]
-    monkeypatch.setattr("fewbeats.inference.engine.can_export", lambda: False)
     train = ["finetune", str(table), f"--out={tmp_path / 'run'}", "--steps=1", "--localizer-steps=0", *TINY]
     assert main(train) == 0
     assert json.loads((tmp_path / "run" / "run.json").read_text())["structures"] == ["LV", "MYO"]

@@ -22,8 +22,7 @@ LITTLE = (
 
 
 @pytest.mark.parametrize("method", ["simclr", "pcl", "dino", "mim"])
-def test_a_run_is_pretrained_and_its_weights_move_on(method, phantoms, tmp_path, capfd, monkeypatch):
-    monkeypatch.setattr("fewbeats.inference.engine.can_export", lambda: False)
+def test_a_run_is_pretrained_and_its_weights_move_on(method, phantoms, tmp_path, capfd, no_onnx):
     run, tuned = tmp_path / "ssl", tmp_path / "tuned"
     words = ["pretrain", method, str(phantoms), f"--out={run}", "--steps=3", *LITTLE]
     assert main(words) == 0

@@ -52,6 +52,7 @@ def test_a_run_that_segments_is_not_forgotten(small_run):
     assert "segments already" in said
 
 
+@pytest.mark.usefixtures("no_onnx")
 def test_the_run_keeps_it(phantoms, tmp_path, capfd):
     words = ["finetune", str(phantoms), "--labeled=1", "--steps=1", "--init=scratch", "--localizer-steps=0",
              "--batch-size=2", "--preprocess.size=64", f"--out={tmp_path / 'run'}"]  # fmt: skip

@@ -104,6 +104,7 @@ def test_rows_without_a_last_newline_stay_rows(tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("no_onnx")
 @pytest.mark.parametrize("flags", [["--jobs=2"], ["--cluster=local", "--cluster-options", "timeout_min=5"]])
 def test_runs_may_go_side_by_side_and_through_submitit(flags, phantoms, tmp_path):
     settings = content(phantoms, tmp_path, labeled=[1], arms={"scratch": {}, "mim": {"init": "mim"}})

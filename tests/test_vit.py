@@ -129,8 +129,7 @@ def test_squares_that_do_not_fit_are_refused(changes, complaint):
 
 
 @pytest.mark.parametrize("name", ["dino", "mim"])
-def test_a_transformer_is_pretrained_and_moves_on(name, phantoms, tmp_path, capfd, monkeypatch):
-    monkeypatch.setattr("fewbeats.inference.engine.can_export", lambda: False)
+def test_a_transformer_is_pretrained_and_moves_on(name, phantoms, tmp_path, capfd, no_onnx):
     run, tuned, common = tmp_path / "ssl", tmp_path / "tuned", [*FLAGS, "--batch-size=8"]
     grid = ["--preprocess.size=64", "--preprocess.spacing-mm=2.5"]
     words = ["pretrain", name, str(phantoms), f"--out={run}", "--steps=2", *common, *grid]
