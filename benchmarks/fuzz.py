@@ -106,6 +106,8 @@ def kills(run: Path, folder: Path, count: int, *, seed: int) -> Counter[str]:
         outcome = kill(words, place / "masks", int(rng.integers(changes)), sound=sound)
         counts[f"{name}: {outcome}"] += 1
         shutil.rmtree(place)
+        if (number + 1) % len(names) == 0:
+            print(f"{number + 1} of {count} kills: {dict(sorted(counts.items()))}", flush=True)
     return counts
 
 

@@ -163,6 +163,7 @@ def damaged_dicom(folder: Path, count: int, *, seed: int = 0) -> Iterator[Callab
 
 def damaged_runs(run: Path, folder: Path, count: int, *, seed: int = 0) -> Iterator[Callable[[], None]]:
     """What it takes to label a scan with each of many damaged run folders."""
+    from fewbeats.inference.engine import load_engine
     from fewbeats.inference.labeler import open_run
     from fewbeats.recipes.starts import trace_weights
 
@@ -178,7 +179,8 @@ def damaged_runs(run: Path, folder: Path, count: int, *, seed: int = 0) -> Itera
             pass
 
     if count:
-        use(run)  # libraries load once, and are not what is timed
+        use(run)  # libraries load once, and are not what is timed, torch neither
+        load_engine(run, runtime="torch")
     for number in range(count):
         case = folder / f"run{number}"
         chosen = told[rng.integers(len(told))]
