@@ -89,7 +89,7 @@ def kills(run: Path, folder: Path, count: int, *, seed: int) -> Counter[str]:
     fewbeats(["predict", str(run), str(cohort), f"--out={folder / 'sound'}", "--runtime=torch"])
     short = ["--steps=2", "--labeled=1", "--localizer-steps=2", "--batch-size=2", "--preprocess.size=64"]
     commands = {
-        "phantom": (["phantom", "OUT/p", "--subjects", "2", "--frames", "2", "--matrix", "32"], 40, None),
+        "phantom": (["phantom", "OUT/p", "--subjects", "2", "--frames", "2", "--matrix", "32"], 16, None),
         "index": (["index", str(source), "--layout", "phantom", "--out=OUT/cohort.csv"], 3, None),
         "predict": (["predict", str(run), str(cohort), "--out=OUT/masks"], 60, None),
         "predict again": (["predict", str(run), str(cohort), "--out=OUT/masks"], 80, folder / "sound"),
