@@ -13,23 +13,24 @@ from fewbeats.errors import InputError
 from fuzzing import count_outcomes, damage, damaged_dicom, damaged_nifti, damaged_runs, judge
 
 
-def all_well(cases) -> None:
+def faults(cases) -> list[str]:
+    """What must not be, and whether nearly all cases end alike, so that they show little."""
     counts, bad = count_outcomes(cases)
-    assert not bad, bad[0]
-    assert min(counts["read"], counts["refused"]) > 0.02 * counts.total(), counts
+    mixed = min(counts["read"], counts["refused"]) > 0.02 * counts.total()
+    return bad if mixed else [*bad, f"nearly all alike: {counts}"]
 
 
 @pytest.mark.parametrize("seed", [0, 1])
 def test_damaged_nifti_files(tmp_path, seed):
-    all_well(damaged_nifti(tmp_path / "nifti", 300, seed=seed))
+    assert faults(damaged_nifti(tmp_path / "nifti", 300, seed=seed)) == []
 
 
 def test_damaged_dicom_folders(tmp_path):
-    all_well(damaged_dicom(tmp_path / "dicom", 120))
+    assert faults(damaged_dicom(tmp_path / "dicom", 120)) == []
 
 
 def test_damaged_run_folders(small_run, tmp_path):
-    all_well(damaged_runs(small_run, tmp_path / "runs", 40))
+    assert faults(damaged_runs(small_run, tmp_path / "runs", 40)) == []
 
 
 def test_the_judge_sees_what_is_wrong(tmp_path, monkeypatch):

@@ -15,15 +15,15 @@ def subjects_of(folder) -> dict[str, str]:
 
 @pytest.mark.parametrize(
     "kinds",
-    [("sax", "2ch", "4ch"), ("ED", "ES"), ("train", "test"), ("visit1", "visit2"), ("20190312", "2020")],
+    [("sax", "2ch", "4ch"), ("ED", "ES"), ("train", "test"), ("visit1", "visit2"), ("20190312", "20200312")],
 )
 @pytest.mark.parametrize("inside", ["images", "."])
 def test_folders_of_a_kind_of_scans_are_no_people(tmp_path, kinds, inside):
-    for kind in kinds[: 2 if "2020" in kinds else 3]:
-        for person in ("P01", "P02"):
-            image(tmp_path / inside / kind / f"{person}.nii.gz", seed=hash((kind, person)) % 99)
+    for number, kind in enumerate(kinds):
+        for person in (1, 2):
+            image(tmp_path / inside / kind / f"P0{person}.nii.gz", seed=10 * number + person)
     found = set(subjects_of(tmp_path).values())
-    assert found == {"P01", "P02"} or "2020" in kinds
+    assert found == {"P01", "P02"}
 
 
 def test_views_and_phases_may_stand_in_folders(tmp_path):
