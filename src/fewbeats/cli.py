@@ -27,6 +27,11 @@ COMMANDS = {
     "pretrain": ("fewbeats.commands.pretrain", "Pretrain", "learn an encoder from scans without labels"),
     "finetune": ("fewbeats.commands.finetune", "Finetune", "train on the labels of a few subjects"),
     "cotrain": ("fewbeats.commands.cotrain", "Cotrain", "train on few labels and many unlabeled scans"),
+    "selftrain": (
+        "fewbeats.commands.selftrain",
+        "SelfTrain",
+        "turn other models' masks into a model for your scans, without labels",
+    ),
     "study": ("fewbeats.study.command", "Study", "compare methods over label budgets and seeds"),
     "predict": ("fewbeats.commands.predict", "Predict", "label every frame of a scan or a cohort"),
     "export": ("fewbeats.commands.export", "Export", "hand weights to nnU-Net"),

@@ -157,8 +157,9 @@ def label_scans(
     out: Path,
     *,
     about: Mapping[str, Any],
+    most_failed: float = 0.0,
     tell: Callable[[str], None] = print,
-) -> None:
+) -> dict[str, str]:
     """Label every frame of scans into a folder: masks, `predictions.csv`, `run.json`, provenance.
 
     Scan by scan, each whole or absent: a labeling that was stopped goes on, and scans that this labeler has
@@ -169,13 +170,17 @@ def label_scans(
         labeler: what labels them.
         out: made where it is missing; masks of another labeler give way when the first new one is whole.
         about: what `run.json` is to say besides.
+        most_failed: share of the scans that may fail, and are left out then.
         tell: is given one line a scan.
 
+    Returns:
+        scan -> why it failed, of those that were left out.
+
     Raises:
-        InputError: scans cannot be read, which is told when all others are done; or `out` holds something
-            else, or another process writes there.
+        InputError: more scans cannot be labeled, which is told when all others are done; or `out` holds
+            something else, or another process writes there.
     """
-    started, kept, refused = time.perf_counter(), 0, list[InputError]()
+    started, kept, refused = time.perf_counter(), 0, dict[str, InputError]()
     scans = {job.scan: (job.mask, job.seg) for job in jobs}
     told = {**labeler.describe(), **about}
     with open_labeled(
@@ -192,13 +197,16 @@ def label_scans(
             except PlaceError:
                 raise
             except InputError as error:
-                refused.append(error)
-        if refused:
-            raise _join_refused(refused, len(jobs))
+                refused[job.scan] = error
+        if len(refused) > most_failed * len(jobs):
+            raise _join_refused(list(refused.values()), len(jobs))
+        failed = {scan: str(error) for scan, error in refused.items()}
         memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-        folder.finish({"seconds": time.perf_counter() - started, "peak_memory_mb": memory})
+        facts = {"seconds": time.perf_counter() - started, "peak_memory_mb": memory}
+        folder.finish(facts | ({"failed": failed} if failed else {}))
     if kept:
         tell(f"{out}: {kept} of {len(jobs)} labeled before, by the same network from the same files")
+    return failed
 
 
 def _join_refused(errors: Sequence[InputError], scans: int) -> InputError:

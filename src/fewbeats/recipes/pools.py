@@ -43,6 +43,8 @@ class Labels:
     """By default all that the cohort's labels speak of."""
     hold_back: bool = False
     """Keep a quarter of the subjects to choose the checkpoint by."""
+    made: bool = False
+    """Learn from all labels of split train, those of models, too, which no budget counts."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -135,8 +137,8 @@ def choose_pools(
         cache=cache,
         provenance=Provenance(
             run=out.resolve().name,
-            labeled=by_subject(chosen, hashes),
-            unlabeled=by_subject(unlabeled, hashes),
+            labeled=by_subject(chosen.filter(is_manual()), hashes),
+            unlabeled=by_subject(pl.concat([unlabeled, chosen.filter(~is_manual())]), hashes),
             ancestors=tuple(ancestors),
             transductive=transductive,
         ),
@@ -157,6 +159,9 @@ def _describe_label(row: Mapping[str, Any]) -> list[str]:
 def _choose_labels(cohort: pl.DataFrame, labels: Labels) -> tuple[tuple[str, ...], pl.DataFrame, list[str]]:
     """Structures, labeled rows, and the subjects held back to choose the checkpoint."""
     structures = tuple(dict.fromkeys(name_structure(s, file="--structures") for s in labels.structures))
+    if labels.made:
+        rows = cohort.filter(pl.col("split") == "train", pl.col("label").is_not_null())
+        return structures or spoken_structures(rows, made=True), rows, []
     structures = structures or spoken_structures(cohort)
     if labels.subjects and labels.budget is not None:
         raise InputError("give either --labeled or --labeled-subjects")
@@ -216,9 +221,14 @@ def _refuse_labels(ancestors: Sequence[Provenance]) -> None:
         )
 
 
-def spoken_structures(cohort: pl.DataFrame) -> tuple[str, ...]:
-    """Structures the cohort's manual labels speak of, wholes before parts left out, in the usual order."""
-    conventions = cohort.filter(is_manual())["convention"].drop_nulls().unique()
+def spoken_structures(cohort: pl.DataFrame, *, made: bool = False) -> tuple[str, ...]:
+    """Structures the cohort's manual labels speak of, wholes before parts left out, in the usual order.
+
+    Args:
+        cohort: the table.
+        made: also those that models made.
+    """
+    conventions = cohort.filter(pl.lit(made) | is_manual())["convention"].drop_nulls().unique()
     spoken = {s for name in conventions for s in find_convention(name).speaks_of}
     return tuple(s for s in FEWBEATS_VALUES if s in spoken and s not in PART_OF)
 
