@@ -17,6 +17,7 @@ from fewbeats.errors import InputError
 from fewbeats.phantom.anatomy import Tissue, beat_at, contraction
 from fewbeats.phantom.cohort import cohort_subject, write_cohort
 from fewbeats.phantom.imaging import signal_of
+from fewbeats.phantom.pig import make_pig
 from fewbeats.phantom.scan import (
     PhantomSettings,
     frame_phases,
@@ -287,3 +288,47 @@ def test_intensity_and_position_are_not_enough(cine):
             ]
         )
     assert 0.05 < np.mean(dice) < 0.6
+
+
+PIG = PhantomSettings(subjects=2, modality="ct", frames=2, matrix=64, pixel_mm=(3.2, 3.4), species="pig")
+
+
+def test_a_pig_is_no_person_and_its_truth_is_exact():
+    pigs = [make_pig(seed) for seed in range(12)]
+    people = [make_subject(seed, group="normal") for seed in range(12)]
+    smaller = ("lv_edv_ml", "elongation", "chest_width", "atria_scale", "cycle_ms")
+    for name in (*smaller, "azimuth_deg", "chest_depth"):
+        pig, person = (np.mean([getattr(s, name) for s in group]) for group in (pigs, people))
+        assert (pig < person) == (name in smaller), name
+    counted, exact = sampled_ml(pigs[0], 0.3, step_mm=2.5), truth_ml(pigs[0], np.array([0.3]))
+    for name in ("LV", "MYO", "RV"):
+        assert counted[name] == pytest.approx(exact[name][0], rel=0.01), name
+
+
+@given(st.integers(0, 1000), st.floats(0, 1.5))
+@settings(max_examples=20)
+def test_the_gap_leads_from_a_person_to_a_pig(seed, gap):
+    person, pig, between = make_subject(seed, group="normal"), make_pig(seed), make_pig(seed, gap=gap)
+    for name in ("lv_edv_ml", "wall_mm", "azimuth_deg", "chest_width", "cycle_ms"):
+        start, end = getattr(person, name), getattr(pig, name)
+        assert getattr(between, name) == pytest.approx(start + gap * (end - start))
+    assert beat_at(between, 0.3).volumes_ml[0] > 10
+
+
+def test_a_pig_lies_turned_in_the_scanner_and_is_filled_on_both_sides():
+    subject = replace(cohort_subject(PIG, 0), roll_deg=0.0)
+    straight, _ = make_scan(subject, PIG)
+    turned, mask = make_scan(replace(subject, roll_deg=20.0), PIG)
+    np.testing.assert_array_equal(straight.affine, turned.affine)
+    image = turned.frame(0)
+    rv, lv = (float(image[mask[0] == value].mean()) for value in (RV, LV))
+    assert rv > 0.8 * lv
+    volume = np.count_nonzero(mask[0] == LV) * turned.voxel_ml
+    assert volume == pytest.approx(truth_ml(subject, frame_phases(subject, PIG))["LV"][0], rel=0.06)
+
+
+def test_a_pig_beyond_a_pig_is_refused():
+    with pytest.raises(InputError, match="--gap 2"):
+        PhantomSettings(species="pig", gap=2.0)
+    with pytest.raises(InputError, match="of no species"):
+        PhantomSettings(species="pig", contrast="any")

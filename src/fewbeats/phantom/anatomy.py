@@ -124,6 +124,14 @@ class Anatomy:
     trabeculation: float = 1.0
     """How thick trabeculae and papillary muscles are, 1 as in life."""
     scar: Scar | None = None
+    chest_width: float = 1.0
+    """Of the chest cavity, 1 as in people of this size."""
+    chest_depth: float = 1.0
+    """From spine to sternum."""
+    roll_deg: float = 0.0
+    """How far the body lies turned about its long axis on the table."""
+    contrast_timing: float = 0.0
+    """Of CT: 0 the left heart alone is filled with contrast medium, 1 both."""
 
     @cached_property
     def axes(self) -> np.ndarray:

@@ -10,6 +10,8 @@ import numpy as np
 from fewbeats.heartbeat import ejection_fraction_percent
 from fewbeats.io.nifti import frame_step_ms, write_frames, write_scan
 from fewbeats.phantom.anatomy import Anatomy
+from fewbeats.phantom.pig import GROUPS as PIGS
+from fewbeats.phantom.pig import make_pig
 from fewbeats.phantom.randomized import random_subject
 from fewbeats.phantom.scan import PhantomSettings, frame_phases, make_scan, truth_ml
 from fewbeats.phantom.subject import GROUPS, make_subject
@@ -20,6 +22,8 @@ def cohort_subject(settings: PhantomSettings, index: int) -> Anatomy:
     seed = int(np.random.SeedSequence([settings.seed, index]).generate_state(1)[0])
     if settings.contrast == "any":
         return random_subject(seed)
+    if settings.species == "pig":
+        return make_pig(seed, group=PIGS[index % len(PIGS)], gap=settings.gap)
     return make_subject(seed, group=GROUPS[index % len(GROUPS)])
 
 

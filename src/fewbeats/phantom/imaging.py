@@ -52,6 +52,12 @@ _TABLE: dict[Tissue, tuple[float, float, float, float, float]] = {
     Tissue.LV_TRABECULA: (100, 106, 12, 130, 120),
     Tissue.SCAR: (95, 102, 12, 90, 90),
 }
+# HU that are added where the bolus fills both sides of the heart
+_BOTH_FILLED: dict[Tissue, float] = {
+    Tissue.RV: 170.0, Tissue.RA: 190.0, Tissue.PA: 150.0, Tissue.VEIN: 160.0, Tissue.RV_TRABECULA: 60.0,
+    Tissue.LV: 40.0, Tissue.LA: 40.0, Tissue.AO: 40.0, Tissue.LV_TRABECULA: 20.0, Tissue.MYO: 30.0,
+    Tissue.RV_WALL: 30.0, Tissue.LUNG_VESSEL: 120.0, Tissue.LIVER_VESSEL: 20.0,
+}  # fmt: skip
 _COLUMNS = {("cine", "bright"): 0, ("cine", "dark"): 1, ("ct", "bright"): 3, ("ct", "dark"): 4}
 _DRAWN = int(Tissue.SCAR)  # tissues before it: what came later must not change the draws of those
 _MOVING_BLOOD = (Tissue.LV, Tissue.RV, Tissue.LA, Tissue.RA, Tissue.AO, Tissue.PA, Tissue.VEIN)
@@ -74,14 +80,23 @@ class Signal:
         return np.stack([table[tissue].mean(0) for table in (self.mean, self.texture, self.blood)])
 
 
-def signal_of(modality: str, contrast: Contrast, rng: np.random.Generator) -> Signal:
-    """Draw a subject's tables: every tissue varies, and so does the contrast of blood to muscle."""
+def signal_of(modality: str, contrast: Contrast, rng: np.random.Generator, *, timing: float = 0.0) -> Signal:
+    """Draw a subject's tables: every tissue varies, and so does the contrast of blood to muscle.
+
+    Args:
+        modality: cine or ct.
+        contrast: of the scanner.
+        rng: source of the draws.
+        timing: of CT, how much of the bolus is in the right heart, too; see `Anatomy.contrast_timing`.
+    """
     rows = np.array([_TABLE[t] for t in Tissue], np.float64)
     is_blood = np.isin(np.arange(len(Tissue)), _MOVING_BLOOD)
     if contrast == "any":
         mean, texture = random_signal(rows[:, rng.integers(2)], rows[:, 2] / 100.0, rng)
         return Signal(*(a.astype(np.float32) for a in (mean, texture, is_blood)))
     mean = rows[:, _COLUMNS[modality, contrast]]
+    if timing:
+        mean = mean + timing * np.array([_BOTH_FILLED.get(tissue, 0.0) for tissue in Tissue])
     single = np.append(rng.normal(size=_DRAWN), np.zeros(len(Tissue) - _DRAWN))
     blood, muscle = rng.normal(), rng.normal()
     is_muscle = np.isin(np.arange(len(Tissue)), _CARDIAC_MUSCLE)

@@ -10,7 +10,7 @@ ACDC; a voxel has the label that most of it has.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal, get_args
 
 import numpy as np
@@ -31,6 +31,7 @@ from fewbeats.scan import ArrayPixels, Scan
 
 Modality = Literal["cine", "ct"]
 CINE_STRUCTURES = ("LV", "MYO", "RV")
+MOST_GAP = 1.5
 HEART_STRUCTURES = ("LV", "MYO", "RV", "LA", "RA", "AO", "PA")
 
 
@@ -50,6 +51,10 @@ class PhantomSettings:
     """"bright": blood far above muscle (balanced cine; arterial CT); "dark": another scanner, where blood is
     little above muscle and liver, muscle and fluid change places (spoiled cine; venous CT); "any": contrast,
     heart and slices far wider than life, to learn from (cine)."""
+    species: Literal["human", "pig"] = "human"
+    """Whose hearts and chests."""
+    gap: float = 1.0
+    """Of pigs: how far from people, who are 0, towards a pig, which is 1."""
     matrix: int = 160
     """Pixels in-plane along each axis."""
     pixel_mm: tuple[float, float] = (1.3, 1.7)
@@ -64,6 +69,10 @@ class PhantomSettings:
             )
         if self.contrast == "any" and self.modality == "ct":
             raise InputError("--contrast any: of cine alone; CT has its units")
+        if self.contrast == "any" and self.species == "pig":
+            raise InputError("--contrast any: hearts of no species; take --species human")
+        if not 0 <= self.gap <= MOST_GAP:
+            raise InputError(f"--gap {self.gap}: must be between 0 and {MOST_GAP}")
 
 
 def truth_ml(subject: Anatomy, phases: np.ndarray) -> dict[str, np.ndarray]:
@@ -119,19 +128,23 @@ class _Grid:
     """Where voxels lie, and at which K points inside each the body is sampled."""
 
     affine: np.ndarray
+    """Voxel -> RAS mm of the scanner."""
     shape: tuple[int, int, int]
     offsets: np.ndarray
     """(K, 3) in voxels (x, y, z), centered on 0."""
     shifts_mm: np.ndarray
     """(Z, 3) displacement of the body in each slice (breath-holds differ)."""
+    body: np.ndarray = field(default_factory=lambda: np.eye(4))
+    """RAS mm of the scanner -> RAS mm of the body, which may lie turned in it."""
 
     def points(self, z: int) -> np.ndarray:
         """(K, Y, X, 3) RAS mm in the body of the sample points of slice z."""
         _, rows, columns = self.shape
         index = np.stack(np.meshgrid(np.arange(columns), np.arange(rows), [z]), -1)[:, :, 0]
         index = (index[None] + self.offsets[:, None, None]).astype(np.float32)
-        origin = self.affine[:3, 3] + self.shifts_mm[z]
-        return index @ self.affine[:3, :3].T.astype(np.float32) + origin.astype(np.float32)
+        affine = self.body @ self.affine
+        origin = affine[:3, 3] + self.shifts_mm[z]
+        return index @ affine[:3, :3].T.astype(np.float32) + origin.astype(np.float32)
 
 
 def _sample_offsets(count: int) -> np.ndarray:
@@ -175,7 +188,16 @@ def _volume_grid(subject: Anatomy, settings: PhantomSettings, rng: np.random.Gen
     affine = np.diag([voxel, voxel, voxel, 1.0])
     middle = np.array(subject.center_mm) + [20.0, -5.0, 15.0] + rng.normal(size=3) * 5.0
     affine[:3, 3] = middle - voxel * (np.array(shape[::-1]) - 1) / 2.0
-    return _Grid(affine, shape, _sample_offsets(3), np.zeros((height, 3)))
+    return _Grid(affine, shape, _sample_offsets(3), np.zeros((height, 3)), _roll(subject, middle))
+
+
+def _roll(subject: Anatomy, about: np.ndarray) -> np.ndarray:
+    """The scanner's coordinates -> those of a body that lies rolled about its long axis through a point."""
+    angle = np.deg2rad(subject.roll_deg)
+    turn, there, back = np.eye(4), np.eye(4), np.eye(4)
+    turn[:2, :2] = [[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]]
+    there[:3, 3], back[:3, 3] = -np.asarray(about), about
+    return back @ turn @ there
 
 
 def make_scan(subject: Anatomy, settings: PhantomSettings) -> tuple[Scan, np.ndarray]:
@@ -193,7 +215,7 @@ def make_scan(subject: Anatomy, settings: PhantomSettings) -> tuple[Scan, np.nda
     grid = (_short_axis_grid if cine else _volume_grid)(subject, settings, rng)
     phases = frame_phases(subject, settings)
     look = np.random.default_rng([subject.seed, 3, get_args(Contrast).index(settings.contrast)])
-    signal = signal_of(settings.modality, settings.contrast, look)
+    signal = signal_of(settings.modality, settings.contrast, look, timing=subject.contrast_timing)
     structures = CINE_STRUCTURES if cine else HEART_STRUCTURES
     beats = [beat_at(subject, float(p)) for p in phases]
     parts, mask = _acquire(subject, grid, beats=beats, signal=signal, structures=structures)

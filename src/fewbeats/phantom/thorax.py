@@ -50,9 +50,9 @@ def reach_mm(anatomy: Anatomy, direction: np.ndarray) -> float:
 def _cavity(anatomy: Anatomy) -> tuple[float, float, float]:
     """Half-width, half-depth and middle (y) of the chest cavity in mm; the heart always fits."""
     size = (anatomy.height_cm / 172.0) * (anatomy.weight_kg / 74.0) ** 0.2
-    front = max(reach_mm(anatomy, np.array([0.0, 1.0, 0.0])) + 2.0, 62.0 * size)
+    front = max(reach_mm(anatomy, np.array([0.0, 1.0, 0.0])) + 2.0, 62.0 * size * anatomy.chest_depth)
     back = spine_front_mm(anatomy) - 42.0
-    side = max(reach_mm(anatomy, np.array([-1.0, 0.0, 0.0])) + 12.0, 125.0 * size)
+    side = max(reach_mm(anatomy, np.array([-1.0, 0.0, 0.0])) + 12.0, 125.0 * size * anatomy.chest_width)
     return side, (front - back) / 2.0, (front + back) / 2.0
 
 
