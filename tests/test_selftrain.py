@@ -87,7 +87,10 @@ def test_done_is_done_and_other_settings_are_refused(trained, phantoms, capsys):
     asked = words(phantoms, trained, "--rounds=2", "--judge=tune", "--settled=1", steps=200)
     assert main(asked) == 0
     after = {file: file.stat().st_mtime_ns for file in trained.rglob("*") if file.is_file()}
-    assert {f for f in before if before[f] != after[f]} <= {trained / "self_training.json"}
+    assert {f for f in before if before[f] != after[f]} <= {
+        trained / "self_training.json",
+        trained / "report.html",
+    }
     assert main([*asked, "--seed=1"]) == 2
     assert "other settings" in capsys.readouterr().err
 

@@ -27,6 +27,7 @@ COMMANDS = {
     "pretrain": ("fewbeats.commands.pretrain", "Pretrain", "learn an encoder from scans without labels"),
     "finetune": ("fewbeats.commands.finetune", "Finetune", "train on the labels of a few subjects"),
     "cotrain": ("fewbeats.commands.cotrain", "Cotrain", "train on few labels and many unlabeled scans"),
+    "audit": ("fewbeats.commands.audit", "Audit", "rank other models by the masks they give your scans"),
     "selftrain": (
         "fewbeats.commands.selftrain",
         "SelfTrain",

@@ -77,6 +77,7 @@ class SelfTrain:
             InputError: the cohort, the teachers or the settings cannot be used.
         """
         from fewbeats.data.cohort import read_cohort
+        from fewbeats.self_training.report import write_selftrain_report
         from fewbeats.self_training.rounds import self_train
         from fewbeats.teachers.specs import open_teachers
 
@@ -87,6 +88,7 @@ class SelfTrain:
         print(f"{self.out}: {outcome.verdict}")
         best = f"round {outcome.best}: {self.out / 'best'}" if outcome.best else "the teacher itself"
         print(f"best is {best}")
+        print(f"report: {write_selftrain_report(self.out)}")
         return self.out
 
     @property

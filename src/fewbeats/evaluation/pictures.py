@@ -87,8 +87,12 @@ def overlay_frame(pictured: Pictured, t: int, *, slices: int = 5) -> list[Pictur
     return pictures
 
 
-def cine_frames(pictured: Pictured) -> dict[str, Any]:
+def cine_frames(pictured: Pictured, *, against: Pictured | None = None) -> dict[str, Any]:
     """All frames of a cine as montages of slices.
+
+    Args:
+        pictured: image and masks.
+        against: other masks of the same image, outlined as manual ones are.
 
     Returns:
         `frames`, their numbers in the scan; `pictures`, a `Picture` for each.
@@ -96,14 +100,15 @@ def cine_frames(pictured: Pictured) -> dict[str, Any]:
     total = pictured.masks.frames
     frames = list(range(0, total, ceil(total / CINE_FRAMES)))
     masks = [pictured.predicted_masks(t) for t in frames]
-    union = _union(masks)
+    others = [against.predicted_masks(t) if against else {} for t in frames]
+    union = _union([*masks, *others])
     box, chosen = _heart_box(pictured, union), _spread(union, CINE_SLICES)
     window = _window(pictured.image_frame(frames[0]), union)
     return {
         "frames": frames,
         "pictures": [
-            _montage(pictured, t, masks=m, chosen=chosen, box=box, window=window)
-            for t, m in zip(frames, masks)
+            _montage(pictured, t, masks=m, others=other, chosen=chosen, box=box, window=window)
+            for t, m, other in zip(frames, masks, others)
         ],
     }
 
@@ -113,6 +118,7 @@ def _montage(
     t: int,
     *,
     masks: Masks,
+    others: Masks,
     chosen: Sequence[int],
     box: Box,
     window: tuple[float, float],
@@ -120,19 +126,21 @@ def _montage(
     side = CINE_TILE_PIXELS
     columns = min(len(chosen), 5)
     canvas = np.zeros((ceil(len(chosen) / columns) * side, columns * side), np.uint8)
-    paths: dict[str, str] = dict.fromkeys(masks, "")
+    paths, other_paths = dict.fromkeys(masks, ""), dict.fromkeys(others, "")
     image = pictured.image_frame(t)
     for i, z in enumerate(chosen):
         top, left = i // columns * side, i % columns * side
         tile = _tile(image[z], pictured, box=box, window=window, side=side)
         canvas[top : top + side, left : left + side] = tile
-        found = _outlines(masks, z, pictured=pictured, box=box, side=side, offset=(left, top))
-        for s, path in found.items():
-            paths[s] += path
+        for own, drawn in ((masks, paths), (others, other_paths)):
+            found = _outlines(own, z, pictured=pictured, box=box, side=side, offset=(left, top))
+            for s, path in found.items():
+                drawn[s] += path
     height, width = canvas.shape
     return Picture(
         src=encode_webp(canvas), width=width, height=height, alt=f"frame {t}",
         predicted={s: path for s, path in paths.items() if path},
+        manual={s: path for s, path in other_paths.items() if path},
     )  # fmt: skip
 
 

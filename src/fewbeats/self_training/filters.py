@@ -5,17 +5,15 @@ All are off in the plain form of the method (Rickmann et al., 2025, https://arxi
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
-import numpy as np
 import polars as pl
 
 from fewbeats.evaluation.temporal import beating
 from fewbeats.inference.plausibility import LEAST_ENCLOSED, LONGEST_CUT_MM
 from fewbeats.ranges import check_ranges
-from fewbeats.self_training.frames import structures_of
+from fewbeats.self_training.frames import curves_of, structures_of
 
 Species = Literal["any", "human", "pig"]
 RANGES_ML: dict[str, dict[str, tuple[float, float]]] = {
@@ -104,7 +102,7 @@ def implausible(table: pl.DataFrame, species: Species) -> pl.DataFrame:
 def still_scans(table: pl.DataFrame) -> pl.DataFrame:
     """All frames of scans whose ventricle does not beat as one does."""
     found = []
-    for scan, curves in _curves(table):
+    for scan, curves in curves_of(table):
         for structure in ("LV", "RV"):
             if structure in curves and len(curves[structure]) >= MANY:
                 ejection = beating(curves[structure], circular=False).ejection_percent
@@ -118,7 +116,7 @@ def jumping(table: pl.DataFrame) -> pl.DataFrame:
     """Frames in which a structure does not fit between its neighbors."""
     found = []
     circular = dict(table.select("scan", "circular").unique().iter_rows())
-    for scan, curves in _curves(table):
+    for scan, curves in curves_of(table):
         for structure, curve in curves.items():
             flagged = beating(curve, circular=circular[scan]).flagged
             reasons = [(scan, t, f"{structure} jumps") for t in flagged]
@@ -130,14 +128,6 @@ def disagreeing(table: pl.DataFrame, least: float) -> pl.DataFrame:
     """Frames that agree less than `least` with those of before, where there are such."""
     mean = table.group_by("scan", "frame", maintain_order=True).agg(pl.col("agreement").mean())
     return _named(mean.filter(pl.col("agreement") < least), "differs from the masks of before")
-
-
-def _curves(table: pl.DataFrame) -> list[tuple[str, Mapping[str, np.ndarray]]]:
-    """Scan -> structure -> volumes (T,)."""
-    found: dict[str, dict[str, np.ndarray]] = {}
-    for (scan, structure), rows in table.group_by("scan", "structure", maintain_order=True):
-        found.setdefault(str(scan), {})[str(structure)] = rows.sort("frame")["ml"].to_numpy()
-    return list(found.items())
 
 
 def _nobody() -> pl.DataFrame:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,12 +13,16 @@ from scipy import ndimage
 
 from fewbeats.anatomy import FEWBEATS_VALUES
 from fewbeats.data.files import open_image
-from fewbeats.evaluation.predictions import PredictedScan, read_predictions
+from fewbeats.evaluation.measure import measure_scan
+from fewbeats.evaluation.predictions import PredictedScan, join_cohort, read_predictions
+from fewbeats.evaluation.temporal import beating
 from fewbeats.inference.plausibility import border_length_mm
 from fewbeats.io.nifti import read_nifti
 from fewbeats.metrics import bounding_box, dice, enclosed_share
 from fewbeats.scan import Scan
 
+FOR_MOTION = 3
+"""Frames from which on a scan has a curve."""
 SCHEMA: dict[str, Any] = {
     "scan": pl.String,
     "subject": pl.String,
@@ -131,3 +135,45 @@ def structures_of(table: pl.DataFrame) -> Sequence[str]:
     """Of a table, in the usual order."""
     found = set(table["structure"].unique())
     return [s for s in FEWBEATS_VALUES if s in found]
+
+
+def curves_of(table: pl.DataFrame) -> list[tuple[str, Mapping[str, np.ndarray]]]:
+    """Scan -> structure -> volumes (T,)."""
+    found: dict[str, dict[str, np.ndarray]] = {}
+    for (scan, structure), rows in table.group_by("scan", "structure", maintain_order=True):
+        found.setdefault(str(scan), {})[str(structure)] = rows.sort("frame")["ml"].to_numpy()
+    return list(found.items())
+
+
+def motion(table: pl.DataFrame) -> dict[str, dict[str, float]]:
+    """Scan -> means over its structures: roughness_ml, neighbor; of its LV stroke_ml, ejection_percent.
+
+    Scans of fewer than 3 frames have none.
+    """
+    circular = dict(table.select("scan", "circular").unique().iter_rows())
+    near = dict(table.group_by("scan").agg(pl.col("neighbor").mean()).iter_rows())
+    found: dict[str, dict[str, float]] = {}
+    for scan, curves in curves_of(table):
+        beats = {s: beating(curve, circular=circular[scan]) for s, curve in curves.items()}
+        if len(next(iter(curves.values()))) < FOR_MOTION:
+            continue
+        first = beats.get("LV") or next(iter(beats.values()))
+        found[scan] = {
+            "roughness_ml": float(np.mean([beat.roughness_ml for beat in beats.values()])),
+            "neighbor": near[scan] if near[scan] is not None else float("nan"),
+            "flagged": float(sum(len(beat.flagged) for beat in beats.values())),
+            "stroke_ml": first.stroke_ml,
+            "ejection_percent": first.ejection_percent,
+        }
+    return found
+
+
+def judge(folder: Path, cohort: pl.DataFrame) -> pl.DataFrame:
+    """subject, dice: mean Dice of masks with manual labels, over structures and frames."""
+    rows = [
+        {"subject": row["subject"], "dice": row["dice"]}
+        for scan in join_cohort(read_predictions(folder)[0], cohort)
+        for row in measure_scan(scan).rows
+    ]
+    table = pl.DataFrame(rows, {"subject": pl.String, "dice": pl.Float64})
+    return table.group_by("subject", maintain_order=True).agg(pl.col("dice").mean())

@@ -28,14 +28,13 @@ from fewbeats.data.files import split_fragment
 from fewbeats.data.split import draw_order
 from fewbeats.disk import atomic_path, hold_folder, staging_folder
 from fewbeats.errors import InputError
-from fewbeats.evaluation.measure import measure_scan
-from fewbeats.evaluation.predictions import join_cohort, read_predictions
+from fewbeats.evaluation.predictions import read_predictions
 from fewbeats.inference.compose import Cleaned, Routed
 from fewbeats.inference.labeler import Labeler, open_run
 from fewbeats.ranges import check_ranges
 from fewbeats.recipes.labeling import Job, jobs_of_cohort, label_scans
 from fewbeats.self_training.filters import FilterSettings, find_reasons, quality
-from fewbeats.self_training.frames import tabulate_frames
+from fewbeats.self_training.frames import judge, tabulate_frames
 from fewbeats.self_training.student import Student, write_labels
 from fewbeats.training.rundir import RunDir
 
@@ -49,7 +48,8 @@ LEAST_QUALITY = 0.5
 WORSE = {"dice": 0.005, "quality": 0.01}
 """By which a round must fall behind to be worse."""
 LABEL_COLUMNS = ("label", "label_source", "label_frames", "convention")
-RECORD, FRAMES, LEFT_OUT, STATE = "round.json", "frames.parquet", "left_out.csv", "self_training.json"
+RECORD, STATE = "round.json", "self_training.json"
+FRAMES, JUDGED, LEFT_OUT = "frames.parquet", "judged.parquet", "left_out.csv"
 Tell = Callable[[str], None]
 
 
@@ -130,9 +130,9 @@ def self_train(
         InputError: inputs that cannot be used, a teacher that fails on most scans, or another self-training
             in `out`.
     """
-    cohort = _with_splits(read_cohort(file))
-    jobs = _jobs(cohort, file, "train")
-    judged = _jobs(cohort, file, settings.judge) if settings.judge else []
+    cohort = with_splits(read_cohort(file))
+    jobs = find_jobs(cohort, file, "train")
+    judged = find_jobs(cohort, file, settings.judge) if settings.judge else []
     if settings.judge and not judged:
         raise InputError(f"--judge {settings.judge}: {file} has no scan of this split; name another")
     subjects = {job.subject for job in jobs}
@@ -251,7 +251,9 @@ class _Rounds:
             label_scans(self.judged, labeler, folder / "judged", **told)  # type: ignore[arg-type]
         labeled = time.perf_counter()
         if self.judged:
-            dice = judge(folder / "judged", self.cohort)
+            by_subject = judge(folder / "judged", self.cohort)
+            by_subject.write_parquet(folder / JUDGED)
+            dice = None if by_subject.is_empty() else float(by_subject["dice"].mean())  # type: ignore[arg-type]
         before = folder.parent / f"round{number - 1}" / "predictions" if number else None
         table = tabulate_frames(folder / "predictions", before=before)
         reasons = find_reasons(table, self.settings.filters)
@@ -312,17 +314,6 @@ def best_of(rounds: Sequence[Round]) -> int:
     return last.number - 1 if last.number and is_worse(last, rounds[-2]) else last.number
 
 
-def judge(folder: Path, cohort: pl.DataFrame) -> float | None:
-    """Mean Dice of masks with manual labels, over structures and frames, then over subjects."""
-    rows = [
-        row for scan in join_cohort(read_predictions(folder)[0], cohort) for row in measure_scan(scan).rows
-    ]
-    if not rows:
-        return None
-    table = pl.DataFrame(rows, infer_schema_length=None)
-    return float(table.group_by("subject").agg(pl.col("dice").mean())["dice"].mean())  # type: ignore[arg-type]
-
-
 def summarize(one: Round) -> str:
     """A line for the terminal."""
     parts = [f"plausibility {one.quality:.3f}"]
@@ -336,14 +327,15 @@ def summarize(one: Round) -> str:
     return f"round {one.number}: {', '.join(parts)}"
 
 
-def _with_splits(cohort: pl.DataFrame) -> pl.DataFrame:
+def with_splits(cohort: pl.DataFrame) -> pl.DataFrame:
     """All scans are of split train where nobody split them."""
     if cohort["split"].is_null().all():
         return cohort.with_columns(split=pl.lit("train"))
     return cohort
 
 
-def _jobs(cohort: pl.DataFrame, file: Path, split: str) -> list[Job]:
+def find_jobs(cohort: pl.DataFrame, file: Path, split: str) -> list[Job]:
+    """The scans of a split."""
     chosen = set(cohort.filter(pl.col("split") == split)["scan"])
     return [job for job in jobs_of_cohort(file, None) if job.scan in chosen]
 

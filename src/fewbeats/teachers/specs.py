@@ -39,14 +39,23 @@ def open_teachers(
     Raises:
         InputError: none given, one twice, or one that cannot be used.
     """
-    if not specs:
-        raise InputError("--teacher: name one, as run:RUN or folder:DIR")
+    check_specs(specs)
     if rule == "staple" and find_spec("SimpleITK") is None:
         raise InputError("--vote staple: needs SimpleITK; pip install 'fewbeats[staple]'")
-    if twice := [spec for spec in specs if specs.count(spec) > 1]:
-        raise InputError(f"--teacher {twice[0]}: is named twice; name it once")
     opened = [open_teacher(spec, cohort=cohort) for spec in specs]
     return opened[0] if len(opened) == 1 else Vote(tuple(opened), rule)
+
+
+def check_specs(specs: Sequence[str]) -> None:
+    """Refuse none, and one that is named twice.
+
+    Raises:
+        InputError: naming it.
+    """
+    if not specs:
+        raise InputError("--teacher: name one, as run:RUN or folder:DIR")
+    if twice := [spec for spec in specs if specs.count(spec) > 1]:
+        raise InputError(f"--teacher {twice[0]}: is named twice; name it once")
 
 
 def open_teacher(spec: str, *, cohort: pl.DataFrame | None = None) -> Labeler:
