@@ -9,7 +9,8 @@ import pytest
 
 from fewbeats.data.cohort import read_cohort
 from fewbeats.errors import InputError
-from fewbeats.recipes.labeling import jobs_of_cohort, label_scans
+from fewbeats.recipes.jobs import jobs_of_cohort
+from fewbeats.recipes.labeling import label_scans
 from fewbeats.self_training.filters import FilterSettings, find_reasons, quality
 from fewbeats.self_training.frames import tabulate_frames
 from fewbeats.teachers.specs import open_teacher

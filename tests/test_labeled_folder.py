@@ -15,8 +15,9 @@ from fewbeats.errors import InputError
 from fewbeats.evaluation.predictions import read_predictions
 from fewbeats.inference.labeler import Labeled
 from fewbeats.io.nifti import read_nifti
+from fewbeats.recipes.jobs import Job, Phases
 from fewbeats.recipes.labeled_folder import open_labeled
-from fewbeats.recipes.labeling import Job, Phases, label_scans
+from fewbeats.recipes.labeling import label_scans
 from fuzzing import die_after
 from refusals import is_one_line
 
@@ -177,7 +178,7 @@ def test_places_of_something_else_are_refused(images, tmp_path):
     label(images, tmp_path / "b", 1)
     with (
         pytest.raises(InputError, match="holds predictions of other scans"),
-        open_labeled(tmp_path / "b", scans={"z": ("z.nii.gz",)}, **given),
+        open_labeled(tmp_path / "b", jobs=[Job("z", "z", "z.nii", lambda: None)], **given),
     ):
         pass
     whole(tmp_path / "b", 1)

@@ -36,10 +36,13 @@ class Audit:
         Raises:
             InputError: the cohort or a teacher cannot be used.
         """
+        import polars as pl
+
         from fewbeats.data.cohort import read_cohort
         from fewbeats.data.split import draw_order
         from fewbeats.errors import InputError
         from fewbeats.ranges import check_ranges
+        from fewbeats.recipes.jobs import CohortJobs
         from fewbeats.self_training.audit import TABLE, audit_teachers
         from fewbeats.self_training.rounds import find_jobs, with_splits
         from fewbeats.teachers.specs import check_specs, open_teacher
@@ -51,8 +54,8 @@ class Audit:
         if not jobs:
             raise InputError(f"{self.cohort}: has no scan of split '{self.split}' to label")
         if self.scans is not None:
-            chosen = draw_order([job.scan for job in jobs], self.seed, purpose="audit ")[: self.scans]
-            jobs = [job for job in jobs if job.scan in chosen]
+            chosen = draw_order(jobs.rows["scan"], self.seed, purpose="audit ")[: self.scans]
+            jobs = CohortJobs(jobs.rows.filter(pl.col("scan").is_in(chosen)))
         teachers = {spec: open_teacher(spec, cohort=cohort) for spec in self.teacher}
         audit_teachers(self.out, jobs, teachers, cohort, species=self.species)
         print(f"{self.out / TABLE}: {len(jobs)} scans by {len(teachers)} teachers")

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
@@ -11,7 +12,7 @@ import tyro
 from fewbeats.errors import InputError
 
 if TYPE_CHECKING:
-    from fewbeats.recipes.labeling import Job
+    from fewbeats.recipes.jobs import Job
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,6 +37,10 @@ class Predict:
     """Time between frames, where a NIfTI header does not know it."""
     runtime: Literal["torch", "onnxruntime", "openvino"] | None = None
     """By default the fastest, as measured when the run was trained."""
+    jobs: int = 1
+    """Processes of this machine that label scans side by side."""
+    on: str = "local"
+    """Where: local, or dask: with the address or the scheduler file of a cluster that runs already."""
 
     def run(self) -> Path:
         """Predict; returns the folder.
@@ -44,13 +49,15 @@ class Predict:
             InputError: the run or the input cannot be used.
         """
         from fewbeats.inference.labeler import open_run
+        from fewbeats.recipes.executors import open_executor
         from fewbeats.recipes.labeling import choose_fitting, label_scans
 
-        jobs = self.find_jobs()
+        jobs, executor = self.find_jobs(), open_executor(self.on, self.jobs)
         labeler = open_run(self.model, network=self.network, runtime=self.runtime)
         if not self._is_cohort:
             jobs = choose_fitting(jobs, labeler.known, tell=print)
-        label_scans(jobs, labeler, self.out, about={"split": self.split, "network": self.network})
+        about = {"split": self.split, "network": self.network}
+        label_scans(jobs, labeler, self.out, about=about, executor=executor)
         if not self._is_cohort:
             from fewbeats.evaluation.evaluate import write_prediction_report
 
@@ -59,11 +66,11 @@ class Predict:
 
     @property
     def _is_cohort(self) -> bool:
-        from fewbeats.recipes.labeling import COHORT_SUFFIXES
+        from fewbeats.recipes.jobs import COHORT_SUFFIXES
 
         return self.input.suffix.lower() in COHORT_SUFFIXES
 
-    def find_jobs(self) -> list[Job]:
+    def find_jobs(self) -> Sequence[Job]:
         """The scans that the input stands for.
 
         Raises:
@@ -72,10 +79,10 @@ class Predict:
         """
         from fewbeats.data.files import is_nifti
         from fewbeats.io.nifti_parts import find_parts
-        from fewbeats.recipes.labeling import Phases, jobs_of_cohort, jobs_of_path
+        from fewbeats.recipes.jobs import Phases, jobs_of_cohort, jobs_of_path, with_phases
 
         if self._is_cohort:
-            jobs = jobs_of_cohort(self.input, self.split)
+            jobs: Sequence[Job] = jobs_of_cohort(self.input, self.split)
         elif self.split is not None:
             raise InputError(f"--split {self.split}: goes with a cohort table, not with {self.input}")
         else:
@@ -84,5 +91,4 @@ class Predict:
             raise InputError(f"--ed-frame, --es-frame: go with one scan; {self.input} holds {len(jobs)}")
         if self.frame_time_ms is not None and not (is_nifti(self.input) or find_parts(self.input)):
             raise InputError(f"--frame-time-ms: goes with a NIfTI file, not with {self.input}")
-        phases = Phases(self.ed_frame, self.es_frame)
-        return [replace(job, phases=phases) for job in jobs]
+        return with_phases(jobs, Phases(self.ed_frame, self.es_frame))

@@ -47,6 +47,10 @@ class SelfTrain:
     """Training steps of the network that finds the heart; 0 looks at the image's center instead."""
     workers: int = 0
     """Processes that make batches while the network computes; they pay where the network runs on a GPU."""
+    jobs: int = 1
+    """Processes of this machine that label scans side by side."""
+    on: str = "local"
+    """Where scans are labeled: local, or dask: with the address or the scheduler file of a cluster."""
     model: Annotated[SegmentationSettings, tyro.conf.arg(name="")] = field(
         default_factory=SegmentationSettings
     )
@@ -77,6 +81,7 @@ class SelfTrain:
             InputError: the cohort, the teachers or the settings cannot be used.
         """
         from fewbeats.data.cohort import read_cohort
+        from fewbeats.recipes.executors import open_executor
         from fewbeats.self_training.report import write_selftrain_report
         from fewbeats.self_training.rounds import self_train
         from fewbeats.teachers.specs import open_teachers
@@ -84,7 +89,8 @@ class SelfTrain:
         check_ranges(self, "", not_negative=("localizer_steps", "workers"), seeds=("seed",))
         check_length(self.steps, self.minutes)
         teacher = open_teachers(self.teacher, cohort=read_cohort(self.cohort), rule=self.vote)
-        outcome = self_train(self.out, self.cohort, teacher, self.plan, self.student)
+        executor = open_executor(self.on, self.jobs)
+        outcome = self_train(self.out, self.cohort, teacher, self.plan, self.student, executor=executor)
         print(f"{self.out}: {outcome.verdict}")
         best = f"round {outcome.best}: {self.out / 'best'}" if outcome.best else "the teacher itself"
         print(f"best is {best}")

@@ -86,7 +86,11 @@ def open_run(run: Path, *, network: str = "network", runtime: str | None = None)
     from fewbeats.data.provenance import load_provenance
     from fewbeats.inference.segment import load_model
 
-    return RunLabeler(load_model(run, network=network, runtime=runtime), load_provenance(run))
+    return RunLabeler(load_model(run, network=network, runtime=runtime), load_provenance(run), network)
+
+
+def _open_again(run: Path, network: str, runtime: str) -> RunLabeler:
+    return open_run(run, network=network, runtime=runtime)
 
 
 @dataclass(frozen=True)
@@ -95,6 +99,14 @@ class RunLabeler:
 
     model: Model
     provenance: Provenance
+    network: str = "network"
+    """Which of the run's it is."""
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """In another process the run is opened anew, in the same runtime."""
+        engine = self.model.segmenter
+        run = engine.run if self.network in ("network", "mean") else engine.run.parent
+        return _open_again, (run, self.network, engine.runtime)
 
     @property
     def structures(self) -> tuple[str, ...]:

@@ -3,23 +3,24 @@
 from __future__ import annotations
 
 import csv
-import hashlib
 import io
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from fewbeats.disk import atomic_path, hold_folder, remove, staging_folder
+from fewbeats.disk import atomic_path, hold_folder, name_disk_trouble, partial_of, remove
 from fewbeats.errors import InputError, name_some
 from fewbeats.evaluation.predictions import COLUMNS
 from fewbeats.training.rundir import RunDir
 
 if TYPE_CHECKING:
     from fewbeats.data.provenance import Provenance
-    from fewbeats.scan import Scan
+    from fewbeats.recipes.jobs import Job
 
 TABLE = "predictions.csv"
+JOURNAL = ".predictions.jsonl"
 Row = Mapping[str, Any]
 
 
@@ -27,14 +28,15 @@ class LabeledFolder:
     """Masks, their table, and `run.json`, which says whether all of them are there.
 
     Nothing of an earlier result is touched before the first new scan is whole. A labeling that was stopped
-    goes on where the same labeler is asked for the same scans.
+    goes on where the same labeler is asked for the same scans. Until all are there, rows lie in a journal, to
+    which each scan adds a line.
 
     Args:
         out: the folder, held by this process.
         labeler: its key, a digest of all that decides its masks.
         about: what `run.json` says of it.
         provenance: what it has seen.
-        scans: scan -> names of its files, of all that will be there.
+        jobs: all scans that will be there.
     """
 
     def __init__(
@@ -44,52 +46,66 @@ class LabeledFolder:
         labeler: str,
         about: Mapping[str, Any],
         provenance: Provenance,
-        scans: Mapping[str, Sequence[str]],
+        jobs: Sequence[Job],
     ):
-        self.out, self.labeler, self.scans, self.provenance = out, labeler, scans, provenance
+        self.out, self.labeler, self.jobs, self.provenance = out, labeler, jobs, provenance
         self.about, self.begun = {**about, "labeler": labeler}, False
         rows = _read_rows(out)
-        if others := sorted({row.get("scan") or "" for row in rows or []} - scans.keys()):
+        mine = {job.scan for job in jobs}
+        if others := sorted({row.get("scan") or "" for row in rows or []} - mine):
             raise InputError(
                 f"{out}: holds predictions of other scans ({name_some(others)}); choose another --out"
             )
-        names = [*(name for files in scans.values() for name in files), "report.html"]
-        taken = [name for name in names if (out / name).exists()]
-        if taken and rows is None:
-            raise InputError(f"{out / taken[0]}: would be overwritten; choose another --out")
+        if rows is None and out.is_dir() and (taken := _first_taken(out, jobs)):
+            raise InputError(f"{out / taken}: would be overwritten; choose another --out")
         self.rows: dict[str, Row] = {r["scan"]: r for r in rows or [] if r.get("labeler") == labeler}
 
-    def has(self, scan: str, *, source: str) -> bool:
-        """Whether a scan is there already, labeled from this source (`source_key`)."""
-        row = self.rows.get(scan)
-        return row is not None and row["source"] == source and (self.out / row["mask"]).is_file()
+    def has(self, job: Job) -> bool:
+        """Whether a scan is there already, labeled from the same files.
 
-    def add(self, scan: str, write: Callable[[Path], Row]) -> None:
-        """Put a scan in.
+        Raises:
+            InputError: there is no such file any more.
+        """
+        row = self.rows.get(job.scan)
+        return row is not None and (self.out / row["mask"]).is_file() and row["source"] == job.source_key()
+
+    def stage(self, job: Job) -> Path:
+        """Hidden folder for what is not whole yet, made where it is used."""
+        return partial_of(self.out / job.mask)
+
+    def drop(self, job: Job) -> None:
+        """Remove what was begun of a scan that failed."""
+        remove(self.stage(job))
+
+    def take(self, job: Job, written: Path, row: Row) -> None:
+        """Put a scan into its place.
 
         Args:
-            scan: its name.
-            write: writes its mask, and what goes with it, into the folder it is given; returns its row.
+            job: whose.
+            written: folder with its files, whole; it is removed.
+            row: of the table.
 
         Raises:
             InputError: the disk is full or cannot be written.
         """
-        with staging_folder(self.out / self.scans[scan][0]) as staging:
-            row = {**write(staging), "labeler": self.labeler}
+        with name_disk_trouble(self.out / job.mask):
+            row = {**row, "labeler": self.labeler}
             self._begin()
-            if self.rows.pop(scan, None):
-                self._write_table()
-            for name in self.scans[scan]:
+            if self.rows.pop(job.scan, None):
+                self._note({"scan": job.scan})
+            for name in job.files:
                 remove(self.out / name)
-            for whole in staging.iterdir():
+            for whole in written.iterdir():
                 whole.replace(self.out / whole.name)
-            self.rows[scan] = row
-            self._write_table()
+            self.rows[job.scan] = row
+            self._note(row)
+            self.drop(job)
 
     def finish(self, facts: Mapping[str, Any]) -> None:
         """Say that all scans are there."""
         run = RunDir(self.out)
         if self.begun or not run.read_json("run.json").get("finished"):
+            self._write_table()
             run.write_json("run.json", {**self.about, **facts, "finished": True})
 
     def _begin(self) -> None:
@@ -99,19 +115,32 @@ class LabeledFolder:
         RunDir(self.out).write_json("run.json", {**self.about, "finished": False})
         self.provenance.save(self.out)
         self._write_table()
-        for scan, names in self.scans.items():
-            for name in names if scan not in self.rows else ():
+        for job in self.jobs:
+            for name in job.files if job.scan not in self.rows else ():
                 remove(self.out / name)
         remove(self.out / "report.html")
         self.begun = True
+
+    def _note(self, row: Row) -> None:
+        """Add a line to the journal; of a scan whose line has no mask the earlier ones count no more."""
+        with (self.out / JOURNAL).open("a", encoding="utf-8") as journal:
+            journal.write(json.dumps(row, default=str) + "\n")
 
     def _write_table(self) -> None:
         text = io.StringIO()
         writer = csv.DictWriter(text, COLUMNS, extrasaction="ignore")
         writer.writeheader()
-        writer.writerows(self.rows[scan] for scan in self.scans if scan in self.rows)
+        writer.writerows(self.rows[job.scan] for job in self.jobs if job.scan in self.rows)
         with atomic_path(self.out / TABLE) as partial:
             partial.write_text(text.getvalue(), encoding="utf-8")
+        (self.out / JOURNAL).unlink(missing_ok=True)
+
+
+def _first_taken(out: Path, jobs: Sequence[Job]) -> str | None:
+    """Name of a file that is there and would be written over."""
+    there = {file.name for file in out.iterdir()}
+    names = [name for job in jobs for name in job.files if name in there]
+    return next(iter([*names, *({"report.html"} & there)]), None)
 
 
 @contextmanager
@@ -127,22 +156,24 @@ def open_labeled(out: Path, **given: Any) -> Iterator[LabeledFolder]:
         yield LabeledFolder(out, **given)
 
 
-def source_key(scan: Scan, *given: Any) -> str:
-    """Digest of what a mask is made from: the files as they lie there, how they were read, and `given`."""
-    files = {file for stack in scan.source.instances for file, _ in stack}
-    if not files and scan.source.path is not None:
-        files = set(scan.source.parts) or {scan.source.path}
-    states = [(file.name, file.stat()) for file in sorted(files)]
-    seen = [(name, state.st_size, state.st_mtime_ns) for name, state in states]
-    times = None if scan.frame_times_ms is None else scan.frame_times_ms.tolist()
-    read = (scan.shape, scan.affine.tolist(), times, *given)
-    return hashlib.sha256(repr((seen, read)).encode()).hexdigest()[:12]
-
-
-def _read_rows(out: Path) -> list[dict[str, str]] | None:
-    """Of an earlier table; None where there is none that can be read."""
+def _read_rows(out: Path) -> list[dict[str, Any]] | None:
+    """Of an earlier table and the journal after it; None where there is no table that can be read."""
     try:
         with (out / TABLE).open(newline="", encoding="utf-8") as file:
-            return list(csv.DictReader(file))
-    except (OSError, ValueError, csv.Error):
+            rows: dict[str, dict[str, Any]] = {row["scan"]: row for row in csv.DictReader(file)}
+    except (OSError, ValueError, KeyError, csv.Error):
         return None
+    for row in _read_journal(out):
+        rows.pop(row["scan"], None)
+        if row.get("mask"):
+            rows[row["scan"]] = row
+    return list(rows.values())
+
+
+def _read_journal(out: Path) -> Iterator[dict[str, Any]]:
+    """Its whole lines: the last one may have been cut off."""
+    with suppress(OSError, ValueError, KeyError, TypeError):
+        for line in (out / JOURNAL).read_text(encoding="utf-8").splitlines(keepends=True):
+            if line.endswith("\n"):
+                row = json.loads(line)
+                yield {name: "" if value is None else value for name, value in row.items()}

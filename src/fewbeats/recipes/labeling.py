@@ -5,129 +5,26 @@ from __future__ import annotations
 import resource
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
-from functools import partial
+from dataclasses import dataclass, replace
 from pathlib import Path
+from tempfile import mkdtemp
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from fewbeats.disk import remove
 from fewbeats.errors import InputError, PlaceError
-from fewbeats.heartbeat import ejection_fraction_percent, find_phases, has_volume
+from fewbeats.heartbeat import ejection_fraction_percent, has_volume
 from fewbeats.inference.plausibility import Inspector, unlike
 from fewbeats.io.nifti import write_like
-from fewbeats.recipes.labeled_folder import open_labeled, source_key
+from fewbeats.recipes.executors import Executor, serial
+from fewbeats.recipes.jobs import Job
+from fewbeats.recipes.labeled_folder import LabeledFolder, open_labeled
 from fewbeats.scan import Prediction, Scan, is_spacing_nominal, plane_by_direction
+from fewbeats.training.progress import progress_bar
 
 if TYPE_CHECKING:
     from fewbeats.inference.labeler import Known, Labeler
-
-COHORT_SUFFIXES = (".csv", ".parquet")
-
-
-@dataclass(frozen=True)
-class Phases:
-    """Frames of end-diastole and end-systole, where somebody knows better than the volume curve."""
-
-    ed: int | None = None
-    es: int | None = None
-
-    def choose(self, lv_ml: np.ndarray | None) -> Phases:
-        """As given, else the largest and smallest LV; none without an LV that beats."""
-        if lv_ml is None or len(lv_ml) < 2:
-            return Phases()
-        ed, es = find_phases(lv_ml)
-        return Phases(ed if self.ed is None else self.ed, es if self.es is None else self.es)
-
-    def check(self, scan: Scan) -> None:
-        """Refuse frames that the scan does not have.
-
-        Raises:
-            InputError: naming the option.
-        """
-        last = scan.shape[0] - 1
-        for option, frame in (("--ed-frame", self.ed), ("--es-frame", self.es)):
-            if frame is not None and not 0 <= frame <= last:
-                raise InputError(f"{scan.source.path}: {option} {frame}: it has frames 0 to {last}")
-
-
-@dataclass(frozen=True)
-class Job:
-    """One scan to label."""
-
-    scan: str
-    """Unique name; its files are called so."""
-    subject: str
-    image: str
-    open: Callable[[], Scan]
-    plane: str = ""
-    """As in the cohort's column view; empty where nobody says it."""
-    spacing_trusted: bool | None = None
-    """Whether the voxel size is real, as the cohort says; by the file's header where nobody does."""
-    phases: Phases = field(default_factory=Phases)
-
-    @property
-    def mask(self) -> str:
-        """Name of its mask's file."""
-        return f"{self.scan}.nii.gz"
-
-    @property
-    def seg(self) -> str:
-        """Name of its folder of DICOM SEG files."""
-        return f"{self.scan}_seg"
-
-
-def jobs_of_cohort(file: Path, split: str | None) -> list[Job]:
-    """The scans of a cohort table.
-
-    Args:
-        file: the table.
-        split: only this one's scans.
-
-    Raises:
-        InputError: no such scan, or a missing file.
-    """
-    import polars as pl
-
-    from fewbeats.data.cohort import read_cohort
-    from fewbeats.data.files import check_files, open_scan
-
-    cohort = read_cohort(file)
-    rows = cohort if split is None else cohort.filter(pl.col("split") == split)
-    if rows.is_empty():
-        raise InputError(
-            f"{file}: no scan of split '{split}'; it has {sorted(cohort['split'].drop_nulls().unique())}"
-        )
-    check_files(rows, labels=False)
-    return [
-        Job(row["scan"], row["subject"], row["image"], partial(open_scan, row), row["view"] or "",
-            row["spacing_trusted"])
-        for row in rows.iter_rows(named=True)
-    ]  # fmt: skip
-
-
-def jobs_of_path(path: Path, *, frame_time_ms: float | None = None) -> list[Job]:
-    """The scans in a NIfTI file or a DICOM file or folder.
-
-    Args:
-        path: file or folder.
-        frame_time_ms: between frames, where a NIfTI header does not know it.
-
-    Raises:
-        InputError: nothing readable is there.
-    """
-    from fewbeats.data.files import bare_name, read_scans
-
-    scans, stem, jobs = read_scans(path, frame_time_ms=frame_time_ms), bare_name(path), []
-    for number, scan in enumerate(scans, 1):
-        name = stem if len(scans) == 1 else f"{stem}_{number}"
-        fragment = "" if number == 1 else f"#{number}"
-        jobs.append(Job(name, stem, f"{path.resolve()}{fragment}", partial(_same, scan)))
-    return jobs
-
-
-def _same(scan: Scan) -> Scan:
-    return scan
 
 
 def choose_fitting(jobs: Sequence[Job], known: Known | None, *, tell: Callable[[str], None]) -> list[Job]:
@@ -158,6 +55,7 @@ def label_scans(
     *,
     about: Mapping[str, Any],
     most_failed: float = 0.0,
+    executor: Executor = serial,
     tell: Callable[[str], None] = print,
 ) -> dict[str, str]:
     """Label every frame of scans into a folder: masks, `predictions.csv`, `run.json`, provenance.
@@ -171,6 +69,7 @@ def label_scans(
         out: made where it is missing; masks of another labeler give way when the first new one is whole.
         about: what `run.json` is to say besides.
         most_failed: share of the scans that may fail, and are left out then.
+        executor: who does it; another process than this one gets a copy of the labeler.
         tell: is given one line a scan.
 
     Returns:
@@ -180,24 +79,25 @@ def label_scans(
         InputError: more scans cannot be labeled, which is told when all others are done; or `out` holds
             something else, or another process writes there.
     """
-    started, kept, refused = time.perf_counter(), 0, dict[str, InputError]()
-    scans = {job.scan: (job.mask, job.seg) for job in jobs}
+    started, refused = time.perf_counter(), dict[str, InputError]()
     told = {**labeler.describe(), **about}
     with open_labeled(
-        out, labeler=labeler.key, about=told, provenance=labeler.provenance, scans=scans
+        out, labeler=labeler.key, about=told, provenance=labeler.provenance, jobs=jobs
     ) as folder:
-        for job in jobs:
-            try:
-                scan = job.open()
-                source = source_key(scan, job.phases, job.spacing_trusted)
-                if folder.has(job.scan, source=source):
-                    kept += 1
+        waiting = [at for at, job in enumerate(jobs) if not _is_there(folder, job, refused)]
+        kept = len(jobs) - len(waiting) - len(refused)
+        with progress_bar("labeling", len(jobs), kept, shown=len(jobs) > 1) as advance:
+            tasks = (Task(jobs[at], folder.stage(jobs[at])) for at in waiting)
+            for task, result in executor(LabelWork(labeler), tasks):
+                if isinstance(result, PlaceError):
+                    raise result
+                if isinstance(result, InputError):
+                    refused[task.job.scan] = result
+                    folder.drop(task.job)
                 else:
-                    folder.add(job.scan, partial(_label, job, scan, labeler, source=source, tell=tell))
-            except PlaceError:
-                raise
-            except InputError as error:
-                refused[job.scan] = error
+                    folder.take(task.job, result.folder, result.row)
+                    tell(result.said)
+                advance()
         if len(refused) > most_failed * len(jobs):
             raise _join_refused(list(refused.values()), len(jobs))
         failed = {scan: str(error) for scan, error in refused.items()}
@@ -209,6 +109,15 @@ def label_scans(
     return failed
 
 
+def _is_there(folder: LabeledFolder, job: Job, refused: dict[str, InputError]) -> bool:
+    """Whether a scan is labeled already, or is refused, as its file is gone."""
+    try:
+        return folder.has(job)
+    except InputError as error:
+        refused[job.scan] = error
+        return True
+
+
 def _join_refused(errors: Sequence[InputError], scans: int) -> InputError:
     if scans == 1:
         return errors[0]
@@ -216,24 +125,51 @@ def _join_refused(errors: Sequence[InputError], scans: int) -> InputError:
     return InputError(f"{len(errors)} of {scans} scans cannot be labeled: {told}")
 
 
-def _label(
-    job: Job, scan: Scan, labeler: Labeler, folder: Path, *, source: str, tell: Callable[[str], None]
-) -> dict[str, Any]:
-    """Label a scan into a folder; its row of the table."""
-    begun = time.perf_counter()
-    prediction = label_scan(job, scan, labeler, folder)
-    tell(summarize(job, prediction, slices=scan.shape[1]))
-    return {
-        "scan": job.scan,
-        "subject": job.subject,
-        "image": job.image,
-        "mask": job.mask,
-        "ed_frame": prediction.ed_frame,
-        "es_frame": prediction.es_frame,
-        "warnings": ";".join(prediction.warnings),
-        "seconds": round(time.perf_counter() - begun, 3),
-        "source": source,
-    }
+@dataclass(frozen=True)
+class Task:
+    """A scan and the hidden folder that its files may be put into."""
+
+    job: Job
+    folder: Path
+
+
+@dataclass(frozen=True)
+class Written:
+    """Files of a scan that are whole, but not in their place yet."""
+
+    folder: Path
+    row: dict[str, Any]
+    said: str
+
+
+@dataclass(frozen=True)
+class LabelWork:
+    """Labels a scan, wherever it is done."""
+
+    labeler: Labeler
+
+    def __call__(self, task: Task) -> Written:
+        job, begun = task.job, time.perf_counter()
+        source, scan = job.source_key(), job.open()
+        task.folder.mkdir(parents=True, exist_ok=True)
+        folder = Path(mkdtemp(dir=task.folder))  # of this attempt: a lost worker may have begun one
+        try:
+            prediction = label_scan(job, scan, self.labeler, folder)
+        except BaseException:
+            remove(task.folder)
+            raise
+        row = {
+            "scan": job.scan,
+            "subject": job.subject,
+            "image": job.image,
+            "mask": job.mask,
+            "ed_frame": prediction.ed_frame,
+            "es_frame": prediction.es_frame,
+            "warnings": ";".join(prediction.warnings),
+            "seconds": round(time.perf_counter() - begun, 3),
+            "source": source,
+        }
+        return Written(folder, row, summarize(job, prediction, slices=scan.shape[1]))
 
 
 def label_scan(job: Job, scan: Scan, labeler: Labeler, folder: Path) -> Prediction:

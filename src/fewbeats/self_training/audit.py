@@ -17,7 +17,8 @@ from fewbeats.inference.compose import Cleaned
 from fewbeats.inference.labeler import Labeler
 from fewbeats.io.nifti import read_nifti
 from fewbeats.metrics import dice
-from fewbeats.recipes.labeling import Job, label_scans
+from fewbeats.recipes.jobs import Job
+from fewbeats.recipes.labeling import label_scans
 from fewbeats.self_training.filters import FilterSettings, Species, find_reasons, quality
 from fewbeats.self_training.frames import judge, motion, tabulate_frames
 from fewbeats.self_training.rounds import LEAST_QUALITY

@@ -32,7 +32,9 @@ from fewbeats.evaluation.predictions import read_predictions
 from fewbeats.inference.compose import Cleaned, Routed
 from fewbeats.inference.labeler import Labeler, open_run
 from fewbeats.ranges import check_ranges
-from fewbeats.recipes.labeling import Job, jobs_of_cohort, label_scans
+from fewbeats.recipes.executors import Executor, serial
+from fewbeats.recipes.jobs import CohortJobs, Job, jobs_of_cohort
+from fewbeats.recipes.labeling import label_scans
 from fewbeats.self_training.filters import FilterSettings, find_reasons, quality
 from fewbeats.self_training.frames import judge, tabulate_frames
 from fewbeats.self_training.student import Student, write_labels
@@ -114,7 +116,14 @@ class Outcome:
 
 
 def self_train(
-    out: Path, file: Path, teacher: Labeler, settings: RoundSettings, student: Student, *, tell: Tell = print
+    out: Path,
+    file: Path,
+    teacher: Labeler,
+    settings: RoundSettings,
+    student: Student,
+    *,
+    executor: Executor = serial,
+    tell: Tell = print,
 ) -> Outcome:
     """Label, learn, and label again; what was finished before is left as it is.
 
@@ -124,6 +133,7 @@ def self_train(
         teacher: labels the first round.
         settings: how often, and what is learned from.
         student: how networks are trained.
+        executor: who labels.
         tell: is given one line a step.
 
     Raises:
@@ -141,7 +151,7 @@ def self_train(
     request = {"settings": asdict(settings), "student": _plain(student.request), "teacher": teacher.key}
     with hold_folder(out):
         _claim(out, request)
-        rounds = _Rounds(out, cohort, jobs, judged, settings, student, tell)
+        rounds = _Rounds(out, cohort, jobs, judged, settings, student, executor, tell)
         outcome = rounds.carry_out(Cleaned(teacher))
         _write(out / STATE, {"request": request, "finished": True, **asdict(outcome)})
     return outcome
@@ -157,6 +167,7 @@ class _Rounds:
     judged: Sequence[Job]
     settings: RoundSettings
     student: Student
+    executor: Executor
     tell: Tell
 
     def carry_out(self, teacher: Labeler) -> Outcome:
@@ -242,13 +253,10 @@ class _Rounds:
         begun = time.perf_counter()
         about, most = {"round": number}, 0.0 if number else MOST_FAILED
         quiet: Tell = lambda line: None  # noqa: E731
-        failed = label_scans(
-            self.jobs, labeler, folder / "predictions", about=about, most_failed=most, tell=quiet
-        )
-        dice = None
+        how: dict[str, Any] = {"about": about, "most_failed": most, "executor": self.executor, "tell": quiet}
+        failed, dice = label_scans(self.jobs, labeler, folder / "predictions", **how), None
         if self.judged:
-            told = {"about": about, "most_failed": most, "tell": quiet}
-            label_scans(self.judged, labeler, folder / "judged", **told)  # type: ignore[arg-type]
+            label_scans(self.judged, labeler, folder / "judged", **how)
         labeled = time.perf_counter()
         if self.judged:
             by_subject = judge(folder / "judged", self.cohort)
@@ -334,10 +342,11 @@ def with_splits(cohort: pl.DataFrame) -> pl.DataFrame:
     return cohort
 
 
-def find_jobs(cohort: pl.DataFrame, file: Path, split: str) -> list[Job]:
+def find_jobs(cohort: pl.DataFrame, file: Path, split: str) -> CohortJobs:
     """The scans of a split."""
     chosen = set(cohort.filter(pl.col("split") == split)["scan"])
-    return [job for job in jobs_of_cohort(file, None) if job.scan in chosen]
+    jobs = jobs_of_cohort(file, None)
+    return CohortJobs(jobs.rows.filter(pl.col("scan").is_in(chosen)))
 
 
 def _claim(out: Path, request: dict[str, Any]) -> None:

@@ -19,8 +19,9 @@ import hashlib
 import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, fields
+from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 from scipy import special
@@ -139,7 +140,7 @@ def _open(where: str, *, kind: str, load: Callable[[Path], Call]) -> Outside:
     return Outside(
         spec=spec,
         card=card,
-        segment=Feeder(load(file), feeding, 1 + max(card.labels.values)),
+        segment=_LateFeeder(load, file, feeding, 1 + max(card.labels.values)),
         key=hashlib.sha256(contents).hexdigest()[:12],
     )
 
@@ -162,6 +163,26 @@ def _load_torchscript(file: Path) -> Call:
             return open_torch(torch.jit.load(str(file), map_location="cpu"))
     except (RuntimeError, ValueError) as error:
         raise InputError(f"{file}: no TorchScript network; save one with torch.jit.save") from error
+
+
+@dataclass(frozen=True)
+class _LateFeeder:
+    """A `Feeder` whose network is opened in the process that uses it."""
+
+    load: Callable[[Path], Call]
+    file: Path
+    feeding: Feeding
+    classes: int
+
+    @cached_property
+    def feeder(self) -> Feeder:
+        return Feeder(self.load(self.file), self.feeding, self.classes)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {name: value for name, value in self.__dict__.items() if name != "feeder"}
+
+    def __call__(self, scan: Scan) -> Iterator[tuple[np.ndarray, np.ndarray | None]]:
+        yield from self.feeder(scan)
 
 
 @dataclass(frozen=True)
