@@ -88,7 +88,8 @@ def write_cine(path: Path, frames: int) -> Path:
 def predict_file(file: Path, model, out: Path) -> None:
     """Read to written."""
     scan = read_nifti(file)
-    write_like(out, segment_frames(scan, model, find_region(scan, model)), scan=scan)
+    masks = (mask for mask, _ in segment_frames(scan, model, find_region(scan, model)))
+    write_like(out, masks, scan=scan)
 
 
 def cold_seconds(run: Path, file: Path, folder: Path) -> float:

@@ -18,7 +18,7 @@ def test_the_localizer_leads_there():
     model = Model(ranked(oracle("segmenter")), oracle("localizer"))
     region = find_region(scan, model)
     assert region.center == pytest.approx((40, 95), abs=2)
-    (found,) = segment_frames(scan, model, region)
+    ((found, _),) = segment_frames(scan, model, region)
     np.testing.assert_array_equal(found, truth)
 
 
@@ -31,7 +31,7 @@ def test_a_cropped_image_is_padded_and_no_localizer_is_asked():
     region = find_region(scan, model)
     assert region == whole_image(scan)
     assert not asked
-    (found,) = segment_frames(scan, model, region)
+    ((found, _),) = segment_frames(scan, model, region)
     np.testing.assert_array_equal(found, truth)
 
 

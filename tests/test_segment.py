@@ -19,7 +19,7 @@ def test_the_answer_lands_where_it_belongs(dims):
     scan = make_scan(truth)
     model = Model(ranked(oracle("segmenter", dims=dims)), None)
     region = Region((22.0, 45.0), 50.0)
-    (found,) = segment_frames(scan, model, region)
+    ((found, _),) = segment_frames(scan, model, region)
     np.testing.assert_array_equal(found, truth)
 
 
@@ -27,7 +27,7 @@ def test_the_answer_lands_where_it_belongs(dims):
 def test_other_pixel_sizes_are_off_by_less_than_half_a_pixel_of_the_network(spacing):
     truth = make_truth(reach=(10, 8, 4)) if spacing < 2.5 else make_truth(reach=(7, 5, 3))
     scan = make_scan(truth, spacing=(8.0, spacing, spacing))
-    (found,) = segment_frames(scan, Model(ranked(oracle("segmenter")), None), Region((22.0, 45.0), 0.0))
+    ((found, _),) = segment_frames(scan, Model(ranked(oracle("segmenter")), None), Region((22.0, 45.0), 0.0))
     for value in (1, 2, 3):
         for axis in (1, 2):
             here, there = (np.flatnonzero((m >= 1).any((0, 3 - axis)) if value == 3 else
@@ -42,7 +42,7 @@ def test_a_heart_larger_than_the_field_of_view_is_zoomed_out():
     region = find_region(scan, model)
     view = widen_grid(model.segmenter.settings.preprocess, region)
     assert 112 <= view.field_of_view_mm <= 1.5 * 80
-    (found,) = segment_frames(scan, model, region)
+    ((found, _),) = segment_frames(scan, model, region)
     for value in (1, 2, 3):
         both = 2 * ((found == value) & (truth == value)).sum()
         assert both / ((found == value).sum() + (truth == value).sum()) > 0.85
@@ -60,7 +60,7 @@ def test_a_heart_seen_only_beside_the_image_is_no_heart(corner):
     model = Model(replace(oracle("segmenter"), call=logits), None)
     pixels = np.random.default_rng(0).normal(size=(1, 4, 8, 8)).astype(np.float32)
     scan = Scan(pixels=ArrayPixels(pixels), affine=np.diag([2.5, 2.5, 8.0, 1.0]))
-    (mask,) = segment_frames(scan, model, whole_image(scan))
+    ((mask, _),) = segment_frames(scan, model, whole_image(scan))
     assert mask.shape == (4, 8, 8)
     assert not mask.any()
 
@@ -72,7 +72,7 @@ def test_slab_by_slab_is_the_whole_at_once(monkeypatch):
     results = []
     for slab in (1, 5, 16, 100):
         monkeypatch.setattr("fewbeats.inference.segment.SLAB", slab)
-        results.append(next(segment_frames(scan, model, region)))
+        results.append(next(segment_frames(scan, model, region))[0])
     assert all(np.array_equal(results[0], other) for other in results[1:])
     assert results[0].any()
 

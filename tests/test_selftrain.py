@@ -210,3 +210,19 @@ def test_empty_masks_are_never_learned_from(phantoms, tmp_path, capsys):
     assert main(words(phantoms, tmp_path / "out", teacher=f"folder:{folder}", steps=4)) == 0
     assert "all 9 frames were left out" in capsys.readouterr().out
     assert not (tmp_path / "out" / "best").exists()
+
+
+def test_unsure_voxels_weigh_less(phantoms, tmp_path, no_onnx, monkeypatch):
+    monkeypatch.setitem(WORSE, "quality", 1.0)
+    out = tmp_path / "out"
+    asked = words(phantoms, out, "--rounds=2", "--settled=1", "--filters.uncertainty", steps=6)
+    assert main(asked) == 0
+    sure = nib.load(out / "round1" / "predictions" / "phantom000_4d_confidence.nii.gz")
+    mask = nib.load(out / "round1" / "predictions" / "phantom000_4d.nii.gz")
+    assert sure.shape == mask.shape
+    values = np.asarray(sure.dataobj)
+    assert values.dtype == np.uint8
+    assert len(np.unique(values)) > 20
+    first, second = (read_cohort(out / f"round{n}" / "labels.csv") for n in (1, 2))
+    assert first["label_confidence"].null_count() == len(first), "an oracle does not tell"
+    assert second.filter(pl.col("label_confidence").is_not_null())["split"].unique().to_list() == ["train"]

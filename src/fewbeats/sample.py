@@ -31,6 +31,8 @@ class Sample:
     """(z, y, x) of the scan's own grid."""
     order: int = 0
     """1 where the base comes first, -1 where the apex does, 0 where the direction is unknown."""
+    weight: Any = None
+    """(Z, Y, X) uint8, 255 of a voxel that counts in full; None where all do."""
     key: str = ""
     """Digest of the content it was made from and of the settings that made it."""
 

@@ -38,6 +38,10 @@ COLUMNS: dict[str, tuple[Any, str]] = {
     "label": (pl.String, "NIfTI mask on the image's grid; DICOM SEG file, or folder of them"),
     "label_source": (pl.String, "manual, teacher or pseudo"),
     "label_frames": (pl.String, "frames of a 4D image that are labeled, as 0;12; empty: all"),
+    "label_confidence": (
+        pl.String,
+        "NIfTI file on the image's grid: how sure each voxel's label is, 0 to 255; weighs it in training",
+    ),
     "convention": (pl.String, "meaning of the label values: a name, or an own file"),
     "split": (pl.String, "train, tune, dev or test"),
     "group": (pl.String, "diagnosis"),
@@ -71,7 +75,7 @@ FROM_ZERO = ("frame", "ed_frame", "es_frame")
 POSITIVE = ("height_cm", "weight_kg", "frames", "slices", "rows", "columns", "frame_time_ms",
             "spacing_z_mm", "spacing_y_mm", "spacing_x_mm")  # fmt: skip
 SMALLEST_CM = 20  # the smallest newborns are above
-PATHS = ("image", "label", "convention")
+PATHS = ("image", "label", "label_confidence", "convention")
 ABSOLUTE = r"^(/|[A-Za-z]:[\\/])"
 FILE_NAME = r"^[^/\\\x00-\x1f]+$"
 BEYOND = "goes beyond the frames of the image; they are counted from 0"
@@ -262,7 +266,7 @@ def _check(rows: pl.DataFrame, path: Path) -> None:
 
 def _check_labels(rows: pl.DataFrame, path: Path) -> None:
     unlabeled = rows["label"].is_null()
-    for name in ("label_source", "label_frames"):
+    for name in ("label_source", "label_frames", "label_confidence"):
         _refuse(
             rows,
             unlabeled & rows[name].is_not_null(),

@@ -42,7 +42,7 @@ def find_extent(mask: np.ndarray) -> tuple[int, int]:
 def labeled_extents(stacks: Stacks) -> Extents:
     """Extents of labels."""
     whole = slice(None)
-    found = np.array([find_extent(stacks.read(*place, whole, mask=True)) for place in list_frames(stacks)])
+    found = np.array([find_extent(stacks.read(*place, whole, what="masks")) for place in list_frames(stacks)])
     return Known(found)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from typing import Literal, get_args
 
 import numpy as np
 import torch
@@ -11,6 +12,9 @@ from fewbeats.clock import Clock
 from fewbeats.data.foreground import Extents, force_starts, nothing_known
 from fewbeats.data.store import Stacks
 from fewbeats.sample import Batch
+
+What = Literal["images", "masks", "weights"]
+Pieces = tuple[np.ndarray | None, np.ndarray | None, np.ndarray | None]
 
 
 @dataclass(frozen=True)
@@ -82,7 +86,7 @@ class Sampler:
     def _batch(self, stack: np.ndarray, t: np.ndarray, *, z: np.ndarray) -> Batch:
         cut = self._slab if self.slab else self._neighbors
         pieces = [cut(*place) for place in zip(stack, t, z)]
-        images, masks = zip(*pieces)
+        images, masks, weights = zip(*pieces)
         table = self.stacks
         position = np.full(len(stack), np.nan) if self.slab else table.heights(stack, z)
         batch = Batch(
@@ -100,26 +104,29 @@ class Sampler:
         return replace(
             batch,
             target=torch.from_numpy(np.stack(masks)),
+            weight=None if table.weights is None else torch.from_numpy(np.stack(weights)),
             annotated=torch.from_numpy(table.annotated[stack]),
             source=tuple(table.source[stack]),
         )
 
-    def _read(self, stack: int, t: int, z: np.ndarray | slice, *, mask: bool) -> np.ndarray | None:
-        return None if mask and self.stacks.masks is None else self.stacks.read(stack, t, z, mask=mask)
+    def _read(self, stack: int, t: int, z: np.ndarray | slice, what: What) -> np.ndarray | None:
+        return None if getattr(self.stacks, what) is None else self.stacks.read(stack, t, z, what=what)
 
-    def _neighbors(self, stack: int, t: int, z: int) -> tuple[np.ndarray | None, np.ndarray | None]:
-        """(depth, Y, X) slices around z and the mask (1, Y, X) of slice z."""
+    def _neighbors(self, stack: int, t: int, z: int) -> Pieces:
+        """(depth, Y, X) slices around z; mask and weights (1, Y, X) of slice z."""
         around = np.arange(z - self.depth // 2, z + self.depth // 2 + 1)
         around = np.clip(around, 0, self.stacks.slices[stack] - 1)
-        return self._read(stack, t, around, mask=False), self._read(stack, t, slice(z, z + 1), mask=True)
+        middle = slice(z, z + 1)
+        image, mask = self._read(stack, t, around, "images"), self._read(stack, t, middle, "masks")
+        return image, mask, self._read(stack, t, middle, "weights")
 
-    def _slab(self, stack: int, t: int, first: int) -> tuple[np.ndarray | None, np.ndarray | None]:
-        """`depth` slices from `first` on, and their masks; empty ones are added to thin stacks."""
+    def _slab(self, stack: int, t: int, first: int) -> Pieces:
+        """`depth` slices from `first` on, their masks and weights; empty ones are added to thin stacks."""
         missing = self.depth - int(self.stacks.slices[stack])
         padding = ((max(0, missing) // 2, max(0, missing) - max(0, missing) // 2), (0, 0), (0, 0))
-        taken = [self._read(stack, t, slice(first, first + self.depth), mask=mask) for mask in (False, True)]
-        image, mask = (None if part is None else np.pad(part, padding) for part in taken)
-        return image, mask
+        taken = [self._read(stack, t, slice(first, first + self.depth), what) for what in get_args(What)]
+        image, mask, weight = (None if part is None else np.pad(part, padding) for part in taken)
+        return image, mask, weight
 
 
 _EPOCHS: dict[tuple[int, int, int], np.ndarray] = {}

@@ -19,6 +19,7 @@ from fewbeats.data.conventions import find_convention
 from fewbeats.data.files import open_labels, open_scan
 from fewbeats.data.store import MARGIN, Stored, keep, slice_order
 from fewbeats.errors import InputError
+from fewbeats.io.nifti import read_nifti
 from fewbeats.ranges import as_described
 from fewbeats.sample import Sample
 from fewbeats.scan import Scan
@@ -70,6 +71,7 @@ def prepare_labeled(
         if row["label"] is None:
             continue
         scan = open_scan(row)
+        sure = open_confidence(row, scan)
         for t, values in open_labels(row, scan).items():
             if phase and phase != _phase(row, t):
                 continue
@@ -78,6 +80,7 @@ def prepare_labeled(
                 scan,
                 t=t,
                 values=values,
+                sure=sure(t),
                 settings=settings,
                 structures=tuple(structures),
                 cache=cache,
@@ -97,6 +100,7 @@ def _prepare(
     *,
     t: int,
     values: np.ndarray,
+    sure: np.ndarray | None,
     settings: PreprocessSettings,
     structures: tuple[str, ...],
     cache: Path,
@@ -111,6 +115,7 @@ def _prepare(
     key = _key(
         frame,
         mask,
+        *([] if sure is None else [sure]),
         spacing_mm=scan.spacing_mm,
         settings=settings,
         structures=structures,
@@ -124,11 +129,14 @@ def _prepare(
             frame, scan.spacing_mm, settings, center=center(mask), size=size, modality=modality
         )
         keep(folder / f"{key}.image.npy", image.astype(np.float16))
+        if sure is not None:
+            keep(folder / f"{key}.weight.npy", np.rint(255 * grid.sample(weigh(sure))).astype(np.uint8))
         keep(folder / f"{key}.mask.npy", grid.sample_labels(mask))
     stored = Stored(folder / f"{key}.image.npy")
     return Sample(
         image=stored,
         mask=Stored(folder / f"{key}.mask.npy"),
+        weight=None if sure is None else Stored(folder / f"{key}.weight.npy"),
         annotated=annotated(convention, structures),
         subject=row["subject"],
         scan=row["scan"],
@@ -140,10 +148,33 @@ def _prepare(
     )
 
 
+def open_confidence(row: Mapping[str, Any], scan: Scan) -> Callable[[int], np.ndarray | None]:
+    """For each frame how sure each voxel of its label is (Z, Y, X), 0 to 255; None where nobody tells.
+
+    Raises:
+        InputError: the file cannot be read, or is not on the image's grid.
+    """
+    if not row.get("label_confidence"):
+        return lambda t: None
+    file = Path(row["label_confidence"])
+    told = read_nifti(file)
+    if told.shape != scan.shape:
+        raise InputError(f"{file}: shape {told.shape} is not the image's {scan.shape}; label the scan again")
+    return lambda t: told.frame(t)
+
+
+def weigh(sure: np.ndarray) -> np.ndarray:
+    """What the voxels of a frame count by how sure they are: 0 for the least sure, 1 for the surest.
+
+    1 - u with the uncertainty u scaled to its range in the frame, as in STRUDEL (Groeger et al., MIUA 2021).
+    """
+    low, high = float(sure.min()), float(sure.max())
+    return np.ones_like(sure) if high == low else ((sure - low) / (high - low)).astype(np.float32)
+
+
 def _key(
     frame: np.ndarray,
-    mask: np.ndarray,
-    *,
+    *labels: np.ndarray,
     spacing_mm: tuple[float, float, float],
     settings: PreprocessSettings,
     structures: tuple[str, ...],
@@ -153,6 +184,6 @@ def _key(
     spacing = np.round(spacing_mm, 5).tolist()
     about = [REVISION, as_described(settings), structures, center.__name__, spacing, modality]
     digest = hashlib.sha256(json.dumps(about, sort_keys=True).encode())
-    for array in (frame, mask):
+    for array in (frame, *labels):
         digest.update(str(array.shape).encode() + np.ascontiguousarray(array).tobytes())
     return digest.hexdigest()[:32]

@@ -10,7 +10,7 @@ import io
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
@@ -103,6 +103,8 @@ class Stacks:
     """(N,) names."""
     masks: Sequence[Any] | None = None
     """Class indices for each of `images`, None without labels."""
+    weights: Sequence[Any] | None = None
+    """For each of `images` what its labels' voxels count, 0 to 255, or None where all count in full."""
     annotated: np.ndarray | None = None
     """(N, C) bool: the labels speak of class c + 1."""
     first_frame: np.ndarray | None = None
@@ -113,12 +115,22 @@ class Stacks:
     def __len__(self) -> int:
         return int((self.frames * self.slices).sum())
 
-    def read(self, stack: int, t: int, z: np.ndarray | slice, *, mask: bool = False) -> np.ndarray:
-        """Slices z of frame t: (len(z), S, S) gray values, or class indices with `mask`."""
-        arrays = self.masks if mask else self.images
+    def read(
+        self,
+        stack: int,
+        t: int,
+        z: np.ndarray | slice,
+        *,
+        what: Literal["images", "masks", "weights"] = "images",
+    ) -> np.ndarray:
+        """Slices z of frame t, (len(z), S, S): gray values, class indices, or shares that voxels count."""
+        arrays = getattr(self, what)
         assert arrays is not None
         array = arrays[self.which[stack]]
-        return np.asarray(array[t, z] if array.ndim == 4 else array[z])
+        if array is None:  # of weights: all count
+            return np.ones_like(self.read(stack, t, z), np.float32)
+        part = np.asarray(array[t, z] if array.ndim == 4 else array[z])
+        return part / np.float32(255) if what == "weights" else part
 
     def heights(self, stack: np.ndarray, z: np.ndarray) -> np.ndarray:
         """`heights` of slices z of stacks."""
@@ -136,6 +148,7 @@ def stack_samples(samples: Iterable[Sample]) -> Stacks:
         slices=np.array([len(s.image) for s in listed]),
         order=np.array([s.order for s in listed]),
         subject=np.array([s.subject for s in listed], object),
+        weights=[s.weight for s in listed] if any(s.weight is not None for s in listed) else None,
         annotated=np.array([s.annotated for s in listed]),
         first_frame=np.array([s.frame for s in listed]),
         source=np.array([s.source for s in listed], object),

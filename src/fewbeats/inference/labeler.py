@@ -72,13 +72,16 @@ class Labeler(Protocol):
         """What a folder of its masks says of it in `run.json`."""
 
 
-def open_run(run: Path, *, network: str = "network", runtime: str | None = None) -> RunLabeler:
+def open_run(
+    run: Path, *, network: str = "network", runtime: str | None = None, confident: bool = False
+) -> RunLabeler:
     """A run folder as a `Labeler`.
 
     Args:
         run: its folder.
         network: the run's own, the name of another one that it exported, or `mean` of all.
         runtime: torch, onnxruntime or openvino; by default the fastest, as measured.
+        confident: tell how sure each voxel is.
 
     Raises:
         InputError: not a finished run of segmentation.
@@ -86,11 +89,12 @@ def open_run(run: Path, *, network: str = "network", runtime: str | None = None)
     from fewbeats.data.provenance import load_provenance
     from fewbeats.inference.segment import load_model
 
-    return RunLabeler(load_model(run, network=network, runtime=runtime), load_provenance(run), network)
+    model = load_model(run, network=network, runtime=runtime)
+    return RunLabeler(model, load_provenance(run), network, confident)
 
 
-def _open_again(run: Path, network: str, runtime: str) -> RunLabeler:
-    return open_run(run, network=network, runtime=runtime)
+def _open_again(run: Path, network: str, runtime: str, confident: bool) -> RunLabeler:
+    return open_run(run, network=network, runtime=runtime, confident=confident)
 
 
 @dataclass(frozen=True)
@@ -101,12 +105,14 @@ class RunLabeler:
     provenance: Provenance
     network: str = "network"
     """Which of the run's it is."""
+    confident: bool = False
+    """Tell how sure each voxel is."""
 
     def __reduce__(self) -> tuple[Any, ...]:
         """In another process the run is opened anew, in the same runtime."""
         engine = self.model.segmenter
         run = engine.run if self.network in ("network", "mean") else engine.run.parent
-        return _open_again, (run, self.network, engine.runtime)
+        return _open_again, (run, self.network, engine.runtime, self.confident)
 
     @property
     def structures(self) -> tuple[str, ...]:
@@ -134,8 +140,8 @@ class RunLabeler:
         from fewbeats.inference.segment import find_region, segment_frames
 
         region = find_region(scan, self.model)
-        for mask in segment_frames(scan, self.model, region):
-            yield Labeled(mask, region=region)
+        for mask, sure in segment_frames(scan, self.model, region, confident=self.confident):
+            yield Labeled(mask, sure, region=region)
 
     def describe(self) -> dict[str, Any]:
         config = self.model.segmenter.config

@@ -86,8 +86,16 @@ def widen_grid(settings: PreprocessSettings, region: Region) -> PreprocessSettin
     return replace(settings, spacing_mm=settings.spacing_mm * zoom)
 
 
-def segment_frames(scan: Scan, model: Model, region: Region) -> Iterator[np.ndarray]:
+def segment_frames(
+    scan: Scan, model: Model, region: Region, *, confident: bool = False
+) -> Iterator[tuple[np.ndarray, np.ndarray | None]]:
     """Masks (Z, Y, X) uint8 in the `fewbeats` convention, one a frame, on the scan's canonical grid.
+
+    Args:
+        scan: what is segmented.
+        model: the networks.
+        region: where to look.
+        confident: also how sure each voxel is, its label's probability; 0 where a part was removed.
 
     Raises:
         InputError: a frame cannot be read, or is empty.
@@ -100,13 +108,17 @@ def segment_frames(scan: Scan, model: Model, region: Region) -> Iterator[np.ndar
         if values.min() == values.max():
             raise InputError(f"{scan.source.path}: frame {t} is empty (one gray value); export it again")
         image = normalize(grid.sample(values), inside, settings, modality=scan.modality or "MR")
-        yield _decide(image, grid, (model.segmenter, *model.others))
+        sure = np.ones(grid.source_shape, np.float32) if confident else None
+        yield _decide(image, grid, (model.segmenter, *model.others), sure=sure), sure
 
 
-def _decide(image: np.ndarray, grid: Grid, engines: Sequence[Engine]) -> np.ndarray:
+def _decide(
+    image: np.ndarray, grid: Grid, engines: Sequence[Engine], *, sure: np.ndarray | None = None
+) -> np.ndarray:
     """Network input -> label values on the scan's grid, slab by slab; of several networks by their mean.
 
     Where background has the highest score at all grid points a voxel draws from, it has it at the voxel.
+    `sure`, all 1, is filled with the probability of each label.
     """
     engine, scores = engines[0], [_score(image, one) for one in engines]
     logits = scores[0] if len(scores) == 1 else np.mean([special.softmax(s, axis=0) for s in scores], axis=0)
@@ -119,8 +131,14 @@ def _decide(image: np.ndarray, grid: Grid, engines: Sequence[Engine]) -> np.ndar
         depth, rows, columns = grid.reach(seen[0])
         for first in range(depth.start, depth.stop, SLAB):
             box = slice(first, min(first + SLAB, depth.stop)), rows, columns
-            mask[box] = values[grid.restore(logits, box=box).argmax(0)]
+            restored = grid.restore(logits, box=box)
+            mask[box] = values[restored.argmax(0)]
+            if sure is not None:
+                sure[box] = (restored if len(scores) > 1 else special.softmax(restored, axis=0)).max(0)
+        before = None if sure is None else mask.copy()
         keep_largest(mask[depth, rows, columns], engine.structures)
+        if sure is not None:
+            sure[mask != before] = 0.0
     return mask
 
 

@@ -77,9 +77,14 @@ class Job:
         return f"{self.scan}_seg"
 
     @property
-    def files(self) -> tuple[str, str]:
+    def confidence(self) -> str:
+        """Name of the file that says how sure each voxel is, where that is kept."""
+        return f"{self.scan}_confidence.nii.gz"
+
+    @property
+    def files(self) -> tuple[str, str, str]:
         """Names of all that is written for it."""
-        return self.mask, self.seg
+        return self.mask, self.seg, self.confidence
 
     def source_key(self) -> str:
         """Digest of what its mask is made from: the files as they lie there, and how they are read.

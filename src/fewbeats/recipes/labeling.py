@@ -24,7 +24,7 @@ from fewbeats.scan import Prediction, Scan, is_spacing_nominal, plane_by_directi
 from fewbeats.training.progress import progress_bar
 
 if TYPE_CHECKING:
-    from fewbeats.inference.labeler import Known, Labeler
+    from fewbeats.inference.labeler import Known, Labeled, Labeler
 
 
 def choose_fitting(jobs: Sequence[Job], known: Known | None, *, tell: Callable[[str], None]) -> list[Job]:
@@ -55,6 +55,7 @@ def label_scans(
     *,
     about: Mapping[str, Any],
     most_failed: float = 0.0,
+    confidence: bool = False,
     executor: Executor = serial,
     tell: Callable[[str], None] = print,
 ) -> dict[str, str]:
@@ -69,6 +70,7 @@ def label_scans(
         out: made where it is missing; masks of another labeler give way when the first new one is whole.
         about: what `run.json` is to say besides.
         most_failed: share of the scans that may fail, and are left out then.
+        confidence: keep how sure each voxel is, too, where the labeler tells it.
         executor: who does it; another process than this one gets a copy of the labeler.
         tell: is given one line a scan.
 
@@ -88,7 +90,7 @@ def label_scans(
         kept = len(jobs) - len(waiting) - len(refused)
         with progress_bar("labeling", len(jobs), kept, shown=len(jobs) > 1) as advance:
             tasks = (Task(jobs[at], folder.stage(jobs[at])) for at in waiting)
-            for task, result in executor(LabelWork(labeler), tasks):
+            for task, result in executor(LabelWork(labeler, confidence), tasks):
                 if isinstance(result, PlaceError):
                     raise result
                 if isinstance(result, InputError):
@@ -147,6 +149,7 @@ class LabelWork:
     """Labels a scan, wherever it is done."""
 
     labeler: Labeler
+    confidence: bool = False
 
     def __call__(self, task: Task) -> Written:
         job, begun = task.job, time.perf_counter()
@@ -154,7 +157,7 @@ class LabelWork:
         task.folder.mkdir(parents=True, exist_ok=True)
         folder = Path(mkdtemp(dir=task.folder))  # of this attempt: a lost worker may have begun one
         try:
-            prediction = label_scan(job, scan, self.labeler, folder)
+            prediction = label_scan(job, scan, self.labeler, folder, confidence=self.confidence)
         except BaseException:
             remove(task.folder)
             raise
@@ -172,7 +175,9 @@ class LabelWork:
         return Written(folder, row, summarize(job, prediction, slices=scan.shape[1]))
 
 
-def label_scan(job: Job, scan: Scan, labeler: Labeler, folder: Path) -> Prediction:
+def label_scan(
+    job: Job, scan: Scan, labeler: Labeler, folder: Path, *, confidence: bool = False
+) -> Prediction:
     """Label a scan into a folder, frame by frame; DICOM also gets a folder of SEG files beside its mask."""
     job.phases.check(scan)
     known = labeler.known
@@ -180,8 +185,14 @@ def label_scan(job: Job, scan: Scan, labeler: Labeler, folder: Path) -> Predicti
         scan = replace(scan, modality=known.modalities[0])
     trusted = not is_spacing_nominal(scan) if job.spacing_trusted is None else job.spacing_trusted
     inspector = Inspector(scan, labeler.structures, known, spacing_trusted=trusted)
-    masks = (inspector.see(t, labeled) for t, labeled in enumerate(labeler.label(scan)))
+    kept = KeptConfidence(folder / job.confidence, scan) if confidence else None
+    masks = (
+        inspector.see(t, labeled if kept is None else kept.see(t, labeled))
+        for t, labeled in enumerate(labeler.label(scan))
+    )
     write_like(folder / job.mask, masks, scan=scan)
+    if kept is not None:
+        kept.write()
     if scan.source.instances:
         _write_seg(folder / job.seg, folder / job.mask, scan, labeler.structures)
     phases = job.phases.choose(inspector.volumes_ml.get("LV"))
@@ -193,6 +204,33 @@ def label_scan(job: Job, scan: Scan, labeler: Labeler, folder: Path) -> Predicti
         es_frame=phases.es,
         warnings=inspector.warnings(),
     )
+
+
+class KeptConfidence:
+    """Keeps how sure each voxel is, beside the masks as they pass: 0 to 255, from disk to disk.
+
+    Args:
+        file: NIfTI file to write.
+        scan: what is labeled.
+    """
+
+    def __init__(self, file: Path, scan: Scan):
+        self.file, self.scan, self.told = file, scan, False
+        self.store = file.with_name(".confidence.npy")
+        self.frames = np.lib.format.open_memmap(self.store, "w+", np.uint8, scan.shape)
+
+    def see(self, t: int, labeled: Labeled) -> Labeled:
+        """Note frame t, where its labeler tells something; returns it."""
+        if labeled.confidence is not None:
+            self.told = True
+            self.frames[t] = np.rint(255 * labeled.confidence)
+        return labeled
+
+    def write(self) -> None:
+        """The file, where anything was told."""
+        if self.told:
+            write_like(self.file, iter(self.frames), scan=self.scan)
+        self.store.unlink()
 
 
 def _write_seg(out: Path, mask: Path, scan: Scan, structures: tuple[str, ...]) -> None:

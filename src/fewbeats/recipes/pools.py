@@ -147,12 +147,13 @@ def choose_pools(
 
 def _describe_label(row: Mapping[str, Any]) -> list[str]:
     """A label's content, which frames it is of, and what its values mean."""
-    meaning = row["convention"]
+    meaning, sure = row["convention"], row["label_confidence"]
     frames = [row[name] for name in ("label_frames", "phase", "ed_frame", "es_frame")]
     return [
         content_digest(row["label"]),
         content_digest(meaning) if Path(meaning).is_file() else meaning,
         ";".join("" if value is None else str(value) for value in frames),
+        *([content_digest(sure)] if sure else []),
     ]
 
 

@@ -39,6 +39,9 @@ class FilterSettings:
     wall, or of an impossible volume; and scans whose ventricle does not beat."""
     species: Species = "any"
     """Whose volumes `qc` expects; any: none in particular."""
+    uncertainty: bool = False
+    """Weigh voxels by how sure their label is, where the labeler tells: the least sure one of a frame not at
+    all (STRUDEL)."""
     temporal: bool = False
     """Take out frames that do not fit between their neighbors."""
     agreement: float = 0.0

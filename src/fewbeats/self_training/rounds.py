@@ -49,7 +49,7 @@ LEAST_QUALITY = 0.5
 """Mean plausibility of a teacher's masks from which on they are worth learning from."""
 WORSE = {"dice": 0.005, "quality": 0.01}
 """By which a round must fall behind to be worse."""
-LABEL_COLUMNS = ("label", "label_source", "label_frames", "convention")
+LABEL_COLUMNS = ("label", "label_source", "label_frames", "label_confidence", "convention")
 RECORD, STATE = "round.json", "self_training.json"
 FRAMES, JUDGED, LEFT_OUT = "frames.parquet", "judged.parquet", "left_out.csv"
 Tell = Callable[[str], None]
@@ -211,7 +211,8 @@ class _Rounds:
         return {f"fold{number}": subjects[number::folds] for number in range(folds)}
 
     def _route(self, runs: Sequence[RunDir]) -> Labeler:
-        labelers = [open_run(run.path) for run in runs]
+        sure = self.settings.filters.uncertainty
+        labelers = [open_run(run.path, confident=sure) for run in runs]
         if len(labelers) == 1:
             return labelers[0]
         fold = {subject: i for i, subjects in enumerate(self._folds().values()) for subject in subjects}
@@ -242,6 +243,7 @@ class _Rounds:
         write_labels(
             self.cohort,
             {one.scan: (one.mask, frames.get(one.scan, [])) for one in predicted},
+            {job.scan: before / "predictions" / job.confidence for job in self.jobs},
             folder / "labels.csv",
             structures=made["structures"],
             source="pseudo" if number > 1 else "teacher",
@@ -254,7 +256,9 @@ class _Rounds:
         about, most = {"round": number}, 0.0 if number else MOST_FAILED
         quiet: Tell = lambda line: None  # noqa: E731
         how: dict[str, Any] = {"about": about, "most_failed": most, "executor": self.executor, "tell": quiet}
-        failed, dice = label_scans(self.jobs, labeler, folder / "predictions", **how), None
+        sure = self.settings.filters.uncertainty
+        failed = label_scans(self.jobs, labeler, folder / "predictions", confidence=sure, **how)
+        dice = None
         if self.judged:
             label_scans(self.judged, labeler, folder / "judged", **how)
         labeled = time.perf_counter()

@@ -83,6 +83,7 @@ class Student:
 def write_labels(
     cohort: pl.DataFrame,
     masks: Mapping[str, tuple[Path, Sequence[int]]],
+    sure: Mapping[str, Path],
     file: Path,
     *,
     structures: Sequence[str],
@@ -94,6 +95,7 @@ def write_labels(
     Args:
         cohort: the table.
         masks: scan of split train -> its mask, and the frames that are learned from.
+        sure: scan -> file that says how sure its mask is; those that are there weigh voxels.
         file: where it is written.
         structures: that the masks hold.
         source: teacher or pseudo.
@@ -102,7 +104,8 @@ def write_labels(
     Returns:
         number of subjects with a label.
     """
-    closed = dict.fromkeys(("label", "label_source", "label_frames", "convention"))
+    names = ("label", "label_source", "label_frames", "label_confidence", "convention")
+    closed = dict.fromkeys(names)
     convention, rows = f"fewbeats:{'+'.join(structures)}", []
     for row in cohort.iter_rows(named=True):
         manual = keep_manual and row["split"] == "train" and row["label_source"] == "manual"
@@ -111,7 +114,9 @@ def write_labels(
             rows.append(row)
         elif frames:
             label = {"label": str(mask.absolute()), "label_source": source, "convention": convention}
-            rows.append({**row, **label, "label_frames": ";".join(map(str, frames))})
+            confidence = sure[row["scan"]]
+            told = {"label_confidence": str(confidence.absolute()) if confidence.is_file() else None}
+            rows.append({**row, **label, **told, "label_frames": ";".join(map(str, frames))})
         else:
             rows.append({**row, **closed})
     write_cohort(new_cohort(rows), file)
