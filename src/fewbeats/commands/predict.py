@@ -37,6 +37,8 @@ class Predict:
     """Time between frames, where a NIfTI header does not know it."""
     runtime: Literal["torch", "onnxruntime", "openvino"] | None = None
     """By default the fastest, as measured when the run was trained."""
+    smooth: float = 0.0
+    """Standard deviation in frames of the Gaussian that smooths labels in time; 0 for none."""
     jobs: int = 1
     """Processes of this machine that label scans side by side."""
     on: str = "local"
@@ -48,12 +50,19 @@ class Predict:
         Raises:
             InputError: the run or the input cannot be used.
         """
-        from fewbeats.inference.labeler import open_run
+        from fewbeats.inference.labeler import Labeler, open_run
+        from fewbeats.inference.smooth import Smoothed
+        from fewbeats.ranges import check_ranges
         from fewbeats.recipes.executors import open_executor
         from fewbeats.recipes.labeling import choose_fitting, label_scans
 
         jobs, executor = self.find_jobs(), open_executor(self.on, self.jobs)
-        labeler = open_run(self.model, network=self.network, runtime=self.runtime)
+        check_ranges(self, "", not_negative=("smooth",))
+        labeler: Labeler = open_run(
+            self.model, network=self.network, runtime=self.runtime, confident=self.smooth > 0
+        )
+        if self.smooth:
+            labeler = Smoothed(labeler, self.smooth)
         if not self._is_cohort:
             jobs = choose_fitting(jobs, labeler.known, tell=print)
         about = {"split": self.split, "network": self.network}

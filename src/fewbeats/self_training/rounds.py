@@ -31,6 +31,7 @@ from fewbeats.errors import InputError
 from fewbeats.evaluation.predictions import read_predictions
 from fewbeats.inference.compose import Cleaned, Routed
 from fewbeats.inference.labeler import Labeler, open_run
+from fewbeats.inference.smooth import Smoothed
 from fewbeats.ranges import check_ranges
 from fewbeats.recipes.executors import Executor, serial
 from fewbeats.recipes.jobs import CohortJobs, Job, jobs_of_cohort
@@ -68,13 +69,15 @@ class RoundSettings:
     scans of another species; else they stay closed."""
     judge: str | None = None
     """Split whose manual labels judge each round, never learned from; without it plausibility does."""
+    smooth: float = 0.0
+    """Standard deviation in frames of the Gaussian that smooths masks in time; 0 for none."""
     crossfit: int = 1
     """Students of a round; with more than one, each scan is labeled by one that has not learned from its
     subject, and `best` learns from all masks in the end."""
     filters: FilterSettings = field(default_factory=FilterSettings)
 
     def __post_init__(self) -> None:
-        check_ranges(self, "", counts=("rounds", "crossfit"), shares=("settled",))
+        check_ranges(self, "", counts=("rounds", "crossfit"), shares=("settled",), not_negative=("smooth",))
         if self.judge == "train":
             raise InputError("--judge train: those labels are learned from or closed; name tune or dev")
 
@@ -212,6 +215,7 @@ class _Rounds:
 
     def _route(self, runs: Sequence[RunDir]) -> Labeler:
         sure = self.settings.filters.uncertainty
+        sure = sure or self.settings.smooth > 0
         labelers = [open_run(run.path, confident=sure) for run in runs]
         if len(labelers) == 1:
             return labelers[0]
@@ -257,6 +261,8 @@ class _Rounds:
         quiet: Tell = lambda line: None  # noqa: E731
         how: dict[str, Any] = {"about": about, "most_failed": most, "executor": self.executor, "tell": quiet}
         sure = self.settings.filters.uncertainty
+        if self.settings.smooth:
+            labeler = Smoothed(labeler, self.settings.smooth)
         failed = label_scans(self.jobs, labeler, folder / "predictions", confidence=sure, **how)
         dice = None
         if self.judged:
