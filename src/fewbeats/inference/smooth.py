@@ -65,9 +65,8 @@ class Smoothed:
             middle = window[len(weights) // 2] if len(window) == len(weights) else None
             if middle is not None:
                 near = [(one, weight) for one, weight in zip(window, weights.values()) if one is not None]
-                yield replace(
-                    middle, **smooth([one for one, _ in near], [w for _, w in near], self.structures)
-                )
+                mask, sure = smooth([one for one, _ in near], [w for _, w in near], self.structures)
+                yield replace(middle, mask=mask, confidence=sure)
 
     def describe(self) -> dict[str, Any]:
         return {**self.labeler.describe(), "smoothed_frames": self.frames}
@@ -75,7 +74,7 @@ class Smoothed:
 
 def smooth(
     labeled: Sequence[Labeled], weights: Sequence[float], structures: Sequence[str]
-) -> dict[str, np.ndarray]:
+) -> tuple[np.ndarray, np.ndarray]:
     """The label with the largest weighted probability in each voxel, and that probability.
 
     Args:
@@ -104,7 +103,7 @@ def smooth(
         won = found > best
         mask[box][won], best[won] = value, found[won]
     sure[box] = best
-    return {"mask": mask, "confidence": sure}
+    return mask, sure
 
 
 def _with_ends(frames: Iterator[Labeled], reach: int) -> Iterator[Labeled | None]:
