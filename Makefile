@@ -8,8 +8,8 @@ STAMP := $(VENV)/.installed
 $(STAMP): pyproject.toml
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[dev]'
-	# Independent twins for tests, without what they bring along: their losses and loaders need torch alone.
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps 'lightly>=1.5,<2' 'nnunetv2>=2.5,<3' batchgenerators
+	# An independent twin for tests, without what it brings along: its losses need torch alone.
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps 'lightly>=1.5,<2'
 	touch $(STAMP)
 
 demo: $(STAMP)  ## the whole main job on the phantom; prints where the report is

@@ -21,6 +21,9 @@ KINDS = {
     "folder": ("folder", "open_folder"),
     "onnx": ("network", "open_onnx"),
     "torchscript": ("network", "open_torchscript"),
+    "nnunet": ("nnunet", "open_nnunet"),
+    "totalsegmentator": ("program", "open_totalsegmentator"),
+    "monai": ("program", "open_monai"),
     "oracle": ("oracle", "open_oracle"),
 }
 """Kind -> its file in this package, and the function in it that opens it."""
