@@ -22,7 +22,7 @@ CODES = ("RAS", "LPS", "LAS", "SRA", "PIR")
 
 
 def write_heart(file: Path, *, codes: str = "LPS", frames: int = 2, spacing=(1.5, 1.5, 1.6)) -> np.ndarray:
-    """A volume whose gray value is 100 times its class, stored along `codes`; returns classes (T, Z, Y, X)."""
+    """A volume of gray values 100 times its classes, stored along `codes`; returns these (T, Z, Y, X)."""
     classes = np.zeros((frames, *SHAPE), np.uint8)
     classes[:, 1:5, 8:30, 10:40], classes[:, 2:4, 12:24, 14:26] = 2, 3
     plain = nib.Nifti1Image((classes.astype(np.int16) * 100).T, np.diag([*spacing, 1.0]))

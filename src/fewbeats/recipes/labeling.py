@@ -88,17 +88,10 @@ def label_scans(
     ) as folder:
         waiting = [at for at, job in enumerate(jobs) if not _is_there(folder, job, refused)]
         kept = len(jobs) - len(waiting) - len(refused)
+        tasks = (Task(jobs[at], folder.stage(jobs[at])) for at in waiting)
         with progress_bar("labeling", len(jobs), kept, shown=len(jobs) > 1) as advance:
-            tasks = (Task(jobs[at], folder.stage(jobs[at])) for at in waiting)
             for task, result in executor(LabelWork(labeler, confidence), tasks):
-                if isinstance(result, PlaceError):
-                    raise result
-                if isinstance(result, InputError):
-                    refused[task.job.scan] = result
-                    folder.drop(task.job)
-                else:
-                    folder.take(task.job, result.folder, result.row)
-                    tell(result.said)
+                _put(folder, task, result, refused=refused, tell=tell)
                 advance()
         if len(refused) > most_failed * len(jobs):
             raise _join_refused(list(refused.values()), len(jobs))
@@ -109,6 +102,29 @@ def label_scans(
     if kept:
         tell(f"{out}: {kept} of {len(jobs)} labeled before, by the same network from the same files")
     return failed
+
+
+def _put(
+    folder: LabeledFolder,
+    task: Task,
+    result: Written | InputError,
+    *,
+    refused: dict[str, InputError],
+    tell: Callable[[str], None],
+) -> None:
+    """Put a labeled scan into its place, or note why it is none.
+
+    Raises:
+        InputError: the disk refuses more of them.
+    """
+    if isinstance(result, PlaceError):
+        raise result
+    if isinstance(result, InputError):
+        refused[task.job.scan] = result
+        folder.drop(task.job)
+    else:
+        folder.take(task.job, result.folder, result.row)
+        tell(result.said)
 
 
 def _is_there(folder: LabeledFolder, job: Job, refused: dict[str, InputError]) -> bool:
