@@ -13,6 +13,8 @@ import argparse
 from dataclasses import dataclass
 from pathlib import Path
 
+import polars as pl
+
 from record import call, is_recorded, record
 
 TABLE = "acdc.csv"
@@ -27,7 +29,8 @@ class Arm:
     flags: tuple[str, ...] = ()
     splits: str = "acdc_study.csv"
     subjects: str | None = None
-    """Column of acdc_print.csv that names the labeled subjects instead of the seed."""
+    """Column of acdc_print.csv that names the labeled subjects instead of the seed; the first ones count."""
+    command: str = "finetune"
     localizer: str | None = None
     """Arm whose run of the same seed finds the heart: starts are compared behind one localizer."""
 
@@ -40,6 +43,8 @@ SLOW = ("--optim.learning-rate", "3e-4")
 ANY_SIDE = ("--spatial.turned", "1")
 FIELD = ("--intensity.probability", "0.5", "--intensity.bias-field", "1.0")
 SHARED = "localizer-7"
+FIXMATCH = ("--method", "unimatch", "--unimatch.pretraining", "0.3", "--unimatch.strong-views", "1",
+            "--unimatch.features", "0")  # fmt: skip
 ARMS = {
     "natural-7": Arm(7, 1400),
     "natural-7-fast": Arm(7, 1400, FAST, localizer=SHARED),
@@ -61,6 +66,10 @@ ARMS = {
     "natural-45": Arm(45, 5600),
     "print-3": Arm(3, 1400, splits="acdc.csv", subjects="labeled_3"),
     "print-7": Arm(7, 1400, splits="acdc.csv", subjects="labeled_7"),
+    "print-1": Arm(1, 1400, splits="acdc.csv", subjects="labeled_3"),
+    "print-fixmatch-1": Arm(1, 1200, FIXMATCH, "acdc.csv", "labeled_3", command="cotrain"),
+    "print-fixmatch-3": Arm(3, 1200, FIXMATCH, "acdc.csv", "labeled_3", command="cotrain"),
+    "print-fixmatch-7": Arm(7, 1200, FIXMATCH, "acdc.csv", "labeled_7", command="cotrain"),
     # Looked at on `tune` alone, before the bias field acted on gray values above the darkest:
     "recipe-alone": Arm(7, 900, ANY_SIDE),
     "recipe-alone-strong": Arm(7, 900, (*ANY_SIDE, *FIELD)),
@@ -106,13 +115,16 @@ def train(name: str, arm: Arm, seed: int, given: argparse.Namespace) -> Path:
         call("index", given.data / "acdc", "--layout", "acdc", "--split", split, "--out", cohort)
     which = ["--labeled", arm.labeled]
     if arm.subjects:
-        which = ["--labeled-subjects", f"{given.data / 'splits' / 'acdc_print.csv'}:{arm.subjects}"]
+        table = pl.read_csv(given.data / "splits" / "acdc_print.csv").filter(pl.col(arm.subjects) == 1)
+        chosen = runs / f"labeled_{arm.labeled}.txt"
+        chosen.write_text("\n".join(table["subject"].sort()[: arm.labeled]))
+        which = ["--labeled-subjects", chosen]
     flags = list(arm.flags)
     if arm.localizer:
         flags += ["--localizer", train(arm.localizer, ARMS[arm.localizer], seed, given)]
     if arm.steps:
         flags += ["--steps", arm.steps]
-    call("finetune", cohort, *which, "--seed", seed, "--cache", runs / "cache", *flags, "--out", run)
+    call(arm.command, cohort, *which, "--seed", seed, "--cache", runs / "cache", *flags, "--out", run)
     return run
 
 

@@ -61,7 +61,7 @@ class SelfTrain:
         """Flags that follow from the scans' spacing unless others are given: volumes are learned in 3D."""
         from fewbeats.data.cohort import read_cohort
 
-        if not arguments or arguments[0].startswith("-"):
+        if not arguments or not Path(arguments[0]).is_file():
             return []
         cohort = read_cohort(Path(arguments[0]))
         slices, pixels = cohort["spacing_z_mm"].median(), cohort["spacing_x_mm"].median()

@@ -10,6 +10,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from fewbeats.data.provenance import FILE_NAME as PROVENANCE
 from fewbeats.disk import atomic_path, hold_folder, name_disk_trouble, partial_of, remove
 from fewbeats.errors import InputError, name_some
 from fewbeats.evaluation.predictions import COLUMNS
@@ -88,9 +89,13 @@ class LabeledFolder:
         Raises:
             InputError: the disk is full or cannot be written.
         """
-        with name_disk_trouble(self.out / job.mask):
-            row = {**row, "labeler": self.labeler}
+        row = {**row, "labeler": self.labeler}
+        try:
             self._begin()
+        except BaseException:
+            self.drop(job)
+            raise
+        with name_disk_trouble(self.out / job.mask):
             if self.rows.pop(job.scan, None):
                 self._note({"scan": job.scan})
             for name in job.files:
@@ -108,13 +113,24 @@ class LabeledFolder:
             self._write_table()
             run.write_json("run.json", {**self.about, **facts, "finished": True})
 
+    def close(self) -> None:
+        """Put the journal's rows into the table, where it was not finished."""
+        if (self.out / JOURNAL).is_file():
+            self._write_table()
+
     def _begin(self) -> None:
         """Say whose masks these will be, and take away all others; in an order that may stop anywhere."""
         if self.begun:
             return
-        RunDir(self.out).write_json("run.json", {**self.about, "finished": False})
-        self.provenance.save(self.out)
-        self._write_table()
+        fresh = not (self.out / TABLE).is_file()
+        try:
+            RunDir(self.out).write_json("run.json", {**self.about, "finished": False})
+            self.provenance.save(self.out)
+            self._write_table()
+        except InputError:  # the disk is full
+            for name in ("run.json", PROVENANCE, TABLE) if fresh else ():
+                remove(self.out / name)
+            raise
         for job in self.jobs:
             for name in job.files if job.scan not in self.rows else ():
                 remove(self.out / name)
@@ -153,7 +169,12 @@ def open_labeled(out: Path, **given: Any) -> Iterator[LabeledFolder]:
     if (out / "request.json").exists():
         raise InputError(f"{out}: is a training run, which would be overwritten; choose another --out")
     with hold_folder(out):
-        yield LabeledFolder(out, **given)
+        folder = LabeledFolder(out, **given)
+        try:
+            yield folder
+        finally:
+            with suppress(InputError):  # the disk is full: the journal holds the rows
+                folder.close()
 
 
 def _read_rows(out: Path) -> list[dict[str, Any]] | None:

@@ -170,9 +170,9 @@ class LabelWork:
     def __call__(self, task: Task) -> Written:
         job, begun = task.job, time.perf_counter()
         source, scan = job.source_key(), job.open()
-        task.folder.mkdir(parents=True, exist_ok=True)
-        folder = Path(mkdtemp(dir=task.folder))  # of this attempt: a lost worker may have begun one
         try:
+            task.folder.mkdir(parents=True, exist_ok=True)
+            folder = Path(mkdtemp(dir=task.folder))  # of this attempt: a lost worker may have begun one
             prediction = label_scan(job, scan, self.labeler, folder, confidence=self.confidence)
         except BaseException:
             remove(task.folder)
