@@ -76,3 +76,4 @@ def test_how_well_ranks_agree_is_said():
         "rank without labels against rank by Dice: Kendall's tau 0.33, by Dice b is first"
     )
     assert tell_rank(table.head(1)) == ""
+    assert tell_rank(table.with_columns(score=pl.lit(0.5))) == "", "equal scores are no rank"

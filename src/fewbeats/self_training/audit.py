@@ -145,7 +145,7 @@ def tell_rank(table: pl.DataFrame) -> str:
     from scipy.stats import kendalltau
 
     both = table.filter(pl.col("dice").is_not_null())
-    if len(both) < 2:
+    if min(both["score"].n_unique(), both["dice"].n_unique()) < 2:
         return ""
     tau = float(kendalltau(both["score"], both["dice"]).statistic)
     best, chosen = both.sort("dice", descending=True)["teacher"][0], both["teacher"][0]
