@@ -50,7 +50,7 @@ class Audit:
         check_ranges(self, "", seeds=("seed",))
         check_specs(self.teacher)
         cohort = with_splits(read_cohort(self.cohort))
-        jobs = find_jobs(cohort, self.cohort, self.split)
+        jobs = find_jobs(cohort, self.split)
         if not jobs:
             raise InputError(f"{self.cohort}: has no scan of split '{self.split}' to label")
         if self.scans is not None:

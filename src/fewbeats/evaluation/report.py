@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Mapping, Sequence
 from datetime import date
 from pathlib import Path
@@ -18,7 +17,7 @@ from fewbeats.evaluation.measure import Heartbeat, MeasuredScan
 from fewbeats.evaluation.statistics import BlandAltman, average_subjects
 from fewbeats.evaluation.summary import average_over_structures
 from fewbeats.heartbeat import QUANTITIES
-from fewbeats.pages.page import as_markup, flatten, render_page
+from fewbeats.pages.page import as_markup, flatten, inline_json, render_page
 
 if TYPE_CHECKING:
     from markupsafe import Markup
@@ -234,13 +233,8 @@ def _cine(m: MeasuredScan, beat: Heartbeat | None, frames: list[int], pictures: 
         "pictures": pictures,
         "chart": chart and as_markup(chart),
         "timed": times is not None,
-        "data": as_markup(_inline_json(data)),
+        "data": inline_json(data),
     }
-
-
-def _inline_json(data: Any) -> str:
-    """JSON that cannot end the script element it stands in."""
-    return json.dumps(data, separators=(",", ":")).replace("<", "\\u003c")
 
 
 def _bland_altman(beats: Sequence[Heartbeat], summary: Mapping[str, Any] | None) -> list[Markup]:

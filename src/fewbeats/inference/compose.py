@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
@@ -20,8 +21,8 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class Cleaned:
-    """A labeler whose masks have one part a structure and no holes."""
+class Changed(ABC):
+    """A labeler whose masks are changed afterwards; all else of it stays."""
 
     labeler: Labeler
 
@@ -34,12 +35,26 @@ class Cleaned:
         return self.labeler.provenance
 
     @property
-    def key(self) -> str:
-        return f"{self.labeler.key}-cleaned"
-
-    @property
     def known(self) -> Known | None:
         return self.labeler.known
+
+    @property
+    @abstractmethod
+    def key(self) -> str:
+        """That of the labeler, and what is changed."""
+
+    @abstractmethod
+    def label(self, scan: Scan) -> Iterator[Labeled]:
+        """The changed frames of a scan."""
+
+
+@dataclass(frozen=True)
+class Cleaned(Changed):
+    """A labeler whose masks have one part a structure and no holes."""
+
+    @property
+    def key(self) -> str:
+        return f"{self.labeler.key}-cleaned"
 
     def label(self, scan: Scan) -> Iterator[Labeled]:
         for labeled in self.labeler.label(scan):

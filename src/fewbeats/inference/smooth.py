@@ -14,43 +14,30 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from fewbeats.anatomy import FEWBEATS_VALUES
-from fewbeats.inference.labeler import Known, Labeled, Labeler
+from fewbeats.inference.compose import Changed
+from fewbeats.inference.labeler import Labeled
 from fewbeats.metrics import bounding_box
 
 if TYPE_CHECKING:
-    from fewbeats.data.provenance import Provenance
     from fewbeats.scan import Scan
 
 WIDTH = 2.0  # standard deviations that the kernel reaches
 
 
 @dataclass(frozen=True)
-class Smoothed:
+class Smoothed(Changed):
     """A labeler whose labels are smoothed in time, in probabilities.
 
     Where it tells how sure it is, a label counts so much and background the rest; else it counts as sure. The
     kernel is Gaussian, and one-sided at the ends. Memory holds as many frames as it is wide.
     """
 
-    labeler: Labeler
     frames: float
     """Standard deviation of the kernel, in frames."""
 
     @property
-    def structures(self) -> tuple[str, ...]:
-        return self.labeler.structures
-
-    @property
-    def provenance(self) -> Provenance:
-        return self.labeler.provenance
-
-    @property
     def key(self) -> str:
         return f"{self.labeler.key}-smoothed{self.frames:g}"
-
-    @property
-    def known(self) -> Known | None:
-        return self.labeler.known
 
     def label(self, scan: Scan) -> Iterator[Labeled]:
         reach = min(ceil(WIDTH * self.frames), (scan.shape[0] - 1) // 2)

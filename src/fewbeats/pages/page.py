@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -41,6 +42,11 @@ def as_markup(drawing: str) -> Markup:
     from markupsafe import Markup
 
     return Markup(drawing)
+
+
+def inline_json(data: Any) -> Markup:
+    """Data for the page's script, as JSON that cannot end the script element it stands in."""
+    return as_markup(json.dumps(data, separators=(",", ":")).replace("<", "\\u003c"))
 
 
 def flatten(settings: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]:

@@ -88,7 +88,7 @@ def label_scans(
     ) as folder:
         waiting = [at for at, job in enumerate(jobs) if not _is_there(folder, job, refused)]
         kept = len(jobs) - len(waiting) - len(refused)
-        tasks = (Task(jobs[at], folder.stage(jobs[at])) for at in waiting)
+        tasks = (Task(job, folder.stage(job)) for job in map(jobs.__getitem__, waiting))
         with progress_bar("labeling", len(jobs), kept, shown=len(jobs) > 1) as advance:
             for task, result in executor(LabelWork(labeler, confidence), tasks):
                 _put(folder, task, result, refused=refused, tell=tell)

@@ -19,7 +19,7 @@ from fewbeats.evaluation.pictures import Pictured, cine_frames
 from fewbeats.evaluation.predictions import read_predictions
 from fewbeats.evaluation.statistics import compare_paired
 from fewbeats.pages.charts import Chart
-from fewbeats.pages.page import as_markup, flatten, render_page
+from fewbeats.pages.page import as_markup, flatten, inline_json, render_page
 from fewbeats.self_training.filters import quality
 from fewbeats.self_training.frames import curves_of, motion, structures_of
 from fewbeats.self_training.rounds import FRAMES, JUDGED, LEFT_OUT, STATE
@@ -141,7 +141,7 @@ def _cines(
             "title": scan,
             "pictures": pictures,
             "chart": as_markup(draw_before_after(*curves)) if student.frames > 1 else None,
-            "data": as_markup(json.dumps(data, separators=(",", ":")).replace("<", "\\u003c")),
+            "data": inline_json(data),
             "warnings": student.source.warnings,
         }
 

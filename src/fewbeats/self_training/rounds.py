@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING, Any
 import polars as pl
 
 from fewbeats.data.cohort import read_cohort, write_cohort
-from fewbeats.data.files import split_fragment
+from fewbeats.data.files import check_files, split_fragment
 from fewbeats.data.split import draw_order
 from fewbeats.disk import atomic_path, hold_folder, staging_folder
 from fewbeats.errors import InputError
@@ -34,11 +34,11 @@ from fewbeats.inference.labeler import Labeler, open_run
 from fewbeats.inference.smooth import Smoothed
 from fewbeats.ranges import check_ranges
 from fewbeats.recipes.executors import Executor, serial
-from fewbeats.recipes.jobs import CohortJobs, Job, jobs_of_cohort
+from fewbeats.recipes.jobs import CohortJobs, Job
 from fewbeats.recipes.labeling import label_scans
 from fewbeats.self_training.filters import FilterSettings, find_reasons, quality
 from fewbeats.self_training.frames import judge, tabulate_frames
-from fewbeats.self_training.student import Student, write_labels
+from fewbeats.self_training.student import LABEL_COLUMNS, Student, write_labels
 from fewbeats.training.rundir import RunDir
 
 if TYPE_CHECKING:
@@ -50,7 +50,6 @@ LEAST_QUALITY = 0.5
 """Mean plausibility of a teacher's masks from which on they are worth learning from."""
 WORSE = {"dice": 0.005, "quality": 0.01}
 """By which a round must fall behind to be worse."""
-LABEL_COLUMNS = ("label", "label_source", "label_frames", "label_confidence", "convention")
 RECORD, STATE = "round.json", "self_training.json"
 FRAMES, JUDGED, LEFT_OUT = "frames.parquet", "judged.parquet", "left_out.csv"
 Tell = Callable[[str], None]
@@ -144,8 +143,8 @@ def self_train(
             in `out`.
     """
     cohort = with_splits(read_cohort(file))
-    jobs = find_jobs(cohort, file, "train")
-    judged = find_jobs(cohort, file, settings.judge) if settings.judge else []
+    jobs = find_jobs(cohort, "train")
+    judged = find_jobs(cohort, settings.judge) if settings.judge else []
     if settings.judge and not judged:
         raise InputError(f"--judge {settings.judge}: {file} has no scan of this split; name another")
     subjects = {job.subject for job in jobs}
@@ -214,8 +213,7 @@ class _Rounds:
         return {f"fold{number}": subjects[number::folds] for number in range(folds)}
 
     def _route(self, runs: Sequence[RunDir]) -> Labeler:
-        sure = self.settings.filters.uncertainty
-        sure = sure or self.settings.smooth > 0
+        sure = self.settings.filters.uncertainty or self.settings.smooth > 0
         labelers = [open_run(run.path, confident=sure) for run in runs]
         if len(labelers) == 1:
             return labelers[0]
@@ -352,11 +350,14 @@ def with_splits(cohort: pl.DataFrame) -> pl.DataFrame:
     return cohort
 
 
-def find_jobs(cohort: pl.DataFrame, file: Path, split: str) -> CohortJobs:
-    """The scans of a split."""
-    chosen = set(cohort.filter(pl.col("split") == split)["scan"])
-    jobs = jobs_of_cohort(file, None)
-    return CohortJobs(jobs.rows.filter(pl.col("scan").is_in(chosen)))
+def find_jobs(cohort: pl.DataFrame, split: str) -> CohortJobs:
+    """The scans of a split.
+
+    Raises:
+        InputError: an image of the cohort is missing.
+    """
+    check_files(cohort, labels=False)
+    return CohortJobs(cohort.filter(pl.col("split") == split))
 
 
 def _claim(out: Path, request: dict[str, Any]) -> None:

@@ -21,6 +21,8 @@ if TYPE_CHECKING:
     from fewbeats.finetuning.segmentation import SegmentationSettings
     from fewbeats.training.rundir import RunDir
 
+LABEL_COLUMNS = ("label", "label_source", "label_frames", "label_confidence", "convention")
+"""Of a cohort's row, empty where its label is closed."""
 WARM = "warm"
 """A start: the student of the round before; of the first round the usual one."""
 
@@ -104,8 +106,7 @@ def write_labels(
     Returns:
         number of subjects with a label.
     """
-    names = ("label", "label_source", "label_frames", "label_confidence", "convention")
-    closed = dict.fromkeys(names)
+    closed = dict.fromkeys(LABEL_COLUMNS)
     convention, rows = f"fewbeats:{'+'.join(structures)}", []
     for row in cohort.iter_rows(named=True):
         manual = keep_manual and row["split"] == "train" and row["label_source"] == "manual"
