@@ -26,7 +26,7 @@ import polars as pl
 from fewbeats.data.cohort import read_cohort, write_cohort
 from fewbeats.data.files import check_files, split_fragment
 from fewbeats.data.split import draw_order
-from fewbeats.disk import atomic_path, hold_folder, staging_folder
+from fewbeats.disk import hold_folder, staging_folder
 from fewbeats.errors import InputError
 from fewbeats.evaluation.predictions import read_predictions
 from fewbeats.inference.compose import Cleaned, Routed
@@ -150,12 +150,12 @@ def self_train(
     subjects = {job.subject for job in jobs}
     if not 1 <= settings.crossfit <= max(1, len(subjects) - 1):
         raise InputError(f"--crossfit {settings.crossfit}: {file} has {len(subjects)} subjects to learn from")
-    request = {"settings": asdict(settings), "student": _plain(student.request), "teacher": teacher.key}
+    request = _plain({"settings": asdict(settings), "student": student.request, "teacher": teacher.key})
     with hold_folder(out):
         _claim(out, request)
         rounds = _Rounds(out, cohort, jobs, judged, settings, student, executor, tell)
         outcome = rounds.carry_out(Cleaned(teacher))
-        _write(out / STATE, {"request": request, "finished": True, **asdict(outcome)})
+        RunDir(out).write_json(STATE, {"request": request, "finished": True, **asdict(outcome)})
     return outcome
 
 
@@ -177,7 +177,7 @@ class _Rounds:
         for number in range(self.settings.rounds + 1):
             folder = self.out / f"round{number}"
             if (folder / RECORD).is_file():
-                rounds.append(Round(**json.loads((folder / RECORD).read_text(encoding="utf-8"))))
+                rounds.append(Round(**RunDir(folder).read_json(RECORD)))
             elif number:
                 runs = self._learn(folder, number, [teacher.provenance])
                 rounds.append(self._look(folder, number, self._route(runs), runs))
@@ -291,7 +291,7 @@ class _Rounds:
                 "rest": time.perf_counter() - labeled,
             },
         )
-        _write(folder / RECORD, asdict(found))
+        RunDir(folder).write_json(RECORD, asdict(found))
         self.tell(summarize(found))
         return found
 
@@ -362,18 +362,13 @@ def find_jobs(cohort: pl.DataFrame, split: str) -> CohortJobs:
 
 def _claim(out: Path, request: dict[str, Any]) -> None:
     """Go on with a self-training of the same request, or begin one."""
-    file = out / STATE
-    if file.is_file():
-        if json.loads(file.read_text(encoding="utf-8")).get("request") != json.loads(json.dumps(request)):
-            raise InputError(f"{out}: holds a self-training with other settings; choose another --out")
-        return
-    _write(file, {"request": request, "finished": False})
-
-
-def _write(file: Path, content: Any) -> None:
-    with atomic_path(file) as partial:
-        partial.write_text(json.dumps(content, indent=1), encoding="utf-8")
+    run = RunDir(out)
+    if not (out / STATE).is_file():
+        run.write_json(STATE, {"request": request, "finished": False})
+    elif run.read_json(STATE).get("request") != request:
+        raise InputError(f"{out}: holds a self-training with other settings; choose another --out")
 
 
 def _plain(content: Any) -> Any:
+    """As it comes back from a JSON file."""
     return json.loads(json.dumps(content, default=str))
