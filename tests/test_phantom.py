@@ -234,7 +234,11 @@ def test_frame_times_make_a_circle(cine):
 
 def test_a_cohort_is_ordinary_nifti(tmp_path):
     small = PhantomSettings(subjects=2, frames=3, matrix=40, pixel_mm=(5.0, 5.0))
-    rows = write_cohort(tmp_path, small)
+    rows = write_cohort(tmp_path, small, jobs=2)
+    assert rows == write_cohort(tmp_path / "one", small)
+    for name in ("phantom000_4d.nii.gz", "phantom001_4d.nii.gz"):
+        there, here = (nib.load(tmp_path / side / "images" / name) for side in ("", "one"))
+        assert np.array_equal(there.dataobj, here.dataobj)
     with (tmp_path / "subjects.csv").open() as file:
         written = list(csv.DictReader(file))
     assert [r["subject"] for r in rows] == [r["subject"] for r in written] == ["phantom000", "phantom001"]

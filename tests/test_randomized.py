@@ -37,13 +37,15 @@ def test_hearts_are_wider_than_life():
         values = [getattr(one, name) for one in drawn]
         assert min(values) < low < high < max(values), name
     assert 10 < sum(one.scar is not None for one in drawn) < 30
+    emptied = [beat_at(one, one.es_phase).volumes_ml for one in drawn]
+    assert sum(lv < 15 < 100 < myo for lv, myo, _ in emptied) > 3  # a thick wall and hardly any blood
 
 
 def test_any_contrast_may_be_inverted_and_faint():
     rng = np.random.default_rng(0)
     tables = [signal_of("cine", "any", rng).mean for _ in range(300)]
     ratios = np.array([table[Tissue.LV] / table[Tissue.MYO] for table in tables])
-    assert 0.1 < (ratios < 0.95).mean() < 0.5
+    assert 0.02 < (ratios < 0.95).mean() < 0.2  # seen, but not as common as in no scanner's images
     assert (np.abs(np.log(ratios)) < 0.4).mean() > 0.1
     assert np.mean([table[Tissue.LUNG] for table in tables]) < 40
     apart = np.array([table[Tissue.RV] / table[Tissue.LV] for table in tables])

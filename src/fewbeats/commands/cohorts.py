@@ -117,11 +117,19 @@ class Phantom:
     """Folder to write; index it with --layout phantom."""
     settings: Annotated[PhantomSettings, tyro.conf.arg(name="")] = field(default_factory=PhantomSettings)
     """Subjects, modality and size."""
+    jobs: int = 1
+    """Processes that make subjects side by side."""
 
     def run(self) -> Path:
-        """Write the cohort; returns its folder."""
-        from fewbeats.phantom.cohort import write_cohort
+        """Write the cohort; returns its folder.
 
-        rows = write_cohort(self.out, self.settings)
+        Raises:
+            InputError: --jobs is no number of processes.
+        """
+        from fewbeats.phantom.cohort import write_cohort
+        from fewbeats.ranges import check_ranges
+
+        check_ranges(self, "", positive=("jobs",))
+        rows = write_cohort(self.out, self.settings, jobs=self.jobs)
         print(f"{self.out}: {len(rows)} subjects, {self.settings.modality}")
         return self.out

@@ -20,7 +20,7 @@ class Predict:
     """Label every frame with a run's network; masks come back on the source's own grid."""
 
     model: tyro.conf.Positional[Path]
-    """Run folder of `fewbeats finetune`."""
+    """Run folder of `fewbeats finetune`, or synthetic: the network that comes with the package."""
     input: tyro.conf.Positional[Path]
     """NIfTI file (3D or 4D), folder of one NIfTI file a frame or slice, DICOM folder, or cohort table."""
     out: Path

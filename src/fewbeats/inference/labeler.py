@@ -78,7 +78,7 @@ def open_run(
     """A run folder as a `Labeler`.
 
     Args:
-        run: its folder.
+        run: its folder, or the name of one that comes with the package.
         network: the run's own, the name of another one that it exported, or `mean` of all.
         runtime: torch, onnxruntime or openvino; by default the fastest, as measured.
         confident: tell how sure each voxel is.
@@ -88,7 +88,9 @@ def open_run(
     """
     from fewbeats.data.provenance import load_provenance
     from fewbeats.inference.segment import load_model
+    from fewbeats.training.rundir import find_run
 
+    run = find_run(run)
     model = load_model(run, network=network, runtime=runtime)
     return RunLabeler(model, load_provenance(run), network, confident)
 

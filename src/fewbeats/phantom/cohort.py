@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from concurrent.futures import ProcessPoolExecutor
+from functools import partial
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
@@ -27,8 +30,13 @@ def cohort_subject(settings: PhantomSettings, index: int) -> Anatomy:
     return make_subject(seed, group=GROUPS[index % len(GROUPS)])
 
 
-def write_cohort(out: Path, settings: PhantomSettings) -> list[dict[str, Any]]:
+def write_cohort(out: Path, settings: PhantomSettings, *, jobs: int = 1) -> list[dict[str, Any]]:
     """Write `images/NAME_4d.nii.gz`, `labels/NAME_4d.nii.gz` and `subjects.csv` under `out`.
+
+    Args:
+        out: the folder.
+        settings: which subjects.
+        jobs: processes that make them; what they make does not depend on it.
 
     Returns:
         The rows of `subjects.csv`: subject, group, height_cm, weight_kg, cycle_ms, ed_frame, es_frame, and
@@ -36,22 +44,29 @@ def write_cohort(out: Path, settings: PhantomSettings) -> list[dict[str, Any]]:
     """
     import polars as pl
 
-    rows = []
-    for index in range(settings.subjects):
-        subject, name = cohort_subject(settings, index), f"phantom{index:03d}"
-        scan, mask = make_scan(subject, settings)
-        write_scan(out / "images" / f"{name}_4d.nii.gz", scan)
-        write_frames(
-            out / "labels" / f"{name}_4d.nii.gz",
-            mask,
-            affine=scan.affine,
-            shape=scan.shape,
-            dtype=mask.dtype,
-            frame_time_ms=frame_step_ms(scan),
-        )
-        rows.append({"subject": name, **_describe(subject, settings)})
+    write, indices = partial(_write_subject, out, settings), range(settings.subjects)
+    if jobs > 1:
+        with ProcessPoolExecutor(jobs, get_context("spawn")) as pool:
+            rows = list(pool.map(write, indices))
+    else:
+        rows = [write(index) for index in indices]
     pl.DataFrame(rows).write_csv(out / "subjects.csv")
     return rows
+
+
+def _write_subject(out: Path, settings: PhantomSettings, index: int) -> dict[str, Any]:
+    subject, name = cohort_subject(settings, index), f"phantom{index:03d}"
+    scan, mask = make_scan(subject, settings)
+    write_scan(out / "images" / f"{name}_4d.nii.gz", scan)
+    write_frames(
+        out / "labels" / f"{name}_4d.nii.gz",
+        mask,
+        affine=scan.affine,
+        shape=scan.shape,
+        dtype=mask.dtype,
+        frame_time_ms=frame_step_ms(scan),
+    )
+    return {"subject": name, **_describe(subject, settings)}
 
 
 def _describe(subject: Anatomy, settings: PhantomSettings) -> dict[str, Any]:

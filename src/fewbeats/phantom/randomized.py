@@ -15,11 +15,15 @@ from fewbeats.phantom.anatomy import Anatomy, Tissue
 from fewbeats.phantom.scar import Scar
 from fewbeats.phantom.subject import make_subject
 
-AS_IN_LIFE = 0.35
+AS_IN_LIFE = 0.5
 """Share of images whose contrast is that of a scanner, widened; the others have one that never was."""
 BLOOD = (Tissue.LV, Tissue.RV, Tissue.LA, Tissue.RA, Tissue.AO, Tissue.PA, Tissue.VEIN)
 MUSCLE = (Tissue.MYO, Tissue.RV_WALL, Tissue.ATRIAL_WALL, Tissue.VESSEL_WALL)
 EMPTY = (Tissue.AIR, Tissue.LUNG, Tissue.GAS)
+INVERTED = 0.15
+"""Of contrasts that never were, how many of those with muscle brighter than blood are kept."""
+THICK = 0.25
+"""Share of hearts with a wall so thick that hardly any blood is left at end-systole."""
 LEAST_CONTRAST = 25.0  # between blood and muscle, of 250; below, nobody could tell them apart
 
 
@@ -34,13 +38,14 @@ def random_subject(seed: int) -> Anatomy:
     def between(low: float, high: float) -> float:
         return float(rng.uniform(low, high))
 
-    subject, ef = make_subject(seed), between(10.0, 75.0)
+    subject, thick = make_subject(seed), rng.random() < THICK
+    ef = between(55.0, 88.0) if thick else between(10.0, 75.0)
     return replace(
         subject,
         group="any",
-        lv_edv_ml=between(45.0, 300.0),
+        lv_edv_ml=between(40.0, 120.0) if thick else between(45.0, 300.0),
         lv_ef_percent=ef,
-        wall_mm=between(4.5, 17.0),
+        wall_mm=between(11.0, 22.0) if thick else between(4.5, 14.0),
         elongation=between(1.45, 2.4),
         shortening=0.04 + 0.0018 * ef,
         twist_deg=between(0.0, 15.0),
@@ -99,7 +104,7 @@ def _any_contrast(tissues: int, rng: np.random.Generator) -> np.ndarray:
     mean = rng.uniform(5.0, 250.0, tissues)
     while True:
         blood, muscle = rng.uniform(15.0, 250.0, 2)
-        if abs(blood - muscle) > LEAST_CONTRAST and (blood > muscle or rng.random() < 0.4):
+        if abs(blood - muscle) > LEAST_CONTRAST and (blood > muscle or rng.random() < INVERTED):
             break
     for tissue in BLOOD:
         mean[tissue] = blood * np.exp(0.14 * rng.normal())

@@ -27,6 +27,8 @@ KINDS = {
     "oracle": ("oracle", "open_oracle"),
 }
 """Kind -> its file in this package, and the function in it that opens it."""
+OURS = ("synthetic",)
+"""Runs that come with the package."""
 
 
 def open_teachers(
@@ -72,10 +74,10 @@ def open_teacher(spec: str, *, cohort: pl.DataFrame | None = None) -> Labeler:
         InputError: no such kind, or one that cannot be used for this cohort.
     """
     kind, _, where = spec.partition(":")
-    if kind == "run":
-        return open_run(Path(where))
+    if kind in ("run", *OURS):
+        return open_run(Path(where or kind))
     if kind not in KINDS:
-        kinds = ", ".join(sorted([*KINDS, "run"]))
+        kinds = ", ".join(sorted([*KINDS, "run", *OURS]))
         raise InputError(
             f"--teacher {spec}: no such kind; write one of {kinds}, and : with where it is behind it"
         )

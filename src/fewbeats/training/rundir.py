@@ -27,6 +27,16 @@ from fewbeats.training.runconfig import FORMATS, RunConfig, read_config
 VERSIONED = ("fewbeats", "torch", "timm", "segmentation-models-pytorch", "numpy")
 
 
+SHIPPED = Path(__file__).parents[1] / "shipped"
+"""Runs that come with the package, by name: `synthetic`, which `benchmarks/synthetic.py` makes."""
+
+
+def find_run(run: Path | str) -> Path:
+    """A run folder, or the one of that name that comes with the package, where there is none here."""
+    shipped = SHIPPED / str(run)
+    return shipped if (shipped / "run.json").is_file() and not Path(run).exists() else Path(run)
+
+
 class RunDir:
     """A run's folder and the files in it."""
 
