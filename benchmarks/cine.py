@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import resource
 import subprocess
 import sys
 import tempfile
@@ -22,6 +21,7 @@ import numpy as np
 
 from fewbeats.inference.segment import SLAB, find_region, load_model, segment_frames
 from fewbeats.io.nifti import read_nifti, write_frames, write_like
+from fewbeats.memory import peak_memory_mb
 from fewbeats.phantom.scan import PhantomSettings, make_scan
 from fewbeats.phantom.subject import make_subject
 
@@ -36,7 +36,7 @@ def main() -> None:
     parser.add_argument("--memory-of", type=Path, help=argparse.SUPPRESS)
     given = parser.parse_args()
     if given.memory_of:
-        print(peak_memory_mb(given.run, given.memory_of))
+        print(peak_of_predicting(given.run, given.memory_of))
         return
     with tempfile.TemporaryDirectory() as folder:
         print(json.dumps(measure(given.run, Path(folder), given.repeats), indent=1))
@@ -111,10 +111,10 @@ def memory_in_own_process(run: Path, file: Path) -> float:
     return float(subprocess.run(words, check=True, capture_output=True, text=True).stdout)
 
 
-def peak_memory_mb(run: Path, file: Path) -> float:
+def peak_of_predicting(run: Path, file: Path) -> float:
     """Predict, then ask the system."""
     predict_file(file, load_model(run), file.with_name("memory_mask.nii.gz"))
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    return peak_memory_mb()
 
 
 if __name__ == "__main__":

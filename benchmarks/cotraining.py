@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import resource
 import subprocess
 import sys
 import tempfile
@@ -30,6 +29,7 @@ from fewbeats.data.mixture import Mixture
 from fewbeats.data.sampler import Sampler
 from fewbeats.data.store import Stacks, Stored
 from fewbeats.losses import soft_dice_kl
+from fewbeats.memory import peak_memory_mb
 from fewbeats.models.network import NetworkSettings, build_network, memory_format, set_deep_supervision
 from fewbeats.sample import Batch
 from fewbeats.semi_supervised.co_training import CoTraining, ask_volume, find_learners, views
@@ -56,7 +56,7 @@ def main() -> None:
     parser.add_argument("--train-on", type=int, help=argparse.SUPPRESS)
     given = parser.parse_args()
     if given.train_on:
-        print(peak_memory_mb(given.train_on))
+        print(peak_of_training(given.train_on))
         return
     result: dict = {"threads": torch.get_num_threads()}
     with tempfile.TemporaryDirectory() as folder:
@@ -148,13 +148,13 @@ def seconds_of(step: Callable[[int], None], steps: int) -> float:
     return time.perf_counter() - begun
 
 
-def peak_memory_mb(scans: int) -> float:
+def peak_of_training(scans: int) -> float:
     """Of this process, after a short co-training on so many scans."""
     with tempfile.TemporaryDirectory() as folder:
         pool = make_pool(Path(folder), scans=scans, slices=10, side=72)
         batches = make_batches(pool, items=4, depth=8, size=48)
         fit(make_method(SMALL), batches, settings=FitSettings(steps=TURNS), run=RunDir(Path(folder) / "run"))
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    return peak_memory_mb()
 
 
 if __name__ == "__main__":

@@ -10,7 +10,6 @@ half-written, and the same command must finish what is left.
 from __future__ import annotations
 
 import argparse
-import resource
 import shutil
 import sys
 import tempfile
@@ -28,6 +27,7 @@ from safetensors import safe_open
 import fuzzing
 from fewbeats.cli import main as fewbeats
 from fewbeats.data.cohort import read_cohort
+from fewbeats.memory import peak_memory_mb
 from fewbeats.training.rundir import RunDir
 
 
@@ -129,7 +129,7 @@ def main() -> None:
         for kind, cases in kinds.items():
             begun = time.perf_counter()
             counts, bad = fuzzing.count_outcomes(cases)
-            peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+            peak = peak_memory_mb()
             print(
                 f"{kind}: {dict(counts)}, {time.perf_counter() - begun:.0f} s, peak so far {peak:.0f} MB",
                 flush=True,

@@ -2,9 +2,9 @@
 
     python benchmarks/synthetic.py --work runs/synthetic --jobs 2
 
-Phantoms of any contrast and anatomy from a seed, a localizer, the network of `configs/synthetic.yaml`, and both as
-half-precision weights in `src/fewbeats/shipped/synthetic`. Each step that is done is kept. About an hour and a half
-of one core; the weights depend on the machine in their last digits.
+Phantoms of any contrast and anatomy from a seed, a localizer, the network of `configs/synthetic.yaml`, and
+both as half-precision weights in `src/fewbeats/shipped/synthetic`. What is done is kept. About an hour
+and a half of one core; the weights depend on the machine in their last digits.
 """
 
 from __future__ import annotations
@@ -57,8 +57,8 @@ def pack(run: Path, to: Path) -> None:
     """What prediction needs of a run folder: half the bits, and nothing of the machine it was made on."""
     shutil.rmtree(to, ignore_errors=True)
     to.mkdir(parents=True)
-    weights = {n: w.half() if w.is_floating_point() else w for n, w in read_weights(RunDir(run).weights()).items()}
-    save_weights(weights, RunDir(to).weights())
+    full = read_weights(RunDir(run).weights())
+    save_weights({n: w.half() if w.is_floating_point() else w for n, w in full.items()}, RunDir(to).weights())
     config = {n: v for n, v in RunDir(run).read_json("run.json").items() if n not in OF_ITS_MACHINE}
     RunDir(to).write_json("run.json", {**config, "labeled_subjects": [], "phantoms": " ".join(PHANTOMS)})
     seen = load_provenance(run)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import resource
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -17,6 +16,7 @@ from fewbeats.errors import InputError, PlaceError
 from fewbeats.heartbeat import ejection_fraction_percent, has_volume
 from fewbeats.inference.plausibility import Inspector, unlike
 from fewbeats.io.nifti import write_like
+from fewbeats.memory import peak_memory_mb
 from fewbeats.recipes.executors import Executor, serial
 from fewbeats.recipes.jobs import Job
 from fewbeats.recipes.labeled_folder import LabeledFolder, open_labeled
@@ -96,8 +96,7 @@ def label_scans(
         if len(refused) > most_failed * len(jobs):
             raise _join_refused(list(refused.values()), len(jobs))
         failed = {scan: str(error) for scan, error in refused.items()}
-        memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-        facts = {"seconds": time.perf_counter() - started, "peak_memory_mb": memory}
+        facts = {"seconds": time.perf_counter() - started, "peak_memory_mb": peak_memory_mb()}
         folder.finish(facts | ({"failed": failed} if failed else {}))
     if kept:
         tell(f"{out}: {kept} of {len(jobs)} labeled before, by the same network from the same files")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import resource
 import shutil
 import time
 from collections.abc import Callable, Mapping
@@ -13,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fewbeats.disk import hold_folder
+from fewbeats.memory import peak_memory_mb
 from fewbeats.training.loop import FitSettings, Validation, check_length, fit
 from fewbeats.training.precision import choose_precision
 from fewbeats.training.rundir import RunDir
@@ -161,7 +161,7 @@ def _export(run: RunDir, training: Training, about: dict[str, Any], provenance: 
         provenance.save(folder.path)
         if folder is not run and (run.path / "localizer").is_dir():
             shutil.copytree(run.path / "localizer", folder.path / "localizer", dirs_exist_ok=True)
-        memory = {"peak_memory_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024}
+        memory = {"peak_memory_mb": peak_memory_mb()}
         names = about["networks"] if folder is run else ["network"]
         folder.write_config({**exported.about, **about, **memory, **written, "networks": names})
     run.drop_checkpoint()
