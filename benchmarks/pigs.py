@@ -35,7 +35,7 @@ FRAMES = 8
 NETWORK = (
     "--network.kind", "unet3d", "--network.base-channels", 8, "--network.levels", 4, "--network.isotropic",
     "--preprocess.spacing-mm", 3.5, "--preprocess.through-plane-mm", 3.5, "--preprocess.size", 48,
-    "--slab-slices", 44, "--batch-size", 2, "--spatial.turned", 0, "--init", "scratch",
+    "--slab-slices", 48, "--batch-size", 2, "--spatial.turned", 0, "--init", "scratch",
     "--localizer-steps", 0, "--optim.learning-rate", 3e-3,
 )  # fmt: skip
 ROUNDS = 2
