@@ -30,6 +30,7 @@ from fewbeats.data.sampler import Sampler
 from fewbeats.data.store import Stacks, Stored
 from fewbeats.losses import soft_dice_kl
 from fewbeats.memory import peak_memory_mb
+from fewbeats.models.answering import answering
 from fewbeats.models.network import NetworkSettings, build_network, memory_format, set_deep_supervision
 from fewbeats.sample import Batch
 from fewbeats.semi_supervised.co_training import CoTraining, ask_volume, find_learners, views
@@ -133,18 +134,21 @@ def compare(method: CoTraining, batches: Viewed, steps: int) -> float:
         assert target is not None
         answer = ask_volume(networks[learner], volume, flat=learner == "flat")
         other = "deep" if learner == "flat" else "flat"
-        with torch.no_grad():
-            ask_volume(networks[other], volume[len(volume) // 2 :], flat=other == "flat")
+        with answering(networks[other], partial(ask_volume, flat=other == "flat")) as ask:
+            ask(volume[len(volume) // 2 :])
         soft_dice_kl(answer, torch.stack([1 - target, target], 1).float()).backward()
 
-    return seconds_of(bare, steps) / seconds_of(train, steps)
+    seconds = {bare: 0.0, train: 0.0}
+    for i in range(steps):  # in turn, and in turns first: a shared machine's speed changes within seconds
+        for step in (bare, train) if i % 2 else (train, bare):
+            seconds[step] += seconds_of(step, i)
+    return seconds[bare] / seconds[train]
 
 
-def seconds_of(step: Callable[[int], None], steps: int) -> float:
-    """Of all steps together."""
+def seconds_of(step: Callable[[int], None], i: int) -> float:
+    """Of one step."""
     begun = time.perf_counter()
-    for i in range(steps):
-        step(i)
+    step(i)
     return time.perf_counter() - begun
 
 
