@@ -93,14 +93,19 @@ def open_openvino(path: Path) -> Callable[[np.ndarray], np.ndarray]:
 
 def open_onnxruntime(path: Path) -> Callable[[np.ndarray], np.ndarray]:
     """Run an ONNX file with onnxruntime on the CPU."""
+    session = open_session(path)
+    name = session.get_inputs()[0].name
+    return lambda batch: session.run(None, {name: batch})[0]
+
+
+def open_session(path: Path) -> Any:
+    """An onnxruntime session on the CPU."""
     os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")  # else it looks for a host and lists devices at home
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3
-    session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
-    name = session.get_inputs()[0].name
-    return lambda batch: session.run(None, {name: batch})[0]
+    return onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
 
 
 def open_torch(network: nn.Module) -> Callable[[np.ndarray], np.ndarray]:

@@ -20,17 +20,21 @@ import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, fields
 from functools import cached_property
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 from scipy import special
 
+from fewbeats.data.provenance import Provenance
 from fewbeats.errors import InputError
+from fewbeats.inference.labeler import open_run
 from fewbeats.metrics import bounding_box
 from fewbeats.models.export import open_onnxruntime, open_torch
-from fewbeats.teachers.card import read_card
+from fewbeats.teachers.card import Card, read_card
 from fewbeats.teachers.outside import Outside
+from fewbeats.teachers.promptable import Prompted
 from fewbeats.training.runconfig import restore_settings
 from fewbeats.transforms.preprocess import Grid
 
@@ -64,6 +68,12 @@ class Feeding:
     scale: Literal["unit", "zscore", "raw"] = "zscore"
     """unit: the clipped range becomes 0 to 1."""
     output: Literal["logits", "probabilities", "labels"] = "logits"
+    decoder: str = ""
+    """Of a promptable network, its second part; see `teachers.promptable`."""
+    prompt: Literal["box", "point"] = "box"
+    """What it is asked with, for each structure in each slice."""
+    prompter: str = "synthetic"
+    """Run whose masks say where."""
 
     def __post_init__(self) -> None:
         if len(self.size) not in (2, 3) or min(self.size) < 1:
@@ -74,6 +84,10 @@ class Feeding:
             raise InputError("spacing_mm: a 3D network needs it")
         if self.scale == "unit" and self.clip_percent == self.window:
             raise InputError("scale unit: give clip_percent or window, the range that becomes 0 to 1")
+        if self.decoder and (len(self.size) == 3 or self.axes == "reversed"):
+            raise InputError(
+                f"decoder '{self.decoder}': is asked about slices; give rows and columns, forward"
+            )
 
     def lay(self, frame: np.ndarray, spacing_mm: tuple[float, float, float]) -> Grid:
         """The network's grid over a frame (Z, Y, X) of this spacing."""
@@ -92,6 +106,18 @@ class Feeding:
         steps = tuple(w / own for w, own in zip(wanted, spacing_mm))
         starts = tuple((n - 1) / 2 - (count - 1) / 2 * d for n, count, d in zip(shape, size, steps))
         return Grid(starts, steps, size, shape)  # type: ignore[arg-type]
+
+    def lay_back(
+        self, grid: Grid, probabilities: np.ndarray, shape: tuple[int, ...]
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Probabilities (classes, Z', Y', X') on a grid -> the labels (Z, Y, X) of a frame and how sure they are.
+
+        Where the network does not look is background, and sure.
+        """
+        found = grid.restore(probabilities)
+        mask, sure = np.zeros(shape, np.int32), np.ones(shape, np.float32)
+        mask[grid.box], sure[grid.box] = found.argmax(0), found.max(0)
+        return mask, sure
 
     def scaled(self, frame: np.ndarray) -> np.ndarray:
         """Gray values as the network wants them."""
@@ -137,11 +163,37 @@ def _open(where: str, *, kind: str, load: Callable[[Path], Call]) -> Outside:
         known = ", ".join(one.name for one in fields(Feeding))
         raise InputError(f"{card_file}: network: {error}; its fields are {known}") from error
     contents = file.read_bytes() + card_file.read_bytes()
+    if feeding.decoder:
+        return _open_promptable(spec, file, card, feeding, contents)
     return Outside(
         spec=spec,
         card=card,
         segment=_LateFeeder(load, file, feeding, 1 + max(card.labels.values)),
         key=hashlib.sha256(contents).hexdigest()[:12],
+    )
+
+
+def _open_promptable(spec: str, file: Path, card: Card, feeding: Feeding, contents: bytes) -> Outside:
+    decoder = file.with_name(feeding.decoder)
+    if not spec.startswith("onnx:") or not decoder.is_file():
+        raise InputError(
+            f"--teacher {spec}: its card names the second part {decoder}, an ONNX file; there is none"
+        )
+    if find_spec("onnxruntime") is None:
+        raise InputError(f"{file}: needs onnxruntime; pip install 'fewbeats[onnx]'")
+    prompter = open_run(Path(feeding.prompter))
+    values = {name: value for value, name in card.labels.values.items()}
+    if blind := sorted(set(values) - set(prompter.structures)):
+        raise InputError(
+            f"--teacher {spec}: '{feeding.prompter}' cannot say where {', '.join(blind)} is; take another"
+        )
+    contents += decoder.read_bytes() + prompter.key.encode()
+    return Outside(
+        spec=spec,
+        card=card,
+        segment=Prompted(file, decoder, feeding, values, prompter),
+        key=hashlib.sha256(contents).hexdigest()[:12],
+        seen=Provenance(run=card.name, ancestors=(prompter.provenance,)),
     )
 
 
@@ -204,10 +256,7 @@ class Feeder:
         """Label values of a frame (Z, Y, X), and the largest probability; 1 where it does not look."""
         grid = self.feeding.lay(frame, spacing_mm)
         probabilities = self._ask(grid.sample(self.feeding.scaled(frame)).astype(np.float32))
-        found = grid.restore(probabilities)
-        mask, sure = np.zeros(frame.shape, np.int32), np.ones(frame.shape, np.float32)
-        mask[grid.box], sure[grid.box] = found.argmax(0), found.max(0)
-        return mask, sure
+        return self.feeding.lay_back(grid, probabilities, frame.shape)
 
     def _ask(self, image: np.ndarray) -> np.ndarray:
         """(Z, Y, X) on the network's grid -> probabilities (classes, Z, Y, X)."""
