@@ -110,7 +110,7 @@ class Feeding:
     def lay_back(
         self, grid: Grid, probabilities: np.ndarray, shape: tuple[int, ...]
     ) -> tuple[np.ndarray, np.ndarray]:
-        """Probabilities (classes, Z', Y', X') on a grid -> the labels (Z, Y, X) of a frame and how sure they are.
+        """Probabilities (classes, Z', Y', X') on a grid -> a frame's labels (Z, Y, X), and how sure each is.
 
         Where the network does not look is background, and sure.
         """
