@@ -3,7 +3,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: demo test lint clean
+.PHONY: demo demo-self-training test lint clean
 
 $(STAMP): pyproject.toml
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
@@ -14,6 +14,9 @@ $(STAMP): pyproject.toml
 
 demo: $(STAMP)  ## the whole main job on the phantom; prints where the report is
 	$(BIN)/fewbeats demo --out runs/demo
+
+demo-self-training: $(STAMP)  ## without any label: two rounds of self-training from the network that comes along
+	$(BIN)/fewbeats demo --self-training --out runs/demo
 
 test: $(STAMP) lint  ## lint, types and tests
 	$(BIN)/python -m pytest -n auto

@@ -1,4 +1,4 @@
-"""The whole main job in minutes, on phantoms: a cohort, a few labels, a network, every frame, a report."""
+"""The main jobs in minutes, on phantoms: a cohort, a few labels or none, a network, every frame, a report."""
 
 from __future__ import annotations
 
@@ -10,10 +10,13 @@ import polars as pl
 
 @dataclass(frozen=True, kw_only=True)
 class Demo:
-    """Write a phantom cohort, train on four of its subjects, label the others, and report.
+    """Write a phantom cohort, train on four of its subjects or on none, label the others, and report.
 
     Takes a few minutes on two CPU cores and no network.
     """
+
+    self_training: bool = False
+    """Without any label: the network that comes with the package teaches, two students follow."""
 
     out: Path = Path("runs/demo")
     """Folder for cohort, run and report."""
@@ -24,18 +27,38 @@ class Demo:
 
     def run(self) -> Path:
         """Do it all; returns the report's path."""
+        table = self._write_cohort()
+        return self._train_without_labels(table) if self.self_training else self._train_with_few(table)
+
+    def _write_cohort(self) -> Path:
         from fewbeats.commands.cohorts import Index, Phantom
-        from fewbeats.commands.evaluate import Evaluate
-        from fewbeats.commands.finetune import Finetune
-        from fewbeats.commands.predict import Predict
         from fewbeats.phantom.scan import PhantomSettings
 
-        images, table, trained = self.out / "phantom", self.out / "cohort.csv", self.out / "run"
+        images, table = self.out / "phantom", self.out / "cohort.csv"
         if not (images / "subjects.csv").is_file():
             Phantom(out=images, settings=PhantomSettings(subjects=self.subjects)).run()
         if not table.is_file():
             Index(source=images, layout="phantom", out=table, draw=(0.5, 0.0, 0.5)).run()
             _keep_two_frames(table)
+        return table
+
+    def _train_without_labels(self, table: Path) -> Path:
+        from fewbeats.commands.selftrain import SelfTrain
+        from fewbeats.self_training.rounds import RoundSettings
+
+        out = self.out / "self-training"
+        SelfTrain(
+            cohort=table, teacher=("synthetic",), out=out, steps=self.steps,
+            plan=RoundSettings(rounds=2, judge="dev"), localizer_steps=self.steps // 4,
+        ).run()  # fmt: skip
+        return out / "report.html"
+
+    def _train_with_few(self, table: Path) -> Path:
+        from fewbeats.commands.evaluate import Evaluate
+        from fewbeats.commands.finetune import Finetune
+        from fewbeats.commands.predict import Predict
+
+        trained = self.out / "run"
         Finetune(
             cohort=table, out=trained, labeled=4, steps=self.steps, localizer_steps=self.steps // 4
         ).run()
