@@ -21,12 +21,15 @@ from fewbeats.data.provenance import load_provenance
 from fewbeats.models.weights import read_weights, save_weights
 from fewbeats.training.rundir import SHIPPED, RunDir
 
-PHANTOMS = ["--contrast", "any", "--subjects", "600", "--frames", "2", "--matrix", "176",
+PHANTOMS = ["--contrast", "any", "--subjects", "500", "--frames", "3", "--matrix", "176",
             "--pixel-mm", "1.1", "2.1", "--seed", "1"]  # fmt: skip
 LOCALIZER = ["--task", "localization", "--localizer-steps", "800", "--init", "scratch",
              "--network.kind", "unet2d", "--network.base-channels", "8", "--network.levels", "5"]  # fmt: skip
-TRAINING = ["--config", "configs/synthetic.yaml"]
-OF_ITS_MACHINE = ("cohort", "git_commit", "files", "engines_seconds", "labeled_subjects")
+TRAINING = ["--config", Path(__file__).parents[1] / "configs" / "synthetic.yaml"]
+OF_ITS_MACHINE = (
+    "cohort", "git_commit", "files", "engines_seconds", "labeled_subjects", "machine", "versions", "seconds",
+    "network_seconds", "peak_memory_mb",
+)  # fmt: skip
 
 
 def main() -> None:

@@ -13,7 +13,14 @@ from fewbeats.phantom.anatomy import Tissue, beat_at
 from fewbeats.phantom.cohort import cohort_subject
 from fewbeats.phantom.imaging import signal_of
 from fewbeats.phantom.randomized import random_subject
-from fewbeats.phantom.scan import PhantomSettings, make_scan, sampled_ml, tissue_at, truth_ml
+from fewbeats.phantom.scan import (
+    PhantomSettings,
+    frame_phases,
+    make_scan,
+    sampled_ml,
+    tissue_at,
+    truth_ml,
+)
 from fewbeats.phantom.scar import Scar
 from fewbeats.phantom.subject import make_subject
 
@@ -37,8 +44,17 @@ def test_hearts_are_wider_than_life():
         values = [getattr(one, name) for one in drawn]
         assert min(values) < low < high < max(values), name
     assert 10 < sum(one.scar is not None for one in drawn) < 30
-    emptied = [beat_at(one, one.es_phase).volumes_ml for one in drawn]
-    assert sum(lv < 15 < 100 < myo for lv, myo, _ in emptied) > 3  # a thick wall and hardly any blood
+
+
+def test_what_is_imaged_holds_emptied_hearts():
+    drawn = [cohort_subject(ANY, i) for i in range(60)]
+    smallest = [truth_ml(one, frame_phases(one, ANY)) for one in drawn]
+    emptied = [one["LV"].min() < 15 and one["MYO"].min() > 60 for one in smallest]
+    assert 4 < sum(emptied) < 30  # a thick wall and hardly any blood
+    for one in drawn:
+        phases = frame_phases(one, replace(ANY, frames=5))
+        assert {0.0, one.es_phase} <= set(phases)
+        assert (np.diff(phases) > 0).all()
 
 
 def test_any_contrast_may_be_inverted_and_faint():

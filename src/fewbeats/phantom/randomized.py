@@ -23,7 +23,7 @@ EMPTY = (Tissue.AIR, Tissue.LUNG, Tissue.GAS)
 INVERTED = 0.15
 """Of contrasts that never were, how many of those with muscle brighter than blood are kept."""
 THICK = 0.25
-"""Share of hearts with a wall so thick that hardly any blood is left at end-systole."""
+"""Share of hearts with a small cavity in a thick wall, which empties almost wholly."""
 LEAST_CONTRAST = 25.0  # between blood and muscle, of 250; below, nobody could tell them apart
 
 
@@ -39,11 +39,11 @@ def random_subject(seed: int) -> Anatomy:
         return float(rng.uniform(low, high))
 
     subject, thick = make_subject(seed), rng.random() < THICK
-    ef = between(55.0, 88.0) if thick else between(10.0, 75.0)
+    ef = between(65.0, 92.0) if thick else between(10.0, 75.0)
     return replace(
         subject,
         group="any",
-        lv_edv_ml=between(40.0, 120.0) if thick else between(45.0, 300.0),
+        lv_edv_ml=between(40.0, 100.0) if thick else between(45.0, 300.0),
         lv_ef_percent=ef,
         wall_mm=between(11.0, 22.0) if thick else between(4.5, 14.0),
         elongation=between(1.45, 2.4),

@@ -231,8 +231,14 @@ def make_scan(subject: Anatomy, settings: PhantomSettings) -> tuple[Scan, np.nda
 
 
 def frame_phases(subject: Anatomy, settings: PhantomSettings) -> np.ndarray:
-    """(T,) phase of each frame; in about every fourth subject the first frame comes after end-diastole."""
+    """(T,) phase of each frame; in about every fourth subject the first frame comes after end-diastole.
+
+    Of any contrast, whose frames are few: end-diastole, end-systole, and then any.
+    """
     rng = np.random.default_rng([subject.seed, 4])
+    if settings.contrast == "any":
+        ends = np.array([0.0, subject.es_phase])[: settings.frames]
+        return np.sort(np.append(ends, rng.uniform(0.0, 1.0, settings.frames - len(ends))))
     late = rng.uniform(0.05, 0.2) if rng.random() < 0.25 else 0.0
     return (np.arange(settings.frames) / settings.frames + late) % 1.0
 

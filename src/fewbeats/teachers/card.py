@@ -119,8 +119,10 @@ def _labels(content: Any, silent: Any, *, file: Path | str) -> Convention:
             f"{file}: labels are no values and structures; write them like `labels: {{1: LV, 2: MYO}}`"
         ) from error
     values = {v: name_structure(n, file=file) for v, n in named.items() if v and n.lower() != "background"}
-    if not values:
-        raise InputError(f"{file}: labels name no structure")
+    if not values or min(values) < 0:
+        raise InputError(
+            f"{file}: labels name no structure, or one below 0; values are positive, 0 is background"
+        )
     unsaid = frozenset(name_structure(str(name), file=file) for name in silent)
     return Convention(name=str(file), values=values, silent_about=unsaid)
 

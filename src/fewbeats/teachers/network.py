@@ -15,26 +15,22 @@ The card MODEL.yaml lies beside the file MODEL.onnx or MODEL.pt:
 
 from __future__ import annotations
 
-import hashlib
 import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, fields
 from functools import cached_property
-from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 from scipy import special
 
-from fewbeats.data.provenance import Provenance
 from fewbeats.errors import InputError
-from fewbeats.inference.labeler import open_run
 from fewbeats.metrics import bounding_box
 from fewbeats.models.export import open_onnxruntime, open_torch
-from fewbeats.teachers.card import Card, read_card
+from fewbeats.teachers.card import read_card
 from fewbeats.teachers.outside import Outside
-from fewbeats.teachers.promptable import Prompted
+from fewbeats.teachers.promptable import digest_files, open_promptable
 from fewbeats.training.runconfig import restore_settings
 from fewbeats.transforms.preprocess import Grid
 
@@ -88,6 +84,8 @@ class Feeding:
             raise InputError(
                 f"decoder '{self.decoder}': is asked about slices; give rows and columns, forward"
             )
+        if self.decoder and self.output != "logits":
+            raise InputError(f"output {self.output}: a promptable network gives logits; leave it out")
 
     def lay(self, frame: np.ndarray, spacing_mm: tuple[float, float, float]) -> Grid:
         """The network's grid over a frame (Z, Y, X) of this spacing."""
@@ -162,38 +160,13 @@ def _open(where: str, *, kind: str, load: Callable[[Path], Call]) -> Outside:
     except (InputError, TypeError) as error:
         known = ", ".join(one.name for one in fields(Feeding))
         raise InputError(f"{card_file}: network: {error}; its fields are {known}") from error
-    contents = file.read_bytes() + card_file.read_bytes()
     if feeding.decoder:
-        return _open_promptable(spec, file, card, feeding, contents)
+        return open_promptable(spec, file, card, feeding)
     return Outside(
         spec=spec,
         card=card,
         segment=_LateFeeder(load, file, feeding, 1 + max(card.labels.values)),
-        key=hashlib.sha256(contents).hexdigest()[:12],
-    )
-
-
-def _open_promptable(spec: str, file: Path, card: Card, feeding: Feeding, contents: bytes) -> Outside:
-    decoder = file.with_name(feeding.decoder)
-    if not spec.startswith("onnx:") or not decoder.is_file():
-        raise InputError(
-            f"--teacher {spec}: its card names the second part {decoder}, an ONNX file; there is none"
-        )
-    if find_spec("onnxruntime") is None:
-        raise InputError(f"{file}: needs onnxruntime; pip install 'fewbeats[onnx]'")
-    prompter = open_run(Path(feeding.prompter))
-    values = {name: value for value, name in card.labels.values.items()}
-    if blind := sorted(set(values) - set(prompter.structures)):
-        raise InputError(
-            f"--teacher {spec}: '{feeding.prompter}' cannot say where {', '.join(blind)} is; take another"
-        )
-    contents += decoder.read_bytes() + prompter.key.encode()
-    return Outside(
-        spec=spec,
-        card=card,
-        segment=Prompted(file, decoder, feeding, values, prompter),
-        key=hashlib.sha256(contents).hexdigest()[:12],
-        seen=Provenance(run=card.name, ancestors=(prompter.provenance,)),
+        key=digest_files(file, card_file),
     )
 
 

@@ -1,25 +1,29 @@
 """`onnx:FILE` in two parts: a promptable network, as Segment Anything, that a run tells where to look.
 
-The card's `network` names the second part, which lies beside FILE, and how it is asked:
+The card's `network` names the second part and how it is asked:
 
     network:
       size: [1024, 1024]
       spacing_mm: [0.25, 0.25]
-      decoder: decoder.onnx
+      decoder: decoder.onnx           # a path from the card's folder on
       prompt: box                     # or point
-      prompter: synthetic             # run whose masks say where each structure is, slice by slice
+      prompter: synthetic             # run whose masks say where each structure is, slice by slice: a path
+                                      # from the card's folder on, or one that comes with the package
 
 The first part takes (1, C, Y, X) and gives an embedding. The second is Segment Anything's as exported
 (Kirillov et al., ICCV 2023, https://arxiv.org/abs/2304.02643): image_embeddings, point_coords (x, y),
 point_labels and, where it has them, mask_input, has_mask_input, orig_im_size give masks (1, n, Y, X), inside
-above 0, and iou_predictions.
+above 0, and iou_predictions (1, n), which choose among several masks.
 """
 
 from __future__ import annotations
 
+import glob
+import hashlib
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -27,16 +31,85 @@ import numpy as np
 from scipy import ndimage, special
 
 from fewbeats.anatomy import FEWBEATS_VALUES
+from fewbeats.data.provenance import Provenance
 from fewbeats.errors import InputError
+from fewbeats.inference.labeler import open_run
 from fewbeats.metrics import bounding_box
+from fewbeats.models.export import open_session
+from fewbeats.teachers.outside import Outside
+from fewbeats.training.rundir import SHIPPED
 
 if TYPE_CHECKING:
     from fewbeats.inference.labeler import Labeler
     from fewbeats.scan import Scan
+    from fewbeats.teachers.card import Card
     from fewbeats.teachers.network import Feeding
+    from fewbeats.transforms.preprocess import Grid
 
-CORNERS = (2, 3)
-"""Labels of a box's first and last corner among the points; 1 is a point inside, -1 none."""
+BOX = (2, 3)
+"""Labels of a box's first and last corner among the points."""
+POINT = (1, -1)
+"""Labels of a point inside and of the padding that Segment Anything wants where there is no box."""
+OFFERED = (
+    "image_embeddings", "point_coords", "point_labels", "mask_input", "has_mask_input", "orig_im_size",
+)  # fmt: skip
+MASKS, CHOICE = "masks", "iou_predictions"
+DTYPES = {"tensor(float)": np.float32, "tensor(float16)": np.float16, "tensor(double)": np.float64}
+
+
+def open_promptable(spec: str, file: Path, card: Card, feeding: Feeding) -> Outside:
+    """Both parts, their card and the run that asks them as a labeler.
+
+    Args:
+        spec: as it was asked for, onnx:FILE.
+        file: the first part.
+        card: of both.
+        feeding: its part `network`.
+
+    Raises:
+        InputError: a part is missing or cannot be asked, or the prompter does not know what the card names.
+    """
+    card_file, decoder = file.with_suffix(".yaml"), file.parent / feeding.decoder
+    if not spec.startswith("onnx:"):
+        raise InputError(f"--teacher {spec}: a promptable network is read from ONNX files; write onnx:FILE")
+    if not decoder.is_file():
+        raise InputError(f"{card_file}: decoder: there is no file {decoder}")
+    if find_spec("onnxruntime") is None:
+        raise InputError(f"{file}: needs onnxruntime; pip install 'fewbeats[onnx]'")
+    known = SHIPPED / feeding.prompter
+    try:
+        prompter = open_run(
+            known if (known / "run.json").is_file() else file.parent / feeding.prompter, confident=True
+        )
+    except InputError as error:
+        raise InputError(f"{card_file}: prompter: {error}") from error
+    values = {name: value for value, name in card.labels.values.items() if name in card.structures}
+    if blind := sorted(set(values) - set(prompter.structures)):
+        raise InputError(
+            f"{card_file}: prompter '{feeding.prompter}' does not know {', '.join(blind)}; take another"
+        )
+    seen = prompter.known.modalities if prompter.known else ()
+    if card.modality and seen and card.modality not in seen:
+        raise InputError(
+            f"{card_file}: is of {card.modality}, its prompter of {' and '.join(seen)}; take another"
+        )
+    if not card.modality and len(seen) == 1:
+        card = replace(card, modality=seen[0])
+    segment = Prompted(file, decoder, feeding, values, prompter)
+    segment.check()
+    parts = hashlib.sha256((digest_files(file, decoder, card_file) + prompter.key).encode())
+    seen_by = Provenance(run=card.name, ancestors=(prompter.provenance,))
+    return Outside(spec=spec, card=card, segment=segment, key=parts.hexdigest()[:12], seen=seen_by)
+
+
+def digest_files(*files: Path) -> str:
+    """Of files' bytes and those of what lies beside them as FILE.data, where ONNX keeps large weights."""
+    whole = hashlib.sha256()
+    for file in files:
+        for part in (file, *sorted(file.parent.glob(f"{glob.escape(file.name)}[._]data"))):
+            with part.open("rb") as stream:
+                whole.update(hashlib.file_digest(stream, "sha256").digest())
+    return whole.hexdigest()[:12]
 
 
 @dataclass(frozen=True)
@@ -52,53 +125,90 @@ class Prompted:
 
     def __call__(self, scan: Scan) -> Iterator[tuple[np.ndarray, np.ndarray | None]]:
         for t, told in enumerate(self.prompter.label(scan)):
-            yield self.segment(scan.frame(t), told.mask, scan.spacing_mm)
+            mask, sure = self.segment(scan.frame(t), told.mask, scan.spacing_mm)
+            # Where it was not asked it knows nothing: it is no surer than who says where to ask.
+            yield mask, sure if told.confidence is None else np.minimum(sure, told.confidence)
 
     def __getstate__(self) -> dict[str, Any]:
         return {name: value for name, value in self.__dict__.items() if name != "parts"}
 
     @cached_property
     def parts(self) -> tuple[Any, Any]:
-        from fewbeats.models.export import open_session
-
         return open_session(self.encoder), open_session(self.decoder)
+
+    def check(self) -> None:
+        """Refuse parts that cannot be asked, before any scan.
+
+        Raises:
+            InputError: a file that is no ONNX network, or one that wants or gives something else.
+        """
+        for file in (self.encoder, self.decoder):
+            try:
+                open_session(file)
+            except Exception as error:  # onnxruntime has its own kinds
+                raise InputError(f"{file}: no ONNX network that onnxruntime can run") from error
+        encoder, decoder = self.parts
+        [first, *others], rows_columns = encoder.get_inputs(), self.feeding.size
+        fixed = [n for n in first.shape[2:] if isinstance(n, int)]
+        if others or len(first.shape) != 4 or (fixed and tuple(first.shape[2:]) != rows_columns):
+            raise InputError(
+                f"{self.encoder}: takes {first.shape}, not (1, C, {rows_columns[0]}, {rows_columns[1]})"
+            )
+        wanted, given = ([one.name for one in side] for side in (decoder.get_inputs(), decoder.get_outputs()))
+        if unknown := sorted(set(wanted) - set(OFFERED)):
+            raise InputError(
+                f"{self.decoder}: wants '{unknown[0]}'; it is given {', '.join(OFFERED)} at most"
+            )
+        if MASKS not in given:
+            raise InputError(f"{self.decoder}: gives {', '.join(given)}; one must be called {MASKS}")
 
     def segment(
         self, frame: np.ndarray, told: np.ndarray, spacing_mm: tuple[float, float, float]
     ) -> tuple[np.ndarray, np.ndarray]:
-        """Label values of a frame (Z, Y, X), and how sure they are.
+        """Label values of a frame (Z, Y, X), and how sure they are; slice by slice, as sizes are large.
 
         Args:
             frame: gray values.
             told: the prompter's mask, in the `fewbeats` convention.
             spacing_mm: of both.
         """
-        grid = self.feeding.lay(frame, spacing_mm)
-        image, hints = grid.sample(self.feeding.scaled(frame)), grid.sample_labels(told)
-        answers = [self.ask(plane.astype(np.float32), hint) for plane, hint in zip(image, hints)]
-        return self.feeding.lay_back(grid, np.stack(answers, 1), frame.shape)
+        whole = self.feeding.lay(frame, spacing_mm)
+        grid = replace(whole, shape=(1, *whole.shape[1:]), source_shape=(1, *whole.source_shape[1:]))
+        gray = self.feeding.scaled(frame)
+        value = np.array([0, *self.values.values()], np.int32)
+        mask, sure = np.zeros(frame.shape, np.int32), np.ones(frame.shape, np.float32)
+        for z in range(len(frame)):
+            if told[z].any():
+                index, sure[z] = self._ask_slice(grid, gray[z : z + 1], told[z : z + 1])
+                mask[z] = value[index]
+        return mask, sure
+
+    def _ask_slice(self, grid: Grid, gray: np.ndarray, told: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        image, hint = grid.sample(gray)[0].astype(np.float32), grid.sample_labels(told)[0]
+        index, sure = self.feeding.lay_back(grid, self.ask(image, hint)[:, None], gray.shape)
+        return index[0], sure[0]
 
     def ask(self, image: np.ndarray, hint: np.ndarray) -> np.ndarray:
-        """Probabilities (classes, Y, X) of a slice, from the prompter's hint (Y, X) of where structures are.
+        """Probabilities (1 + structures, Y, X) of a slice, from the hint (Y, X) of where structures are.
 
         A box round the wall holds the cavity, too: what is found in it is the wall where no cavity is found.
         """
-        inside: dict[str, np.ndarray] = {}
-        embedding = None
-        for name in self.values:
-            region = hint == FEWBEATS_VALUES[name]
-            if not region.any():
-                continue
-            if name == "MYO" and self.feeding.prompt == "box":
-                region = region | (hint == FEWBEATS_VALUES["LV"])
-            if embedding is None:
-                embedding = self._embed(image)
-            inside[name] = special.expit(self._decode(embedding, region))
-        if "MYO" in inside and "LV" in inside and self.feeding.prompt == "box":
-            inside["MYO"] = inside["MYO"] * (1.0 - inside["LV"])
-        scores = np.zeros((1 + max(self.values.values()), *image.shape), np.float32)
-        for name, probability in inside.items():
-            scores[self.values[name]] = probability
+        wanted = [name for name in self.values if (hint == FEWBEATS_VALUES[name]).any()]
+        scores = np.zeros((1 + len(self.values), *image.shape), np.float32)
+        if wanted:
+            embedding = self._embed(image)
+            nested = "MYO" in wanted and self.feeding.prompt == "box"
+            cavity = hint == FEWBEATS_VALUES["LV"]
+            inside = {}
+            for name in [*wanted, *(["LV"] if nested and "LV" not in wanted and cavity.any() else [])]:
+                region = hint == FEWBEATS_VALUES[name]
+                inside[name] = self._decode(
+                    embedding, region | cavity if name == "MYO" and nested else region
+                )
+            if nested and "LV" in inside:
+                inside["MYO"] = inside["MYO"] * (1.0 - inside["LV"])
+            for channel, name in enumerate(self.values, 1):
+                scores[channel] = inside.get(name, 0.0)
         scores[0] = 1.0 - scores[1:].max(0)
         return scores / scores.sum(0)
 
@@ -106,44 +216,48 @@ class Prompted:
         encoder = self.parts[0]
         asked = encoder.get_inputs()[0]
         channels = asked.shape[1] if isinstance(asked.shape[1], int) else 1
-        return encoder.run(None, {asked.name: np.repeat(image[None, None], channels, 1)})[0]
+        batch = np.repeat(image[None, None], channels, 1)
+        return encoder.run(None, {asked.name: batch.astype(DTYPES.get(asked.type, np.float32))})[0]
 
     def _decode(self, embedding: np.ndarray, region: np.ndarray) -> np.ndarray:
-        """Logits (Y, X) of what the network finds where a region (Y, X) is.
+        """Probability (Y, X) of what the network finds where a region (Y, X) is.
 
         Raises:
-            InputError: the second part wants or gives something else than Segment Anything's.
+            InputError: its masks are of another size, or nothing says which of several is meant.
         """
         decoder, (points, labels) = self.parts[1], self._prompt(region)
-        side = 4 * embedding.shape[-1]  # of its low-resolution masks
+        low = [4 * n for n in embedding.shape[-2:]]  # sides of its low-resolution masks
         offered = {
             "image_embeddings": embedding,
             "point_coords": points,
             "point_labels": labels,
-            "mask_input": np.zeros((1, 1, side, side), np.float32),
+            "mask_input": np.zeros((1, 1, *low), np.float32),
             "has_mask_input": np.zeros(1, np.float32),
             "orig_im_size": np.array(region.shape, np.float32),
         }
-        asked = [one.name for one in decoder.get_inputs()]
-        if unknown := sorted(set(asked) - offered.keys()):
-            raise InputError(f"{self.decoder}: wants '{unknown[0]}'; it takes {', '.join(offered)} at most")
-        names = [one.name for one in decoder.get_outputs()]
-        given = dict(zip(names, decoder.run(None, {name: offered[name] for name in asked})))
-        masks = np.asarray(given.get("masks", given[names[0]]))
+        feed = {
+            one.name: offered[one.name].astype(DTYPES.get(one.type, np.float32))
+            for one in decoder.get_inputs()
+        }
+        given = dict(zip([one.name for one in decoder.get_outputs()], decoder.run(None, feed)))
+        masks = np.asarray(given[MASKS], np.float32)
         if masks.ndim != 4 or masks.shape[2:] != region.shape:
             raise InputError(
-                f"{self.decoder}: gave {masks.shape} for {region.shape} pixels; mend size in the card"
+                f"{self.decoder}: gave masks of {masks.shape} for {region.shape} pixels; export it so that "
+                "it gives them at the size of its input"
             )
-        best = int(np.argmax(given["iou_predictions"][0])) if "iou_predictions" in given else 0
-        return masks[0, best]
+        several = masks.shape[1] > 1
+        if several and CHOICE not in given:
+            raise InputError(f"{self.decoder}: gives {masks.shape[1]} masks and no {CHOICE} to choose by")
+        return special.expit(masks[0, int(np.argmax(given[CHOICE][0])) if several else 0])
 
     def _prompt(self, region: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Points (1, N, 2) as x, y in pixels, and what each is (1, N)."""
+        """Points (1, 2, 2) as x, y in pixels, and what each is (1, 2)."""
         if self.feeding.prompt == "box":
             y, x = bounding_box(region)
-            corners = [[x.start, y.start], [x.stop - 1, y.stop - 1]]
-            return np.array([corners], np.float32), np.array([CORNERS], np.float32)
-        depth = ndimage.distance_transform_edt(region)
-        row, column = np.unravel_index(int(depth.argmax()), region.shape)
-        nowhere = [[column, row], [0, 0]]  # without a box Segment Anything wants a padding point
-        return np.array([nowhere], np.float32), np.array([[1, -1]], np.float32)
+            points, labels = [[x.start, y.start], [x.stop - 1, y.stop - 1]], BOX
+        else:
+            depth = ndimage.distance_transform_edt(np.pad(region, 1))[1:-1, 1:-1]
+            row, column = np.unravel_index(int(depth.argmax()), region.shape)
+            points, labels = [[int(column), int(row)], [0, 0]], POINT
+        return np.array([points], np.float32), np.array([labels], np.float32)

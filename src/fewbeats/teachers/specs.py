@@ -13,6 +13,7 @@ from fewbeats.inference.labeler import Labeler, open_run
 from fewbeats.teachers.card import refuse_seen_data
 from fewbeats.teachers.outside import Outside
 from fewbeats.teachers.vote import Rule, Vote
+from fewbeats.training.rundir import SHIPPED
 
 if TYPE_CHECKING:
     import polars as pl
@@ -27,8 +28,6 @@ KINDS = {
     "oracle": ("oracle", "open_oracle"),
 }
 """Kind -> its file in this package, and the function in it that opens it."""
-OURS = ("synthetic",)
-"""Runs that come with the package."""
 
 
 def open_teachers(
@@ -67,17 +66,21 @@ def open_teacher(spec: str, *, cohort: pl.DataFrame | None = None) -> Labeler:
     """One teacher.
 
     Args:
-        spec: KIND:WHERE.
+        spec: KIND:WHERE, or synthetic.
         cohort: whose scans are labeled.
 
     Raises:
         InputError: no such kind, or one that cannot be used for this cohort.
     """
     kind, _, where = spec.partition(":")
-    if kind in ("run", *OURS):
-        return open_run(Path(where or kind))
+    if kind == "synthetic":
+        if where:
+            raise InputError(f"--teacher {spec}: comes with the package; write synthetic alone")
+        return open_run(SHIPPED / kind)
+    if kind == "run" and where:
+        return open_run(Path(where))
     if kind not in KINDS:
-        kinds = ", ".join(sorted([*KINDS, "run", *OURS]))
+        kinds = ", ".join(sorted([*KINDS, "run", "synthetic"]))
         raise InputError(
             f"--teacher {spec}: no such kind; write one of {kinds}, and : with where it is behind it"
         )
