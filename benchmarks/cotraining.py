@@ -140,7 +140,7 @@ def compare(method: CoTraining, batches: Viewed, steps: int) -> float:
 
     seconds = {bare: 0.0, train: 0.0}
     for i in range(steps):  # in turn, and in turns first: a shared machine's speed changes within seconds
-        for step in (bare, train) if i % 2 else (train, bare):
+        for step in (bare, train) if i // 2 % 2 else (train, bare):
             seconds[step] += seconds_of(step, i)
     return seconds[bare] / seconds[train]
 

@@ -11,6 +11,7 @@ of pigs is drawn, 12 to learn from and 6 held out; two rounds of self-training n
 from __future__ import annotations
 
 import argparse
+import json
 from collections.abc import Iterator
 from datetime import date
 from pathlib import Path
@@ -22,7 +23,7 @@ import polars as pl
 from fewbeats.anatomy import FEWBEATS_VALUES
 from fewbeats.data.cohort import read_cohort
 from fewbeats.evaluation.temporal import beating
-from fewbeats.heartbeat import find_phases
+from fewbeats.heartbeat import ejection_fraction_percent, find_phases
 from fewbeats.metrics import dice
 from fewbeats.training.rundir import machine
 from record import append, call, is_recorded
@@ -71,7 +72,9 @@ def main() -> None:
                 "selftrain", table, "--teacher", f"run:{teacher}", "--rounds", ROUNDS, "--settled", 1,
                 "--seed", seed, "--steps", given.steps, "--out", rounds, *NETWORK, *given.flags,
             )  # fmt: skip
-            judge(rounds / "best", table, rounds / "held_out", arm=given.arm, gap=gap, seed=seed)
+            best = json.loads((rounds / "self_training.json").read_text())["best"]
+            run = rounds / "best" if best else teacher  # whose masks no student bettered
+            judge(run, table, rounds / "held_out", arm=given.arm, gap=gap, seed=seed, best=best)
 
 
 def make_cohort(folder: Path, *flags: Any, subjects: int, frames: int, seed: int, draw: Any) -> Path:
@@ -83,8 +86,8 @@ def make_cohort(folder: Path, *flags: Any, subjects: int, frames: int, seed: int
     return table
 
 
-def judge(run: Path, table: Path, masks: Path, *, arm: str, gap: float, seed: int) -> None:
-    """Rows of every held-out pig."""
+def judge(run: Path, table: Path, masks: Path, *, arm: str, gap: float, seed: int, best: int = 0) -> None:
+    """Rows of every held-out pig; `best` is the round whose network it is."""
     key: dict[str, Any] = {"arm": arm, "gap": gap, "seed": seed}
     if is_recorded(TABLE, **key):
         return
@@ -96,7 +99,7 @@ def judge(run: Path, table: Path, masks: Path, *, arm: str, gap: float, seed: in
         )
         voxel_ml = scan["spacing_z_mm"] * scan["spacing_y_mm"] * scan["spacing_x_mm"] / 1000.0
         for structure, metric, value in figures(found, truth, voxel_ml):
-            rows.append({**key, "subject": f"{seed}-{scan['subject']}", "group": scan["group"],
+            rows.append({**key, "round": best, "subject": f"{seed}-{scan['subject']}", "group": scan["group"],
                          "structure": structure, "metric": metric, "value": round(value, 5),
                          "machine": machine(), "date": date.today().isoformat()})  # fmt: skip
     append(TABLE, pl.DataFrame(rows))
@@ -111,25 +114,33 @@ def frames(file: Path) -> Iterator[np.ndarray]:
 
 
 def figures(found: np.ndarray, truth: np.ndarray, voxel_ml: float) -> Iterator[tuple[str, str, float]]:
-    """What a heartbeat's masks (T, X, Y, Z) are worth: structure, figure, value."""
+    """What a heartbeat's masks (T, X, Y, Z) are worth: structure, figure, value.
+
+    ED and ES are those of the LV, of the RV's volumes, too. What is nowhere found has no figures of time.
+    """
+    left = [(masks == FEWBEATS_VALUES["LV"]).sum((1, 2, 3)) for masks in (found, truth)]
+    phases = [find_phases(curve) for curve in left]
     for name in STRUCTURES:
         ours, theirs = found == FEWBEATS_VALUES[name], truth == FEWBEATS_VALUES[name]
         overlaps = [dice(a, b) for a, b in zip(ours, theirs)]
         yield name, "dice", float(np.mean(overlaps))
         yield name, "dice_worst_frame", float(np.min(overlaps))
         curves = [masks.sum((1, 2, 3)) * voxel_ml for masks in (ours, theirs)]
-        if name not in ("LV", "RV"):
+        if name not in ("LV", "RV") or not curves[0].any():
             continue
-        told, true = (beating(curve, circular=True) for curve in curves)
-        yield name, "roughness_error_ml", abs(told.roughness_ml - true.roughness_ml)
-        yield name, "roughness_ml", told.roughness_ml
-        yield name, "true_roughness_ml", true.roughness_ml
-        yield name, "ef_error", told.ejection_percent - true.ejection_percent
-        yield name, "stroke_error_ml", told.stroke_ml - true.stroke_ml
-        yield name, "true_stroke_ml", true.stroke_ml
-        for phase, at, wanted in zip(("ed", "es"), *(find_phases(curve) for curve in curves)):
-            away = abs(int(at) - int(wanted))
-            yield name, f"{phase}_frames_off", float(min(away, len(found) - away))
+        told, true = (beating(curve, circular=True).roughness_ml for curve in curves)
+        yield name, "roughness_error_ml", abs(told - true)
+        yield name, "roughness_ml", told
+        yield name, "true_roughness_ml", true
+        ends = [(float(curve[ed]), float(curve[es])) for curve, (ed, es) in zip(curves, phases)]
+        ours_ef, true_ef = (ejection_fraction_percent(full, empty) or 0.0 for full, empty in ends)
+        yield name, "ef_error", ours_ef - true_ef
+        yield name, "stroke_error_ml", (ends[0][0] - ends[0][1]) - (ends[1][0] - ends[1][1])
+        yield name, "true_stroke_ml", ends[1][0] - ends[1][1]
+        if name == "LV":
+            for phase, at, wanted in zip(("ed", "es"), *phases):
+                away = abs(int(at) - int(wanted))
+                yield name, f"{phase}_frames_off", float(min(away, len(found) - away))
 
 
 if __name__ == "__main__":

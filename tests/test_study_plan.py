@@ -108,6 +108,18 @@ def test_what_the_cohort_cannot_give_is_refused_before_anything_runs(
     assert not [p for p in (tmp_path / "study").glob("*") if p.name != "sample-cache"]
 
 
+def test_a_pairs_second_start_decides_its_rows(phantoms, tmp_path):
+    mn = {"command": "cotrain", "method": "mn", "network": {"kind": "unet3d"}, "init": "scratch"}
+    arms = {"usual": mn, "named": mn | {"flat-init": "natural"}, "random": mn | {"flat-init": "scratch"}}
+    settings = content(
+        phantoms, tmp_path, arms=arms, primary=None, pretrainings={}, cotrain={"steps": 2, "init": "scratch"},
+        baseline="usual", may_differ=["flat_init"],
+    )  # fmt: skip
+    plan = read_plan(Path(write(tmp_path, settings)))
+    usual, named, random = (plan.digest(arm) for arm in plan.arms.values())
+    assert usual == named != random
+
+
 def test_what_decides_a_row_is_known_by_content(phantoms, tmp_path):
     """Labels and weights count, not where they lie, nor what no mask depends on."""
     cohort = read_cohort(phantoms)

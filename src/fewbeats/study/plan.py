@@ -103,6 +103,11 @@ class Plan:
             about["init"] = before.describe() | {"init": start_digest(before.init)}
         else:
             about["init"] = start_digest(arm.trainer.init)
+        flat = getattr(arm.trainer, "flat_init", "natural")
+        if (
+            "flat" in about and flat != "natural"
+        ):  # of a pair of networks; rows of the usual start stay theirs
+            about["flat_init"] = start_digest(flat)
         return hashlib.sha256(json.dumps(about, sort_keys=True, default=str).encode()).hexdigest()[:12]
 
 
