@@ -16,7 +16,8 @@ class Demo:
     """
 
     self_training: bool = False
-    """Without any label: the network that comes with the package teaches, two students follow."""
+    """Learn from no label: the network that comes with the package teaches, two students follow. Labels of
+    subjects that nobody learns from judge the rounds and choose among them."""
 
     out: Path = Path("runs/demo")
     """Folder for cohort, run and report."""
