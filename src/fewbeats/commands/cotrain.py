@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from fewbeats.commands.labeled import LearnsFromLabels
-from fewbeats.errors import InputError
+from fewbeats.errors import InputError, name_some
 from fewbeats.models.network import NetworkSettings
 from fewbeats.ranges import check_ranges, later
 from fewbeats.recipes.cotrainer import CotrainerSettings, Partner, train_cotrainer
@@ -81,7 +81,7 @@ class Cotrain(LearnsFromLabels):
         )  # fmt: skip
         subjects = pools.unlabeled["subject"].n_unique()
         print(
-            f"{run.path}: trained on labels of {', '.join(pools.labeled_subjects)} and images of {subjects} "
+            f"{run.path}: trained on labels of {name_some(pools.labeled_subjects)} and images of {subjects} "
             "subjects"
         )
         return run.path

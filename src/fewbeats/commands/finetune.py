@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from fewbeats.commands.labeled import LearnsFromLabels
-from fewbeats.errors import InputError
+from fewbeats.errors import InputError, name_some
 from fewbeats.ranges import check_ranges
 from fewbeats.recipes.run import Length
 from fewbeats.recipes.segmenter import train_localizer_alone, train_segmenter
@@ -45,7 +45,7 @@ class Finetune(LearnsFromLabels):
                 self.out, pools, model, start=self.start, length=length, localizer=self.finder,
                 workers=self.workers, about={"cohort": self.cohort, "select": self.select}, **own,
             )  # fmt: skip
-        print(f"{run.path}: trained on {', '.join(pools.labeled_subjects)}")
+        print(f"{run.path}: trained on {name_some(pools.labeled_subjects)}")
         return run.path
 
     def choose(
