@@ -22,6 +22,7 @@ CONFIGS = Path(__file__).parents[1] / "configs"
 FILES = sorted(CONFIGS.rglob("*.yaml"))
 STUDIES = [f for f in FILES if f.name.startswith("study")]
 COTRAINING = [f for f in FILES if f.stem.startswith("mn_")]
+FINETUNING = {"finetune", "synthetic"}
 PRETRAINING = [f for f in FILES if f.stem in ("simclr", "pcl", "dino", "mim")]
 
 
@@ -29,7 +30,7 @@ def test_all_kinds_are_there():
     assert PRETRAINING
     assert STUDIES
     assert COTRAINING
-    assert len(FILES) == len(PRETRAINING) + len(COTRAINING) + len(STUDIES) + 1
+    assert {f.stem for f in FILES} - {f.stem for f in (*PRETRAINING, *COTRAINING, *STUDIES)} == FINETUNING
 
 
 def test_what_may_be_chosen_is_what_there_is():
@@ -66,6 +67,7 @@ def test_a_co_training_configuration_loads(file):
 def test_the_fine_tuning_configuration_loads():
     file = CONFIGS / "ssp_cine" / "finetune.yaml"
     command = read_command("finetune", ["cohort.csv", "--out=x", "--steps=1", f"--config={file}"])
+    read_command("finetune", ["cohort.csv", "--out=x", f"--config={CONFIGS / 'synthetic.yaml'}"])
     assert (command.model.optim.kind, command.model.network.norm) == ("sgd", "batch")
     assert command.model.optim.weight_decay == 3e-5
 
