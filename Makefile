@@ -15,8 +15,8 @@ $(STAMP): pyproject.toml
 demo: $(STAMP)  ## the whole main job on the phantom; prints where the report is
 	$(BIN)/fewbeats demo --out runs/demo
 
-demo-self-training: $(STAMP)  ## without any label: two rounds of self-training from the network that comes along
-	$(BIN)/fewbeats demo --self-training --out runs/demo
+demo-self-training: $(STAMP)  ## two rounds of self-training from a teacher that errs
+	$(BIN)/fewbeats demo --self-training --out runs/demo-self-training
 
 test: $(STAMP) lint  ## lint, types and tests
 	$(BIN)/python -m pytest -n auto

@@ -16,8 +16,8 @@ class Demo:
     """
 
     self_training: bool = False
-    """Learn from no label: the network that comes with the package teaches, two students follow. Labels of
-    subjects that nobody learns from judge the rounds and choose among them."""
+    """Learn from no label: a teacher that errs anew in every frame stands for somebody's model, two students
+    follow. Labels of subjects that nobody learns from judge the rounds and choose among them."""
 
     out: Path = Path("runs/demo")
     """Folder for cohort, run and report."""
@@ -40,7 +40,8 @@ class Demo:
             Phantom(out=images, settings=PhantomSettings(subjects=self.subjects)).run()
         if not table.is_file():
             Index(source=images, layout="phantom", out=table, draw=(0.5, 0.0, 0.5)).run()
-            _keep_two_frames(table)
+            if not self.self_training:
+                _keep_two_frames(table)
         return table
 
     def _train_without_labels(self, table: Path) -> Path:
@@ -49,7 +50,7 @@ class Demo:
 
         out = self.out / "self-training"
         SelfTrain(
-            cohort=table, teacher=("synthetic",), out=out, steps=self.steps,
+            cohort=table, teacher=("oracle:random",), out=out, steps=self.steps,
             plan=RoundSettings(rounds=2, judge="dev"), localizer_steps=self.steps // 4,
         ).run()  # fmt: skip
         return out / "report.html"
