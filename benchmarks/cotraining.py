@@ -18,6 +18,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -103,7 +104,10 @@ def make_method(networks: dict[str, NetworkSettings]) -> CoTraining:
 def make_batches(pool: Stacks, *, items: int, depth: int, size: int) -> Viewed:
     """As the command makes them."""
     draw = partial(Sampler, batch_size=items, depth=depth, slab=True)
-    mixture = Mixture(draw(pool), draw(pool), items, lambda clock: items if clock.step < LATE else items // 2)
+    closed = replace(pool, masks=None, annotated=None, source=None)
+    mixture = Mixture(
+        draw(pool), draw(closed), items, lambda clock: items if clock.step < LATE else items // 2
+    )
     return Viewed(mixture, partial(cut, settings=ViewSettings(size=size)), 0)
 
 
@@ -117,6 +121,7 @@ def compare(method: CoTraining, batches: Viewed, steps: int) -> float:
     clocks = [Clock(LATE + i, TURNS) for i in range(steps)]
     optimizer = torch.optim.AdamW([p for g in method.parameter_groups() for p in g.parameters], lr=1e-4)
     ready = [batches(clock) for clock in clocks]
+    assert all(batch.labeled is not None and not batch.labeled.all() for batch in ready)
 
     def train(i: int) -> None:
         optimizer.zero_grad(set_to_none=True)

@@ -20,10 +20,10 @@ import polars as pl
 
 from fewbeats.data.cohort import read_cohort, write_cohort
 from fewbeats.data.split import draw_order
+from fewbeats.self_training.student import LABEL_COLUMNS
 from record import call, is_recorded, record
 
 TABLE = "no_labels.csv"
-LABEL = ("label", "label_source", "label_frames", "convention")
 
 
 def main() -> None:
@@ -64,7 +64,7 @@ def close_labels(cohort: Path, out: Path, *, keep: int, seed: int) -> Path:
     kept = draw_order(train["subject"].unique().sort(), seed)[:keep]
     closed = (pl.col("split") == "train") & ~pl.col("subject").is_in(kept)
     out.parent.mkdir(parents=True, exist_ok=True)
-    write_cohort(table.with_columns(pl.when(~closed).then(pl.col(c)).alias(c) for c in LABEL), out)
+    write_cohort(table.with_columns(pl.when(~closed).then(pl.col(c)).alias(c) for c in LABEL_COLUMNS), out)
     return out
 
 

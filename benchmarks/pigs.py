@@ -24,6 +24,7 @@ from fewbeats.anatomy import FEWBEATS_VALUES
 from fewbeats.data.cohort import read_cohort
 from fewbeats.evaluation.temporal import beating
 from fewbeats.heartbeat import ejection_fraction_percent, find_phases
+from fewbeats.io.nifti import read_nifti
 from fewbeats.metrics import dice
 from fewbeats.training.rundir import machine
 from record import append, call, is_recorded
@@ -94,9 +95,7 @@ def judge(run: Path, table: Path, masks: Path, *, arm: str, gap: float, seed: in
     call("predict", run, table, "--split", "dev", "--out", masks)
     rows = []
     for scan in read_cohort(table).filter(pl.col("split") == "dev").iter_rows(named=True):
-        found, truth = (
-            np.stack(list(frames(file))) for file in (masks / f"{scan['scan']}.nii.gz", scan["label"])
-        )
+        found, truth = (read_masks(file) for file in (masks / f"{scan['scan']}.nii.gz", scan["label"]))
         voxel_ml = scan["spacing_z_mm"] * scan["spacing_y_mm"] * scan["spacing_x_mm"] / 1000.0
         for structure, metric, value in figures(found, truth, voxel_ml):
             rows.append({**key, "round": best, "subject": f"{seed}-{scan['subject']}", "group": scan["group"],
@@ -105,16 +104,14 @@ def judge(run: Path, table: Path, masks: Path, *, arm: str, gap: float, seed: in
     append(TABLE, pl.DataFrame(rows))
 
 
-def frames(file: Path) -> Iterator[np.ndarray]:
-    """Masks of a scan, in the `fewbeats` convention."""
-    import nibabel as nib
-
-    values = np.asarray(nib.load(file).dataobj)  # type: ignore[attr-defined]
-    yield from np.moveaxis(values, -1, 0)
+def read_masks(file: Path | str) -> np.ndarray:
+    """(T, Z, Y, X) masks of a scan, in the `fewbeats` convention."""
+    scan = read_nifti(file)
+    return np.stack([scan.frame(t) for t in range(scan.shape[0])])
 
 
 def figures(found: np.ndarray, truth: np.ndarray, voxel_ml: float) -> Iterator[tuple[str, str, float]]:
-    """What a heartbeat's masks (T, X, Y, Z) are worth: structure, figure, value.
+    """What a heartbeat's masks (T, Z, Y, X) are worth: structure, figure, value.
 
     ED and ES are those of the LV, of the RV's volumes, too. What is nowhere found has no figures of time.
     """

@@ -11,15 +11,13 @@ from __future__ import annotations
 
 import argparse
 import shutil
-import sys
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
-from fewbeats.cli import main as fewbeats
 from fewbeats.data.provenance import load_provenance
 from fewbeats.models.weights import read_weights, save_weights
 from fewbeats.training.rundir import SHIPPED, RunDir
+from record import call
 
 PHANTOMS = ["--contrast", "any", "--subjects", "500", "--frames", "3", "--matrix", "176",
             "--pixel-mm", "1.1", "2.1", "--seed", "1"]  # fmt: skip
@@ -41,19 +39,13 @@ def main() -> None:
     work, jobs = given.work, str(given.jobs)
     scans, table, finder, run = (work / name for name in ("scans", "cohort.csv", "localizer", "run"))
     if not (scans / "subjects.csv").is_file():
-        do("phantom", scans, *PHANTOMS, "--jobs", jobs)
-    do("index", scans, "--layout", "phantom", "--draw", "1", "0", "0", "--out", table)
+        call("phantom", scans, *PHANTOMS, "--jobs", jobs)
+    call("index", scans, "--layout", "phantom", "--draw", "1", "0", "0", "--out", table)
     cache = ["--cache", work / "cache"]
-    do("finetune", table, "--out", finder, *LOCALIZER, *cache)
-    do("finetune", table, "--out", run, *TRAINING, "--localizer", finder, *cache)
+    call("finetune", table, "--out", finder, *LOCALIZER, *cache)
+    call("finetune", table, "--out", run, *TRAINING, "--localizer", finder, *cache)
     pack(run, SHIPPED / "synthetic")
     pack(run / "localizer", SHIPPED / "synthetic" / "localizer")
-
-
-def do(*arguments: Any) -> None:
-    """One command of the program."""
-    if code := fewbeats([str(a) for a in arguments]):
-        sys.exit(code)
 
 
 def pack(run: Path, to: Path) -> None:

@@ -171,7 +171,8 @@ def test_large_weights_beside_a_file_are_part_of_its_key(opened):
 @pytest.mark.parametrize(
     ("old", "new", "said"),
     [
-        ("[64, 64]", "[4, 64, 64]", "needs|asked about slices|spacing_mm"),
+        ("[64, 64]", "[4, 64, 64]", "spacing_mm"),
+        ("[64, 64]\n  spacing_mm: [2.0, 2.0]", "[4, 64, 64]\n  spacing_mm: [8.0, 2.0, 2.0]", "about slices"),
         ("[64, 64]", "[96, 96]", "takes .* not"),
         ("decoder.onnx", "parts/decoder.onnx", "there is no file"),
         ("decoder.onnx", "sam.yaml", "no ONNX network"),

@@ -93,7 +93,11 @@ def open_openvino(path: Path) -> Callable[[np.ndarray], np.ndarray]:
 
 def open_onnxruntime(path: Path) -> Callable[[np.ndarray], np.ndarray]:
     """Run an ONNX file with onnxruntime on the CPU."""
-    session = open_session(path)
+    return call_session(open_session(path))
+
+
+def call_session(session: Any) -> Callable[[np.ndarray], np.ndarray]:
+    """The first output of an onnxruntime session for its one input."""
     name = session.get_inputs()[0].name
     return lambda batch: session.run(None, {name: batch})[0]
 

@@ -104,9 +104,7 @@ class Plan:
         else:
             about["init"] = start_digest(arm.trainer.init)
         flat = getattr(arm.trainer, "flat_init", "natural")
-        if (
-            "flat" in about and flat != "natural"
-        ):  # of a pair of networks; rows of the usual start stay theirs
+        if "flat" in about and flat != "natural":  # of a pair; the usual start keeps the digest it had
             about["flat_init"] = start_digest(flat)
         return hashlib.sha256(json.dumps(about, sort_keys=True, default=str).encode()).hexdigest()[:12]
 

@@ -27,10 +27,10 @@ from scipy import special
 
 from fewbeats.errors import InputError
 from fewbeats.metrics import bounding_box
-from fewbeats.models.export import open_onnxruntime, open_torch
+from fewbeats.models.export import call_session, open_torch
 from fewbeats.teachers.card import read_card
-from fewbeats.teachers.outside import Outside
-from fewbeats.teachers.promptable import digest_files, open_promptable
+from fewbeats.teachers.outside import Outside, digest_files, load_session
+from fewbeats.teachers.promptable import open_promptable
 from fewbeats.training.runconfig import restore_settings
 from fewbeats.transforms.preprocess import Grid
 
@@ -171,12 +171,7 @@ def _open(where: str, *, kind: str, load: Callable[[Path], Call]) -> Outside:
 
 
 def _load_onnx(file: Path) -> Call:
-    try:
-        return open_onnxruntime(file)
-    except ImportError as error:
-        raise InputError(f"{file}: needs onnxruntime; pip install 'fewbeats[onnx]'") from error
-    except Exception as error:  # onnxruntime has its own kinds
-        raise InputError(f"{file}: no ONNX network that onnxruntime can run") from error
+    return call_session(load_session(file))
 
 
 def _load_torchscript(file: Path) -> Call:

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import glob
+import hashlib
 from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
@@ -12,6 +15,7 @@ from fewbeats.anatomy import FEWBEATS_VALUES, relabel
 from fewbeats.data.provenance import Provenance
 from fewbeats.errors import InputError
 from fewbeats.inference.labeler import Known, Labeled
+from fewbeats.models.export import open_session
 from fewbeats.training.rundir import identity
 from fewbeats.transforms.preprocess import PreprocessSettings
 
@@ -86,3 +90,27 @@ class Outside:
             "model": self.spec,
             "teacher": self.card.describe(),
         }
+
+
+def load_session(file: Path) -> Any:
+    """Somebody's ONNX file, opened on the CPU.
+
+    Raises:
+        InputError: onnxruntime is not installed, or cannot run it.
+    """
+    try:
+        return open_session(file)
+    except ImportError as error:
+        raise InputError(f"{file}: needs onnxruntime; pip install 'fewbeats[onnx]'") from error
+    except Exception as error:  # onnxruntime has its own kinds
+        raise InputError(f"{file}: no ONNX network that onnxruntime can run") from error
+
+
+def digest_files(*files: Path) -> str:
+    """Of files' bytes and those of what lies beside them as FILE.data, where ONNX keeps large weights."""
+    whole = hashlib.sha256()
+    for file in files:
+        for part in (file, *sorted(file.parent.glob(f"{glob.escape(file.name)}[._]data"))):
+            with part.open("rb") as stream:
+                whole.update(hashlib.file_digest(stream, "sha256").digest())
+    return whole.hexdigest()[:12]

@@ -28,7 +28,7 @@ from fewbeats.anatomy import CONVENTIONS, whole_labels
 from fewbeats.disk import files_below
 from fewbeats.errors import InputError
 from fewbeats.teachers.card import FILE_NAME, Card, read_card
-from fewbeats.teachers.outside import Outside
+from fewbeats.teachers.outside import Outside, digest_files
 
 if TYPE_CHECKING:
     import polars as pl
@@ -116,12 +116,9 @@ def open_monai(where: str, *, cohort: pl.DataFrame | None = None) -> Outside:
     if config is None:
         raise InputError(f"--teacher {spec}: no MONAI bundle; it has no configs/inference.json")
     card = read_card(folder / FILE_NAME)
-    content = hashlib.sha256()
-    for file in files_below(folder):
-        content.update(file.read_bytes())
     run = partial(_run_bundle, folder, config)
     segment = ByFile(run, modality=card.modality)
-    return Outside(spec=spec, card=card, segment=segment, key=content.hexdigest()[:12])
+    return Outside(spec=spec, card=card, segment=segment, key=digest_files(*files_below(folder)))
 
 
 def _run_bundle(folder: Path, config: Path, image: Path, out: Path) -> None:

@@ -18,12 +18,10 @@ above 0, and iou_predictions (1, n), which choose among several masks.
 
 from __future__ import annotations
 
-import glob
 import hashlib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
-from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -35,9 +33,8 @@ from fewbeats.data.provenance import Provenance
 from fewbeats.errors import InputError
 from fewbeats.inference.labeler import open_run
 from fewbeats.metrics import bounding_box
-from fewbeats.models.export import open_session
-from fewbeats.teachers.outside import Outside
-from fewbeats.training.rundir import SHIPPED
+from fewbeats.teachers.outside import Outside, digest_files, load_session
+from fewbeats.training.rundir import shipped_run
 
 if TYPE_CHECKING:
     from fewbeats.inference.labeler import Labeler
@@ -74,13 +71,9 @@ def open_promptable(spec: str, file: Path, card: Card, feeding: Feeding) -> Outs
         raise InputError(f"--teacher {spec}: a promptable network is read from ONNX files; write onnx:FILE")
     if not decoder.is_file():
         raise InputError(f"{card_file}: decoder: there is no file {decoder}")
-    if find_spec("onnxruntime") is None:
-        raise InputError(f"{file}: needs onnxruntime; pip install 'fewbeats[onnx]'")
-    known = SHIPPED / feeding.prompter
+    told = shipped_run(feeding.prompter) or file.parent / feeding.prompter
     try:
-        prompter = open_run(
-            known if (known / "run.json").is_file() else file.parent / feeding.prompter, confident=True
-        )
+        prompter = open_run(told, confident=True)
     except InputError as error:
         raise InputError(f"{card_file}: prompter: {error}") from error
     values = {name: value for value, name in card.labels.values.items() if name in card.structures}
@@ -100,16 +93,6 @@ def open_promptable(spec: str, file: Path, card: Card, feeding: Feeding) -> Outs
     parts = hashlib.sha256((digest_files(file, decoder, card_file) + prompter.key).encode())
     seen_by = Provenance(run=card.name, ancestors=(prompter.provenance,))
     return Outside(spec=spec, card=card, segment=segment, key=parts.hexdigest()[:12], seen=seen_by)
-
-
-def digest_files(*files: Path) -> str:
-    """Of files' bytes and those of what lies beside them as FILE.data, where ONNX keeps large weights."""
-    whole = hashlib.sha256()
-    for file in files:
-        for part in (file, *sorted(file.parent.glob(f"{glob.escape(file.name)}[._]data"))):
-            with part.open("rb") as stream:
-                whole.update(hashlib.file_digest(stream, "sha256").digest())
-    return whole.hexdigest()[:12]
 
 
 @dataclass(frozen=True)
@@ -134,7 +117,7 @@ class Prompted:
 
     @cached_property
     def parts(self) -> tuple[Any, Any]:
-        return open_session(self.encoder), open_session(self.decoder)
+        return load_session(self.encoder), load_session(self.decoder)
 
     def check(self) -> None:
         """Refuse parts that cannot be asked, before any scan.
@@ -142,11 +125,6 @@ class Prompted:
         Raises:
             InputError: a file that is no ONNX network, or one that wants or gives something else.
         """
-        for file in (self.encoder, self.decoder):
-            try:
-                open_session(file)
-            except Exception as error:  # onnxruntime has its own kinds
-                raise InputError(f"{file}: no ONNX network that onnxruntime can run") from error
         encoder, decoder = self.parts
         [first, *others], rows_columns = encoder.get_inputs(), self.feeding.size
         fixed = [n for n in first.shape[2:] if isinstance(n, int)]
@@ -193,22 +171,19 @@ class Prompted:
 
         A box round the wall holds the cavity, too: what is found in it is the wall where no cavity is found.
         """
-        wanted = [name for name in self.values if (hint == FEWBEATS_VALUES[name]).any()]
+        regions = {name: hint == FEWBEATS_VALUES[name] for name in self.values}
+        regions = {name: region for name, region in regions.items() if region.any()}
+        cavity = hint == FEWBEATS_VALUES["LV"]
+        nested = self.feeding.prompt == "box" and "MYO" in regions and cavity.any()
+        if nested:
+            regions |= {"LV": cavity, "MYO": regions["MYO"] | cavity}
+        embedding = self._embed(image) if regions else None
+        inside = {name: self._decode(embedding, region) for name, region in regions.items()}
+        if nested:
+            inside["MYO"] = inside["MYO"] * (1.0 - inside["LV"])
         scores = np.zeros((1 + len(self.values), *image.shape), np.float32)
-        if wanted:
-            embedding = self._embed(image)
-            nested = "MYO" in wanted and self.feeding.prompt == "box"
-            cavity = hint == FEWBEATS_VALUES["LV"]
-            inside = {}
-            for name in [*wanted, *(["LV"] if nested and "LV" not in wanted and cavity.any() else [])]:
-                region = hint == FEWBEATS_VALUES[name]
-                inside[name] = self._decode(
-                    embedding, region | cavity if name == "MYO" and nested else region
-                )
-            if nested and "LV" in inside:
-                inside["MYO"] = inside["MYO"] * (1.0 - inside["LV"])
-            for channel, name in enumerate(self.values, 1):
-                scores[channel] = inside.get(name, 0.0)
+        for channel, name in enumerate(self.values, 1):
+            scores[channel] = inside.get(name, 0.0)
         scores[0] = 1.0 - scores[1:].max(0)
         return scores / scores.sum(0)
 
@@ -219,7 +194,7 @@ class Prompted:
         batch = np.repeat(image[None, None], channels, 1)
         return encoder.run(None, {asked.name: batch.astype(DTYPES.get(asked.type, np.float32))})[0]
 
-    def _decode(self, embedding: np.ndarray, region: np.ndarray) -> np.ndarray:
+    def _decode(self, embedding: Any, region: np.ndarray) -> np.ndarray:
         """Probability (Y, X) of what the network finds where a region (Y, X) is.
 
         Raises:

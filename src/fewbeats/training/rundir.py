@@ -31,10 +31,15 @@ SHIPPED = Path(__file__).parents[1] / "shipped"
 """Runs that come with the package, by name: `synthetic`, which `benchmarks/synthetic.py` makes."""
 
 
+def shipped_run(name: Path | str) -> Path | None:
+    """The run folder of that name that comes with the package."""
+    folder = SHIPPED / name
+    return folder if (folder / "run.json").is_file() else None
+
+
 def find_run(run: Path | str) -> Path:
     """A run folder, or the one of that name that comes with the package, where there is none here."""
-    shipped = SHIPPED / str(run)
-    return shipped if (shipped / "run.json").is_file() and not Path(run).exists() else Path(run)
+    return Path(run) if Path(run).exists() else shipped_run(run) or Path(run)
 
 
 class RunDir:
