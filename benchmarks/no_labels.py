@@ -16,11 +16,6 @@ import json
 from pathlib import Path
 from typing import Any
 
-import polars as pl
-
-from fewbeats.data.cohort import read_cohort, write_cohort
-from fewbeats.data.split import draw_order
-from fewbeats.self_training.student import LABEL_COLUMNS
 from record import call, is_recorded, record
 
 TABLE = "no_labels.csv"
@@ -34,7 +29,7 @@ def main() -> None:
     parser.add_argument("--name", required=True, help="of the cohort in the rows")
     parser.add_argument("--work", type=Path, required=True)
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--steps", type=int, default=1400, help="of each student")
+    parser.add_argument("--steps", type=int, default=1000, help="of each student")
     parser.add_argument("--keep", type=int, default=0, help="subjects with manual labels in every round")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
     parser.add_argument("--split", default="dev")
@@ -44,28 +39,15 @@ def main() -> None:
     for seed in given.seeds:
         name = f"{given.name}{'_' + given.arm if given.arm else ''}_keep{given.keep}_seed{seed}"
         out = given.work / name
-        table = close_labels(given.cohort, out.with_suffix(".csv"), keep=given.keep, seed=seed)
-        keep = ["--keep-manual"] if given.keep else []
         call(
-            "selftrain", table, "--teacher", given.teacher, "--rounds", given.rounds, "--settled", 1,
-            "--steps", given.steps, "--seed", seed, "--out", out, *keep, *given.flags,
+            "selftrain", given.cohort, "--teacher", given.teacher, "--rounds", given.rounds, "--settled", 1,
+            "--steps", given.steps, "--seed", seed, "--labeled", given.keep, "--out", out, *given.flags,
         )  # fmt: skip
         for number in range(given.rounds + 1):
             key = {"arm": f"{given.name}{'-' + given.arm if given.arm else ''}", "keep": given.keep,
                    "seed": seed, "split": given.split, "round": number}  # fmt: skip
             if not is_recorded(TABLE, **key) and (number == 0 or (out / f"round{number}" / "run").is_dir()):
                 judge(given, out, number, key)
-
-
-def close_labels(cohort: Path, out: Path, *, keep: int, seed: int) -> Path:
-    """The cohort without the manual labels of split train but those of `keep` subjects."""
-    table = read_cohort(cohort)
-    train = table.filter(pl.col("split") == "train")
-    kept = draw_order(train["subject"].unique().sort(), seed)[:keep]
-    closed = (pl.col("split") == "train") & ~pl.col("subject").is_in(kept)
-    out.parent.mkdir(parents=True, exist_ok=True)
-    write_cohort(table.with_columns(pl.when(~closed).then(pl.col(c)).alias(c) for c in LABEL_COLUMNS), out)
-    return out
 
 
 def judge(given: argparse.Namespace, out: Path, number: int, key: dict[str, Any]) -> None:

@@ -37,9 +37,10 @@ FRAMES = 8
 NETWORK = (
     "--network.kind", "unet3d", "--network.base-channels", 8, "--network.levels", 4, "--network.isotropic",
     "--preprocess.spacing-mm", 3.5, "--preprocess.through-plane-mm", 3.5, "--preprocess.size", 48,
-    "--slab-slices", 48, "--batch-size", 2, "--spatial.turned", 0, "--init", "scratch",
-    "--localizer-steps", 0, "--optim.learning-rate", 3e-3,
+    "--slab-slices", 48, "--batch-size", 2, "--spatial.turned", 0, "--localizer-steps", 0,
 )  # fmt: skip
+TEACHER = ("--init", "scratch", "--optim.learning-rate", 3e-3, "--steps", 600)
+STUDENT = ("--optim.learning-rate", 1e-3, "--steps", 300)
 ROUNDS = 2
 
 
@@ -49,15 +50,13 @@ def main() -> None:
     parser.add_argument("--work", type=Path, required=True)
     parser.add_argument("--gaps", type=float, nargs="+", default=[1.0])
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
-    parser.add_argument("--teacher-steps", type=int, default=600)
-    parser.add_argument("--steps", type=int, default=500, help="of each student")
     parser.add_argument("--only-teacher", action="store_true", help="the gate: no student")
     parser.add_argument("--arm", default="plain", help="name of the student's rows")
     parser.add_argument("--flags", nargs=argparse.REMAINDER, default=[], help="of fewbeats selftrain")
     given = parser.parse_args()
     human = make_cohort(given.work / "human", subjects=24, frames=4, seed=100, draw=(1, 0, 0))
     teacher = given.work / "teacher"
-    call("finetune", human, "--out", teacher, *NETWORK, "--steps", given.teacher_steps)
+    call("finetune", human, "--out", teacher, *NETWORK, *TEACHER)
     for gap in given.gaps:
         for seed in given.seeds:
             folder = given.work / f"gap{gap}_seed{seed}"
@@ -71,7 +70,7 @@ def main() -> None:
             rounds = folder / given.arm
             call(
                 "selftrain", table, "--teacher", f"run:{teacher}", "--rounds", ROUNDS, "--settled", 1,
-                "--seed", seed, "--steps", given.steps, "--out", rounds, *NETWORK, *given.flags,
+                "--seed", seed, "--init", teacher, "--out", rounds, *NETWORK, *STUDENT, *given.flags,
             )  # fmt: skip
             best = json.loads((rounds / "self_training.json").read_text())["best"]
             run = rounds / "best" if best else teacher  # whose masks no student bettered

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import re
 import subprocess
 import sys
 import time
@@ -100,11 +101,14 @@ def test_no_function_takes_a_command():
         for node in ast.walk(ast.parse(file.read_text())):
             if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)):
                 given = {
-                    ast.unparse(a.annotation)
+                    name
                     for a in ast.walk(node.args)
                     if isinstance(a, ast.arg) and a.annotation
+                    for name in re.findall(r"\w+", ast.unparse(a.annotation))
                 }
-                assert not given & commands, f"{file.name}: {node.name}"
+                # A study is made of commands: its file of them is read into a table of commands.
+                own = {"Pretrain"} if node.name == "_read_arm" else set()
+                assert not given & commands - own, f"{file.name}: {node.name}"
 
 
 def test_files_of_tests_stay_small():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import fields
 from pathlib import Path
 from typing import get_args, get_type_hints
 
@@ -10,10 +11,12 @@ import yaml
 
 from fewbeats.cli import COMMANDS, main, read_command
 from fewbeats.commands.cohorts import Index
+from fewbeats.commands.cotrain import Cotrain
 from fewbeats.commands.pretrain import Pretrain
 from fewbeats.data.layouts import LAYOUTS
 from fewbeats.pretraining.methods import FILES as RECIPES
 from fewbeats.pretraining.methods import find_recipe
+from fewbeats.semi_supervised.methods import METHODS, part_of
 from fewbeats.study.plan import read_plan
 from fewbeats.study.report import find_factors
 from tiny_training import method_of
@@ -37,6 +40,8 @@ def test_what_may_be_chosen_is_what_there_is():
     """A choice of a flag that nothing stands behind, or a thing that no flag names."""
     assert set(choices_of(Pretrain, "method")) == {find_recipe(file).name for file in RECIPES}
     assert set(choices_of(Index, "layout")) == set(LAYOUTS)
+    assert choices_of(Cotrain, "method") == tuple(METHODS)
+    assert {part_of(method) for method in METHODS} <= {one.name for one in fields(Cotrain)}
 
 
 def choices_of(command: type, name: str) -> tuple[str, ...]:

@@ -197,7 +197,7 @@ def test_pseudo_labels_of_one_class_are_told(largest, foreground, told, tmp_path
     for step in range(1, 21):
         row = {"pseudo_largest": largest, "pseudo_foreground": foreground} if step > 10 else {}
         run.append_metrics({"step": step, **row})
-    warn_collapsed(run, "bcp")
+    warn_collapsed(run, longer="--bcp.pretraining")
     said = capfd.readouterr().out
     assert told in said
     assert bool(said) == bool(told)
@@ -209,7 +209,7 @@ def test_of_two_networks_the_one_that_collapsed_is_named(tmp_path, capfd):
     for step in range(40):
         name, largest = ("_flat", 0.93) if step % 2 else ("_deep", 1.0)
         run.append_metrics({f"pseudo_largest{name}": largest, f"pseudo_foreground{name}": 1 - largest})
-    warn_collapsed(run, "mn")
+    warn_collapsed(run, longer="--mn.warmup")
     told = capfd.readouterr().out
     assert "pseudo-labels of the 3D network are background alone; train longer on labels first" in told
     assert "(--mn.warmup)" in told

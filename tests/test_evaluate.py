@@ -212,6 +212,8 @@ def test_exchanged_ventricles_are_told(cohort):
     cohort.add_pair("s1")
     swapped = heart(9) | {"LV": heart(9)["RV"], "RV": heart(9)["LV"]}
     cohort.add("s2", [labels(heart(9), FEWBEATS_VALUES)], [labels(swapped, ACDC)], subject="s2")
-    summary, _, _, page = judge(cohort)
+    summary, rows, _, page = judge(cohort)
     assert summary["exchanged_scans"] == 1
+    swapped_rows = rows.group_by("subject").agg(pl.col("exchanged").all())
+    assert dict(swapped_rows.iter_rows()) == {"s1": False, "s2": True}
     assert "Ventricles look exchanged in 1 scan:" in page

@@ -231,6 +231,25 @@ def test_structures_that_are_missed_are_counted():
     assert [(c.mean, c.missed, c.judged) for c in cells] == [(5.0, 0, 48), (5.0, 6, 48)]
 
 
+def test_exchanged_ventricles_are_an_outcome_of_their_own():
+    """Counted by heart, phase and draw; rows from before that tell nothing of it are not taken for none."""
+    rows = made_rows({"scratch": 0.0, "good": 0.03}, subjects=4)
+    assert [
+        c.exchanged for c in analyze(rows, ["scratch", "good"], baseline="scratch", score=DICE).cells
+    ] == [
+        None,
+        None,
+    ]
+    taken = (pl.col("arm") == "good") & (pl.col("subject") == "s1") & (pl.col("phase") == "ES")
+    told = rows.with_columns(metric=pl.lit("exchanged"), value=pl.when(taken).then(1.0).otherwise(0.0))
+    result = analyze(pl.concat([rows, told]), ["scratch", "good"], baseline="scratch", score=DICE)
+    assert [c.exchanged for c in result.cells] == [0, 3]  # 3 draws, whatever the number of structures
+    share = analyze(
+        pl.concat([rows, told]), ["scratch", "good"], baseline="scratch", score=SCORES["exchanged"]
+    )
+    assert [c.mean for c in share.cells] == [0.0, 0.125]
+
+
 def test_a_score_of_which_less_is_better():
     rows = made_rows({"scratch": 0.0, "near": -0.05, "far": 0.05})
     rows = rows.with_columns(metric=pl.lit("hd95_mm"), value=20 * pl.col("value"))

@@ -27,9 +27,27 @@ from fewbeats.study.units import (
     own_rows,
     read_rows,
 )
-from small_study import content, made_rows, write
+from small_study import GRID, NETWORK, content, made_rows, write
 
 ROOT = Path(__file__).parents[1]
+
+
+@pytest.mark.usefixtures("no_onnx")
+def test_no_label_is_a_budget_too(phantoms, tmp_path):
+    """Of an arm that needs none: here no student betters its teacher, which is judged then."""
+    none = {"command": "selftrain", "teacher": ["synthetic"], "labeled": [0, 1], "rounds": 1, "settled": 1,
+            "init": "scratch", "steps": 2, "localizer-steps": 0, "network": NETWORK, "preprocess": GRID}  # fmt: skip
+    arms = {"scratch": {"labeled": [1]}, "none": none}
+    settings = content(phantoms, tmp_path, arms=arms, labeled=[1], primary=None, pretrainings={})
+    assert main(["study", write(tmp_path, settings)]) == 0
+    rows = read_rows(tmp_path / "rows" / "rows.csv")
+    assert rows.select("arm", "labeled").unique().sort("arm", "labeled").rows() == [
+        ("none", 0),
+        ("none", 1),
+        ("scratch", 1),
+    ]
+    cells = json.loads((tmp_path / "study" / "tiny.json").read_text())["cells"]
+    assert [(cell["arm"], cell["labeled"]) for cell in cells] == [("none", 0), ("scratch", 1), ("none", 1)]
 
 
 @pytest.mark.usefixtures("no_onnx")
@@ -42,7 +60,7 @@ def test_a_study_runs_resumes_and_reports(phantoms, tmp_path, capfd):
     assert rows.group_by("arm", "labeled", "seed").len().height == 4
     assert rows["subject"].unique().to_list() == ["phantom003"]
     assert set(rows["phase"].drop_nulls()) == {"ED", "ES"}
-    assert set(rows["metric"]) == {"dice", "hd95_mm", "assd_mm"}
+    assert set(rows["metric"]) == {"dice", "hd95_mm", "assd_mm", "exchanged"}
     summary = json.loads((tmp_path / "study" / "tiny.json").read_text())
     assert [c["arm"] for c in summary["cells"]] == ["scratch", "mim"] * 2
     assert [c["primary"] for c in summary["contrasts"]] == [True, False]

@@ -291,6 +291,20 @@ class Scan:
             )
         return values
 
+    def shown(self, t: int) -> np.ndarray:
+        """Frame t as float32 (Z, Y, X), which shows something.
+
+        Raises:
+            InputError: the frame is one gray value, or see `frame`.
+        """
+        values = self.frame(t)
+        if values.min() == values.max():
+            raise InputError(
+                f"{self.source.path or 'scan'}: frame {t} is empty (one gray value); export it again, or "
+                "leave the scan out"
+            )
+        return values
+
     def with_times(self, frame_time_ms: float) -> Scan:
         """The same scan with frames `frame_time_ms` apart."""
         return replace(self, frame_times_ms=np.arange(self.shape[0]) * float(frame_time_ms))

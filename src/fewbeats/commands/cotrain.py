@@ -16,6 +16,7 @@ from fewbeats.recipes.cotrainer import CotrainerSettings, Partner, train_cotrain
 from fewbeats.recipes.cotrainer_checks import check_pair
 from fewbeats.recipes.run import Length
 from fewbeats.recipes.starts import Start, settle_rate
+from fewbeats.semi_supervised.methods import METHODS, find_recipe, part_of
 from fewbeats.semi_supervised.settings import (
     BcpSettings,
     MeanTeacherSettings,
@@ -89,7 +90,7 @@ class Cotrain(LearnsFromLabels):
     @property
     def part(self) -> str:
         """Name of the method's settings."""
-        return self.method.replace("-", "_")
+        return part_of(self.method)
 
     def choose(
         self, *, pool: Pool | None = None, hold_back: bool = False, others: tuple[str, ...] = ()
@@ -117,12 +118,11 @@ class Cotrain(LearnsFromLabels):
             raise InputError("--freeze-encoder: cotrain trains the encoder from the start; take it out")
         if self.method == "mn":
             check_pair(self.model, self.flat, start=self.flat_init, own=self.mn)
-        elif self.method == "unimatch" and self.unimatch.features and self.model.network.kind == "swinunetr":
-            raise InputError("--unimatch.features: swinunetr has no features to drop; give 0")
+        find_recipe(self.method).check(getattr(self, self.part), self.model.network)
 
     def describe(self) -> dict[str, Any]:
         """What decides the outcome: all but places, and of the methods the chosen one."""
-        aside = {"mn", "mean_teacher", "bcp", "unimatch", "flat_init"} - {self.part}
+        aside = {"flat_init", *map(part_of, METHODS)} - {self.part}
         aside |= set() if self.method == "mn" else {"flat"}
         return {name: value for name, value in super().describe().items() if name not in aside}
 

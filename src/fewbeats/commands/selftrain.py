@@ -15,7 +15,12 @@ from fewbeats.self_training.rounds import RoundSettings
 from fewbeats.training.loop import check_length
 
 if TYPE_CHECKING:
+    from fewbeats.inference.labeler import Labeler
+    from fewbeats.models.network import NetworkSettings
     from fewbeats.self_training.student import Student
+
+PLACES = ("cohort", "out", "workers", "jobs", "on")
+"""Where files lie, and who labels, does not decide an outcome."""
 
 STACK = 1.99
 """Thickness of slices in pixels from which on scans are stacks, which a 2D network labels."""
@@ -42,7 +47,10 @@ class SelfTrain:
     minutes: float | None = None
     """Wall-clock budget of each student instead."""
     seed: int = 0
-    """Start of the weights, order of the samples."""
+    """Draw of the labeled subjects, start of the weights, order of the samples."""
+    labeled: int = 0
+    """Subjects of split train, drawn by the seed, whose manual labels stay in every round's training set, as
+    for a few frames drawn by hand; labels of all others stay closed."""
     localizer_steps: int = 150
     """Training steps of the network that finds the heart; 0 looks at the image's center instead."""
     workers: int = 0
@@ -75,27 +83,39 @@ class SelfTrain:
         ]  # fmt: skip
 
     def run(self) -> Path:
-        """Carry out the rounds; returns the folder.
+        """Carry out the rounds; returns the best student's run folder, where no student bettered a teacher
+        that is a run that one's, else `out`.
 
         Raises:
             InputError: the cohort, the teachers or the settings cannot be used.
         """
-        from fewbeats.data.cohort import read_cohort
+        from fewbeats.inference.labeler import RunLabeler
         from fewbeats.recipes.executors import open_executor
         from fewbeats.self_training.report import write_selftrain_report
         from fewbeats.self_training.rounds import self_train
-        from fewbeats.teachers.specs import open_teachers
 
-        check_ranges(self, "", not_negative=("localizer_steps", "workers"), seeds=("seed",))
-        check_length(self.steps, self.minutes)
-        teacher = open_teachers(self.teacher, cohort=read_cohort(self.cohort), rule=self.vote)
-        executor = open_executor(self.on, self.jobs)
+        teacher, executor = self.open_teacher(), open_executor(self.on, self.jobs)
         outcome = self_train(self.out, self.cohort, teacher, self.plan, self.student, executor=executor)
         print(f"{self.out}: {outcome.verdict}")
         best = f"round {outcome.best}: {self.out / 'best'}" if outcome.best else "the teacher itself"
         print(f"best is {best}")
         print(f"report: {write_selftrain_report(self.out)}")
-        return self.out
+        if outcome.best:
+            return self.out / "best"
+        return teacher.model.segmenter.run if isinstance(teacher, RunLabeler) else self.out
+
+    def open_teacher(self) -> Labeler:
+        """Who labels first.
+
+        Raises:
+            InputError: the cohort, the teachers or the settings cannot be used.
+        """
+        from fewbeats.data.cohort import read_cohort
+        from fewbeats.teachers.specs import open_teachers
+
+        check_ranges(self, "", not_negative=("localizer_steps", "workers", "labeled"), seeds=("seed",))
+        check_length(self.steps, self.minutes)
+        return open_teachers(self.teacher, cohort=read_cohort(self.cohort), rule=self.vote)
 
     @property
     def student(self) -> Student:
@@ -103,10 +123,35 @@ class SelfTrain:
         from fewbeats.recipes.starts import default_start
         from fewbeats.self_training.student import Student
 
-        names = ("init", "steps", "minutes", "seed", "localizer_steps", "model")
+        names = ("init", "steps", "minutes", "seed", "labeled", "localizer_steps", "model")
         request: dict[str, Any] = {name: value for name, value in as_described(self).items() if name in names}
         return Student(
             model=self.model, init=self.init, first_init=default_start(self.model.network), steps=self.steps,
-            minutes=self.minutes, localizer_steps=self.localizer_steps, seed=self.seed, workers=self.workers,
-            request={"settings": request},
+            minutes=self.minutes, localizer_steps=self.localizer_steps, seed=self.seed, labeled=self.labeled,
+            workers=self.workers, request={"settings": request},
         )  # fmt: skip
+
+    @property
+    def pretrained_network(self) -> NetworkSettings:
+        """The network that takes the weights of `init`."""
+        return self.model.network
+
+    def describe(self) -> dict[str, Any]:
+        """What decides the outcome, but for the content of files."""
+        return {name: value for name, value in as_described(self).items() if name not in PLACES}
+
+    def protocol(self) -> dict[str, Any]:
+        """What arms of a study that are compared must share."""
+        grid, shared = as_described(self.model), ("network", "preprocess", "spatial", "intensity")
+        return {name: grid[name] for name in shared}
+
+    def localization(self) -> None:
+        """Its students find the heart by themselves."""
+
+    def preflight(self) -> None:
+        """See that cohort and teachers can be used.
+
+        Raises:
+            InputError: they cannot.
+        """
+        self.open_teacher()

@@ -268,11 +268,7 @@ def refuse_empty(scan: Scan) -> Row:
     """
     low, high, levels = np.inf, -np.inf, set[float]()
     for t in range(scan.shape[0]):
-        frame = scan.frame(t)
-        if frame.min() == frame.max():
-            raise InputError(
-                f"{scan.source.path}: frame {t} is empty (one value throughout); export it again"
-            )
+        frame = scan.shown(t)
         low, high = min(low, float(frame.min())), max(high, float(frame.max()))
         if len(levels) <= MOST_LABELS:
             levels |= set(np.unique(frame).tolist())

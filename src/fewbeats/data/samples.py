@@ -108,9 +108,7 @@ def _prepare(
 ) -> Sample:
     convention = find_convention(row["convention"])
     mask = relabel(values, convention, structures, file=row["label"])
-    frame = scan.frame(t)
-    if frame.min() == frame.max():
-        raise InputError(f"{row['image']}: frame {t} is empty (one gray value); leave the scan out")
+    frame = scan.shown(t)
     modality = row["modality"] or "MR"
     key = _key(
         frame,

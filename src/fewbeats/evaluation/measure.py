@@ -91,6 +91,8 @@ class ScanMasks:
         return split_structures(self._manual[t], self.source.convention, self.judged, file=label)
 
 
+SHARE_A_WALL = ("LV", "MYO", "RV")
+"""What networks and conventions take for each other."""
 LEAST_ALIKE = 0.3  # Dice of structures that were exchanged; of worse ones nothing is known
 
 
@@ -135,17 +137,18 @@ def measure_scan(source: PredictedScan) -> MeasuredScan:
     volumes = {s: np.zeros(frames) for s in source.structures}
     manual_volumes = {s: np.full(frames, np.nan) for s in masks.judged}
     rows: list[dict[str, Any]] = []
-    exchanged = []
+    exchanged: dict[int, bool] = {}
     for t in range(frames):
         predicted, manual = masks.predicted(t), masks.manual(t)
-        if len(shared := [s for s in ("LV", "MYO", "RV") if s in predicted and s in manual]) > 1:
-            exchanged.append(are_exchanged(predicted, manual, shared))
+        if len(shared := [s for s in SHARE_A_WALL if s in predicted and s in manual]) > 1:
+            exchanged[t] = are_exchanged(predicted, manual, shared)
         for s, mask in predicted.items():
             volumes[s][t] = np.count_nonzero(mask) * voxel_ml
         for s, mask in manual.items():
             manual_volumes[s][t] = np.count_nonzero(mask) * voxel_ml
             agreement = compare(predicted[s], mask, spacing_mm=spacing_mm)
-            rows.append({"t": t, "structure": s, **asdict(agreement)})
+            swapped = exchanged.get(t) if s in SHARE_A_WALL else None
+            rows.append({"t": t, "structure": s, "exchanged": swapped, **asdict(agreement)})
     phases = _phases(source, manual_volumes)
     in_ml = source.spacing_trusted and has_volume(masks.scan.shape[1], source.plane)
     return MeasuredScan(
@@ -158,7 +161,7 @@ def measure_scan(source: PredictedScan) -> MeasuredScan:
         volumes_ml=volumes if in_ml else {},
         manual_ml=manual_volumes,
         frame_times_ms=masks.scan.frame_times_ms,
-        exchanged=bool(exchanged) and all(exchanged),
+        exchanged=bool(exchanged) and all(exchanged.values()),
     )
 
 
@@ -211,6 +214,7 @@ def _row(
         "frame": t if len(volumes[s]) > 1 else source.frame, "phase": phases.get(t), "view": source.plane,
         "group": source.group, "split": source.split, "structure": s,
         "dice": row["dice"], "hd95_mm": row["hd95_mm"], "assd_mm": row["assd_mm"], "miss": row["miss"],
+        "exchanged": row["exchanged"],
         "volume_ml": float(volumes[s][t]) if in_ml else None,
         "manual_volume_ml": float(manual[s][t]) if in_ml else None,
         "warned": bool(source.warnings),

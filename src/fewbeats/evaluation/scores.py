@@ -55,8 +55,13 @@ SCORES = {
         Score(name="dice", title="Dice", better="higher", unit="points", scale=100, limits=(0, 1), missed=0),
         Score(name="hd95_mm", title="HD95", better="lower", unit="mm"),
         Score(name="assd_mm", title="ASSD", better="lower", unit="mm"),
+        Score(
+            name="exchanged", title="share exchanged", better="lower", unit="points", scale=100, limits=(0, 1)
+        ),
     )
 }
 """Name -> score, of all that a study may compare."""
 OF_MASKS = ("dice", "hd95_mm", "assd_mm")
 """Scores of a predicted mask, in order: columns of `subjects.csv`."""
+EXCHANGED = "exchanged"
+"""The score, and column of `subjects.csv`, that tells frames whose ventricles were taken for each other."""

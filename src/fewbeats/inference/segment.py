@@ -104,9 +104,7 @@ def segment_frames(
     grid = lay_grid(scan.shape[1:], scan.spacing_mm, settings, center=region.center)
     inside = grid.inside()
     for t in range(scan.shape[0]):
-        values = scan.frame(t)
-        if values.min() == values.max():
-            raise InputError(f"{scan.source.path}: frame {t} is empty (one gray value); export it again")
+        values = scan.shown(t)
         image = normalize(grid.sample(values), inside, settings, modality=scan.modality or "MR")
         sure = np.ones(grid.source_shape, np.float32) if confident else None
         yield _decide(image, grid, (model.segmenter, *model.others), sure=sure), sure

@@ -112,7 +112,7 @@ def train_cotrainer(
         label=settings.method,
         workers=workers,
     )
-    warn_collapsed(run, settings.method)
+    warn_collapsed(run, longer=find_recipe(settings.method).longer)
     return run
 
 
@@ -124,7 +124,8 @@ def _build(
     model, method, partner = settings.model, settings.method, settings.partner
     samples = read_samples(pools, model.preprocess, phase=settings.phase)
     refuse_missing(pools, samples, phase=settings.phase)
-    refuse_silent(samples, pools.structures, method=method)
+    if find_recipe(method).judges_all:
+        refuse_silent(samples, pools.structures)
     networks = _start(pools, settings, start=start, seed=seed)  # what does not fit shows before the pool
     surveys, pool = Surveys(out / "foreground"), read_pool(pools, model)
     batches = mix(samples, pool, model, method=method, own=settings.own, seed=seed, surveys=surveys)

@@ -14,13 +14,6 @@ if TYPE_CHECKING:
     from fewbeats.semi_supervised.settings import MnSettings
     from fewbeats.training.rundir import RunDir
 
-LONGER = {
-    "mn": "--mn.warmup",
-    "mean-teacher": "--mean-teacher.ramp",
-    "bcp": "--bcp.pretraining",
-    "unimatch": "--unimatch.pretraining",
-}
-"""What lets a method learn from labels for longer."""
 COLLAPSED = 1e-4  # share of pseudo-labeled pixels of other classes than one: below, nothing is there to learn
 
 
@@ -71,13 +64,13 @@ def check_pair(model: SegmentationSettings, flat: NetworkSettings, *, start: str
         raise InputError("--ema-decay: mn averages no weights; take it out")
 
 
-def refuse_silent(samples: list[Sample], structures: tuple[str, ...], *, method: str) -> None:
-    """Losses of M&N and BCP judge every class in every voxel, so all labels must speak of all structures.
+def refuse_silent(samples: list[Sample], structures: tuple[str, ...]) -> None:
+    """For losses that judge every class in every voxel all labels must speak of all structures.
 
     Raises:
         InputError: naming a subject whose labels do not.
     """
-    for sample in samples if method in ("mn", "bcp") else ():
+    for sample in samples:
         if not all(sample.annotated):
             silent = [s for s, speaks in zip(structures, sample.annotated) if not speaks]
             raise InputError(
@@ -86,10 +79,14 @@ def refuse_silent(samples: list[Sample], structures: tuple[str, ...], *, method:
             )
 
 
-def warn_collapsed(run: RunDir, method: str) -> None:
+def warn_collapsed(run: RunDir, *, longer: str) -> None:
     """Say where what was learned from without labels was background, or another class, alone in the end.
 
     Where networks label for each other, each is judged by itself.
+
+    Args:
+        run: the finished run.
+        longer: flag that lets its method learn from labels for longer.
     """
     rows = run.read_metrics()
     for network in ("", "_flat", "_deep"):
@@ -100,5 +97,5 @@ def warn_collapsed(run: RunDir, method: str) -> None:
             whose = {"": "", "_flat": " of the 2D network", "_deep": " of the 3D network"}[network]
             print(
                 f"{run.path}: collapsed, pseudo-labels{whose} are {what} alone; train longer on labels first "
-                f"({LONGER[method]}), or give more of them"
+                f"({longer}), or give more of them"
             )

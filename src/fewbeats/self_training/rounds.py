@@ -63,9 +63,6 @@ class RoundSettings:
     """Students that are trained at most."""
     settled: float = 0.98
     """Stop where masks agree that well with those of the round before, by mean Dice."""
-    keep_manual: bool = False
-    """Manual labels of split train stay in every round's training set, as for a few frames drawn by hand or
-    scans of another species; else they stay closed."""
     judge: str | None = None
     """Split whose manual labels judge each round, never learned from; without it plausibility does."""
     smooth: float = 0.0
@@ -150,6 +147,7 @@ def self_train(
     subjects = {job.subject for job in jobs}
     if not 1 <= settings.crossfit <= max(1, len(subjects) - 1):
         raise InputError(f"--crossfit {settings.crossfit}: {file} has {len(subjects)} subjects to learn from")
+    student.kept(cohort)  # or there are not so many
     request = _plain({"settings": asdict(settings), "student": student.request, "teacher": teacher.key})
     with hold_folder(out):
         _claim(out, request)
@@ -249,7 +247,7 @@ class _Rounds:
             folder / "labels.csv",
             structures=made["structures"],
             source="pseudo" if number > 1 else "teacher",
-            keep_manual=self.settings.keep_manual,
+            manual=self.student.kept(self.cohort),
         )
 
     def _look(self, folder: Path, number: int, labeler: Labeler, runs: Sequence[RunDir]) -> Round:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import polars as pl
 
 from fewbeats.data.cohort import new_cohort, write_cohort
+from fewbeats.data.split import labeled_subjects
 from fewbeats.recipes.pools import Labels, choose_pools
 from fewbeats.recipes.run import Length
 from fewbeats.recipes.segmenter import Localizer, train_segmenter
@@ -41,9 +42,19 @@ class Student:
     """Of each round."""
     localizer_steps: int
     seed: int
+    labeled: int
+    """Subjects whose manual labels stay in every round's training set; those of all others stay closed."""
     workers: int
     request: Mapping[str, Any]
     """What decides the outcome, beside labels and start."""
+
+    def kept(self, cohort: pl.DataFrame) -> list[str]:
+        """The labeled subjects, drawn by the seed and nested.
+
+        Raises:
+            InputError: split train has fewer.
+        """
+        return labeled_subjects(cohort, self.labeled, self.seed) if self.labeled else []
 
     def train(
         self, out: Path, labels: Path, *, before: RunDir | None, teachers: Sequence[Provenance]
@@ -90,7 +101,7 @@ def write_labels(
     *,
     structures: Sequence[str],
     source: str,
-    keep_manual: bool,
+    manual: Collection[str],
 ) -> int:
     """A cohort whose labels are a round's masks; held-out scans stay in it without any, for the leak guard.
 
@@ -101,7 +112,7 @@ def write_labels(
         file: where it is written.
         structures: that the masks hold.
         source: teacher or pseudo.
-        keep_manual: manual labels of split train stay, instead of masks.
+        manual: subjects of split train whose manual labels stay, instead of masks.
 
     Returns:
         number of subjects with a label.
@@ -109,9 +120,9 @@ def write_labels(
     closed = dict.fromkeys(LABEL_COLUMNS)
     convention, rows = f"fewbeats:{'+'.join(structures)}", []
     for row in cohort.iter_rows(named=True):
-        manual = keep_manual and row["split"] == "train" and row["label_source"] == "manual"
+        own = row["subject"] in manual and row["split"] == "train" and row["label_source"] == "manual"
         mask, frames = masks.get(row["scan"], (file, ()))
-        if manual:
+        if own:
             rows.append(row)
         elif frames:
             label = {"label": str(mask.absolute()), "label_source": source, "convention": convention}

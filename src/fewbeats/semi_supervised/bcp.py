@@ -132,6 +132,8 @@ def keep_largest_parts(labels: Tensor) -> Tensor:
 
 RECIPE = Recipe(
     name="bcp",
+    longer="--bcp.pretraining",
+    judges_all=True,
     views=views,
     labels=labels_first,
     build=lambda network, own, optim, decay: Bcp(network, settings=own, optim=optim, ema_decay=decay),

@@ -227,4 +227,6 @@ RECIPE = Recipe(
     name="mn",
     views=views,
     labels=count_labeled,
+    longer="--mn.warmup",
+    judges_all=True,
 )

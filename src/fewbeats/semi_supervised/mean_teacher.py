@@ -92,6 +92,7 @@ class MeanTeacher(Averaged):
 
 RECIPE = Recipe(
     name="mean-teacher",
+    longer="--mean-teacher.ramp",
     views=views,
     build=lambda network, own, optim, decay: MeanTeacher(network, settings=own, optim=optim, ema_decay=decay),
 )

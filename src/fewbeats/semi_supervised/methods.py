@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
     from fewbeats.clock import Clock
+    from fewbeats.models.network import NetworkSettings
     from fewbeats.sample import Batch
     from fewbeats.training.method import Method
     from fewbeats.training.optim import OptimSettings
@@ -35,6 +36,12 @@ class Recipe:
     """(network, own, optim, decay of its moving average) -> the method; None where it takes two networks."""
     labels: Callable[[Clock, Any, int], int] = half_of_them
     """(clock, own, items) -> how many items of a step's batch are labeled."""
+    longer: str
+    """Flag that lets it learn from labels alone for longer."""
+    judges_all: bool = False
+    """Its losses judge every class in every voxel, so all labels must speak of all structures."""
+    check: Callable[[Any, NetworkSettings], None] = lambda own, network: None
+    """(own, network) -> raises InputError where they do not fit."""
 
 
 def labels_first(clock: Clock, own: Any, size: int) -> int:
@@ -55,6 +62,11 @@ def tell_pseudo(labels: Tensor, *, of: str = "") -> dict[str, float]:
 
 METHODS = {"mn": "co_training", "mean-teacher": "mean_teacher", "bcp": "bcp", "unimatch": "unimatch"}
 """Name -> its file, which ends with its `RECIPE`; `mn` has two networks and a recipe of its own."""
+
+
+def part_of(method: str) -> str:
+    """Name of a method's settings among a command's fields."""
+    return method.replace("-", "_")
 
 
 def find_recipe(method: str) -> Recipe:

@@ -27,6 +27,7 @@ import torch
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from fewbeats.errors import InputError
 from fewbeats.losses import dice_ce_loss, supervised_loss
 from fewbeats.models.answering import answering, finest
 from fewbeats.semi_supervised.averaged import Averaged
@@ -46,6 +47,7 @@ if TYPE_CHECKING:
     from torch import Generator, Tensor
 
     from fewbeats.clock import Clock
+    from fewbeats.models.network import NetworkSettings
     from fewbeats.sample import Batch
     from fewbeats.semi_supervised.settings import UnimatchSettings
 
@@ -169,8 +171,15 @@ def _drop_channels(features: Tensor, share: float) -> Tensor:
     return drop(features, share, training=True)
 
 
+def _check_features(own: UnimatchSettings, network: NetworkSettings) -> None:
+    if own.features and network.kind == "swinunetr":
+        raise InputError("--unimatch.features: swinunetr has no features to drop; give 0")
+
+
 RECIPE = Recipe(
     name="unimatch",
+    longer="--unimatch.pretraining",
+    check=_check_features,
     views=views,
     labels=labels_first,
     build=lambda network, own, optim, decay: Unimatch(network, settings=own, optim=optim, ema_decay=decay),

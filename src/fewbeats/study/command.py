@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -87,7 +87,7 @@ def check_data(plan: Plan, first: Sequence[Unit], arms: Sequence[Unit]) -> None:
 
     from fewbeats.data.cohort import read_cohort
     from fewbeats.recipes.starts import STARTS
-    from fewbeats.study.units import open_rows, pretraining_of
+    from fewbeats.study.units import open_rows, place, pretraining_of
 
     cohort = read_cohort(plan.cohort)
     if cohort.filter(pl.col("split") == plan.split, pl.col("label").is_not_null()).is_empty():
@@ -101,7 +101,7 @@ def check_data(plan: Plan, first: Sequence[Unit], arms: Sequence[Unit]) -> None:
     for init, units in by_start.items():
         for unit in (units[0], units[-1]):  # the narrowest and the widest budget
             trainer, budget = plan.arms[unit.name].trainer, {"labeled": unit.labeled, "seed": unit.seed}
-            replace(trainer, init=init, cache=plan.cache, **budget).preflight()
+            place(trainer, init=init, cache=plan.cache, **budget).preflight()
         if init not in STARTS:
             _refuse_labels(plan, unit.name, init, cohort)
     for unit in first:

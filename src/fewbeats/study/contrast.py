@@ -45,6 +45,9 @@ class Cell:
     """Structures of a subject, phase and draw that were missed or taken for another."""
     judged: int
     """Structures of a subject, phase and draw of which that is known."""
+    exchanged: int | None
+    """Hearts of a subject, phase and draw whose ventricles were taken for each other; None where rows do not
+    tell."""
     steps: int
     minutes: float
     """Median time of a run."""

@@ -74,6 +74,7 @@ def _context(plan: Plan, rows: pl.DataFrame, result: Result, *, waiting: int) ->
         "score": plan.score,
         "missed": MISSED,
         "counted": any(cell.judged for cell in result.cells),
+        "swapped": any(cell.exchanged is not None for cell in result.cells),
         "rough": sorted({d for c in result.contrasts if c.crossed and (d := len(c.draws)) <= ROUGH}),
         "steps": sorted({cell.steps for cell in result.cells}),
         "waiting": waiting,

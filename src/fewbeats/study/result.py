@@ -8,7 +8,7 @@ from typing import Any
 
 import polars as pl
 
-from fewbeats.evaluation.scores import SCORES, Score
+from fewbeats.evaluation.scores import EXCHANGED, SCORES, Score
 from fewbeats.evaluation.statistics import bootstrap_interval
 from fewbeats.study.contrast import (
     Cell,
@@ -140,6 +140,8 @@ def _cell(rows: pl.DataFrame, every: pl.DataFrame, arm: str, labeled: int) -> Ce
     runs = rows.unique("seed")
     before = runs["pretraining_minutes"].drop_nulls()
     masks = every.filter(pl.col("metric") == MISSED.name)["value"]
+    taken = every.filter(pl.col("metric") == EXCHANGED, pl.col("value") > 0)
+    told = not every.filter(pl.col("metric") == EXCHANGED).is_empty()
     return Cell(
         arm=arm,
         labeled=labeled,
@@ -151,6 +153,7 @@ def _cell(rows: pl.DataFrame, every: pl.DataFrame, arm: str, labeled: int) -> Ce
         subjects=rows["subject"].n_unique(),
         missed=int((masks == MISSED.missed).sum()),
         judged=len(masks),
+        exchanged=len(taken.unique(["subject", "phase", "seed"])) if told else None,
         steps=int(runs["steps"].max()),  # type: ignore[arg-type]
         minutes=float(runs["minutes"].median()),  # type: ignore[arg-type]
         pretraining_minutes=float(before.median()) if len(before) else None,  # type: ignore[arg-type]

@@ -7,16 +7,21 @@ from typing import Any, ClassVar, Protocol
 
 from fewbeats.commands.cotrain import Cotrain
 from fewbeats.commands.finetune import Finetune
+from fewbeats.commands.selftrain import SelfTrain
 from fewbeats.models.network import NetworkSettings
 
 
 class Trainer(Protocol):
-    """A way to train: a dataclass with, besides, the fields labeled, seed, out, cache and localizer.
+    """A way to train: a dataclass with, besides, the fields labeled, seed and out.
 
-    These a study sets, which is why they say nothing of an arm.
+    These a study sets, and cache and localizer where it has them, which is why they say nothing of an arm.
     """
 
     __dataclass_fields__: ClassVar[dict[str, Any]]
+
+    @property
+    def out(self) -> Path:
+        """Its folder."""
 
     @property
     def init(self) -> str:
@@ -50,5 +55,5 @@ class Trainer(Protocol):
         """Train; returns the run folder."""
 
 
-TRAINERS: dict[str, type[Trainer]] = {"finetune": Finetune, "cotrain": Cotrain}
+TRAINERS: dict[str, type[Trainer]] = {"finetune": Finetune, "cotrain": Cotrain, "selftrain": SelfTrain}
 """By the command's name: an arm says which with `command`, the first by default."""

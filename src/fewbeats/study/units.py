@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from datetime import date
 from pathlib import Path
+from typing import Any
 
 import polars as pl
 
@@ -13,12 +14,14 @@ from fewbeats.commands.finetune import Finetune
 from fewbeats.commands.pretrain import Pretrain
 from fewbeats.disk import append_locked, atomic_path
 from fewbeats.errors import InputError
-from fewbeats.evaluation.scores import OF_MASKS, SCORES
+from fewbeats.evaluation.scores import EXCHANGED, OF_MASKS, SCORES
 from fewbeats.study.plan import Plan
 from fewbeats.study.trainers import Trainer
 from fewbeats.training.runconfig import RunConfig
 from fewbeats.training.rundir import RunDir, machine
 
+JUDGED = (*OF_MASKS, EXCHANGED)
+"""Columns of `subjects.csv` that become rows."""
 KEY = ("arm", "labeled", "seed", "split")
 CELL = (*KEY, "network", "subject", "phase", "structure", "metric")
 COLUMNS = {
@@ -80,7 +83,8 @@ def missing_units(plan: Plan) -> tuple[list[Unit], list[Unit]]:
     starts = {plan.arms[unit.name].pretraining for unit in arms} - {None}
     first = [Unit("pretraining", name) for name in plan.pretrainings if name in starts]
     if plan.arms[plan.baseline].trainer.localization():
-        pairs = sorted({(unit.labeled, unit.seed) for unit in arms})
+        takers = [unit for unit in arms if plan.arms[unit.name].trainer.localization()]
+        pairs = sorted({(unit.labeled, unit.seed) for unit in takers})
         first += [Unit("localizer", "localizer", labeled, seed) for labeled, seed in pairs]
     return first, arms
 
@@ -133,16 +137,23 @@ def localizer_of(plan: Plan, unit: Unit) -> Finetune | None:
 
 def trainer_of(plan: Plan, unit: Unit) -> Trainer:
     """An arm's command at its budget, with its places."""
-    arm, localizer = plan.arms[unit.name], localizer_of(plan, unit)
-    return replace(
+    arm = plan.arms[unit.name]
+    localizer = localizer_of(plan, unit) if arm.trainer.localization() else None
+    return place(
         arm.trainer,
         labeled=unit.labeled,
         seed=unit.seed,
         init=str(pretrained(plan, arm.pretraining)) if arm.pretraining else arm.trainer.init,
-        localizer=localizer.out if localizer and arm.trainer.localization() else None,
+        localizer=localizer.out if localizer else None,
         out=plan.out / "arms" / f"{unit.name}_{unit.labeled}_seed{unit.seed}",
         cache=plan.cache,
     )
+
+
+def place(trainer: Trainer, **given: Any) -> Trainer:
+    """A trainer with these fields, so far as it has them."""
+    known = {one.name for one in fields(trainer)}
+    return replace(trainer, **{name: value for name, value in given.items() if name in known})
 
 
 def _compute_arm(plan: Plan, unit: Unit) -> None:
@@ -150,11 +161,12 @@ def _compute_arm(plan: Plan, unit: Unit) -> None:
     from fewbeats.commands.evaluate import Evaluate
     from fewbeats.commands.predict import Predict
 
-    run, reports = trainer_of(plan, unit).run(), {}
+    trainer, reports = trainer_of(plan, unit), dict[str, Path]()
+    run, home = trainer.run(), Path(trainer.out)  # what is judged may lie elsewhere: a teacher
     names = RunDir(run).read_config().networks
     for network in (*names, "mean") if len(names) > 1 else names:
         of = "" if network == NETWORK else f"_{network}"
-        found = run.with_name(f"{run.name}{of}_{plan.split}")
+        found = home.with_name(f"{home.name}{of}_{plan.split}")
         Predict(model=run, network=network, input=plan.cohort, split=plan.split, out=found).run()
         Evaluate(predictions=found, cohort=plan.cohort, out=found / "report").run()
         reports[network] = found / "report"
@@ -178,7 +190,7 @@ def append_rows(plan: Plan, unit: Unit, run: Path, reports: Mapping[str, Path]) 
         "minutes": _minutes(about), "network_seconds": about.network_seconds,
         "pretraining_steps": before.steps if before else None,
         "pretraining_minutes": _minutes(before) if before else None,
-        "commit": about.record["git_commit"], "machine": machine(), "date": date.today().isoformat(),
+        "commit": about.record.get("git_commit"), "machine": machine(), "date": date.today().isoformat(),
     }  # fmt: skip
     tables = []
     for network, report in reports.items():
@@ -186,8 +198,8 @@ def append_rows(plan: Plan, unit: Unit, run: Path, reports: Mapping[str, Path]) 
         tables.append(
             pl.read_csv(report / "subjects.csv", schema_overrides={"subject": pl.String, "group": pl.String})
             .group_by("subject", "group", "phase", "structure", maintain_order=True)
-            .agg(pl.col(OF_MASKS).cast(pl.Float64).mean().round(5), misses=pl.col("miss").sum())
-            .pipe(lengthen, OF_MASKS)
+            .agg(pl.col(JUDGED).cast(pl.Float64).mean().round(5), misses=pl.col("miss").sum())
+            .pipe(lengthen, JUDGED)
             .select(pl.lit(own[name], COLUMNS[name]).alias(name) if name in own else name for name in COLUMNS)
         )
     append_locked(plan.rows, pl.concat(tables).write_csv())
