@@ -11,6 +11,9 @@ if TYPE_CHECKING:
 
     from fewbeats.clock import Clock
 
+UNKNOWN = -1
+"""Class of what nobody tells."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Sample:

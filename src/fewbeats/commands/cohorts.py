@@ -117,6 +117,8 @@ class Phantom:
     """Folder to write; index it with --layout phantom."""
     settings: Annotated[PhantomSettings, tyro.conf.arg(name="")] = field(default_factory=PhantomSettings)
     """Subjects, modality and size."""
+    exam: bool = False
+    """All scans of an exam instead of one: short- and long-axis cines, late enhancement, T1 and T2 maps."""
     jobs: int = 1
     """Processes that make subjects side by side."""
 
@@ -130,6 +132,6 @@ class Phantom:
         from fewbeats.ranges import check_ranges
 
         check_ranges(self, "", positive=("jobs",))
-        rows = write_cohort(self.out, self.settings, jobs=self.jobs)
-        print(f"{self.out}: {len(rows)} subjects, {self.settings.modality}")
+        rows = write_cohort(self.out, self.settings, exam=self.exam, jobs=self.jobs)
+        print(f"{self.out}: {len(rows)} subjects, {'an exam each' if self.exam else self.settings.modality}")
         return self.out

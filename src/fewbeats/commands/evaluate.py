@@ -5,8 +5,12 @@ from __future__ import annotations
 import os
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import tyro
+
+if TYPE_CHECKING:
+    import polars as pl
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,9 +33,12 @@ class Evaluate:
         from fewbeats.data.cohort import read_cohort
         from fewbeats.evaluation.evaluate import evaluate
         from fewbeats.evaluation.predictions import read_predictions
+        from fewbeats.evaluation.tasks import is_of_task
         from fewbeats.recipes.pools import refuse_seen
 
         cohort = read_cohort(self.cohort)
+        if is_of_task(self.predictions):
+            return self._judge_task(cohort)
         writable = os.access(self.predictions, os.W_OK)  # an archive may be closed; the cache only saves time
         scans = [scan.scan for scan in read_predictions(self.predictions)[0]]
         cache = self.predictions / "hashes.json" if writable else None
@@ -49,5 +56,26 @@ class Evaluate:
             print(
                 f"ventricles look exchanged between prediction and labels, in {count} scans; check convention"
             )
+        print(f"report: {self.out / 'report.html'}")
+        return summary
+
+    def _judge_task(self, cohort: pl.DataFrame) -> dict:
+        """The same of classes or points; returns the summary."""
+        from fewbeats.evaluation.tasks import evaluate_task, scans_of
+        from fewbeats.recipes.pools import refuse_seen
+
+        names = set(scans_of(self.predictions))
+        refuse_seen(self.predictions, cohort, sorted(names & set(cohort["scan"])), cache=None)
+        summary = evaluate_task(self.predictions, cohort, self.out)
+        if "points" in summary:
+            of_all = summary["points"]["mean"]
+            print(f"{of_all['mean_mm']:.1f} mm on average over {of_all['subjects']} subjects")
+        for level in ("study", "scan", "slice"):
+            if level in summary:
+                own = summary[level]
+                area = own["macro_auc"]["value"]
+                told = "" if area is None else f", area under ROC {area:.3f}"
+                print(f"{own['items']} of {level}: balanced accuracy "
+                      f"{own['balanced_accuracy']['value']:.3f}{told}")  # fmt: skip
         print(f"report: {self.out / 'report.html'}")
         return summary

@@ -18,7 +18,7 @@ from fewbeats.recipes.starts import Start, default_start, find_ancestors, settle
 from fewbeats.training.loop import check_length
 
 if TYPE_CHECKING:
-    from fewbeats.recipes.pools import Pool, Pools
+    from fewbeats.recipes.pools import Labels, Pool, Pools
 
 PLACES = ("cohort", "out", "cache", "init", "localizer", "workers")
 """Where files lie, and who makes the batches, does not decide an outcome; what is in the files does."""
@@ -101,18 +101,24 @@ class LearnsFromLabels(ABC):
         Raises:
             InputError: a budget or labels that cannot be used, or a held-out subject among them.
         """
-        from fewbeats.recipes.pools import Labels, choose_pools
+        from fewbeats.recipes.pools import choose_pools
 
         self.check_budget()
-        labels = Labels(
-            budget=self.labeled, subjects=self.labeled_subjects, seed=self.seed, structures=self.structures,
-            hold_back=hold_back,
-        )  # fmt: skip
         ancestors = find_ancestors(self.init, localizer=self.localizer)
         ancestors += [run for init in others for run in find_ancestors(init)]
         return choose_pools(
-            self.cohort, labels=labels, pool=pool, ancestors=ancestors, out=self.out, cache=self.cache
-        )
+            self.cohort, labels=self.name_labels(hold_back=hold_back), pool=pool, ancestors=ancestors,
+            out=self.out, cache=self.cache,
+        )  # fmt: skip
+
+    def name_labels(self, *, hold_back: bool) -> Labels:
+        """Whose labels, and of what."""
+        from fewbeats.recipes.pools import Labels
+
+        return Labels(
+            budget=self.labeled, subjects=self.labeled_subjects, seed=self.seed, structures=self.structures,
+            hold_back=hold_back,
+        )  # fmt: skip
 
     def describe(self) -> dict[str, Any]:
         """What decides the outcome, but for the content of files."""

@@ -1,4 +1,4 @@
-"""Label every frame of a scan, a DICOM folder or a cohort with a run's network."""
+"""Ask a run's network about a scan, a DICOM folder or a cohort: masks of every frame, classes, or points."""
 
 from __future__ import annotations
 
@@ -12,19 +12,22 @@ import tyro
 from fewbeats.errors import InputError
 
 if TYPE_CHECKING:
+    from fewbeats.finetuning.task import Task
     from fewbeats.recipes.jobs import Job
 
 
 @dataclass(frozen=True, kw_only=True)
 class Predict:
-    """Label every frame with a run's network; masks come back on the source's own grid."""
+    """Label every frame with a run's network; masks come back on the source's own grid, or classes or points
+    as a table, as the run's task is."""
 
     model: tyro.conf.Positional[Path]
     """Run folder of `fewbeats finetune`, or synthetic: the network that comes with the package."""
     input: tyro.conf.Positional[Path]
     """NIfTI file (3D or 4D), folder of one NIfTI file a frame or slice, DICOM folder, or cohort table."""
     out: Path
-    """Folder for masks, predictions.csv, run.json and, for scans without labels, report.html."""
+    """Folder for masks, predictions.csv, run.json and, for scans without labels, report.html; or for
+    classes.csv or points.csv."""
     split: str | None = None
     """Of a cohort, only this split."""
     network: str = "network"
@@ -50,14 +53,27 @@ class Predict:
         Raises:
             InputError: the run or the input cannot be used.
         """
+        from fewbeats.inference.examine import EXAMINING
         from fewbeats.inference.labeler import Labeler, open_run
         from fewbeats.inference.smooth import Smoothed
         from fewbeats.ranges import check_ranges
         from fewbeats.recipes.executors import open_executor
         from fewbeats.recipes.labeling import choose_fitting, label_scans
+        from fewbeats.training.rundir import RunDir, find_run
 
         jobs, executor = self.find_jobs(), open_executor(self.on, self.jobs)
         check_ranges(self, "", not_negative=("smooth",))
+        about = {"split": self.split, "network": self.network}
+        if RunDir(find_run(self.model)).read_config().task in EXAMINING:
+            from fewbeats.inference.examine import open_examiner
+            from fewbeats.recipes.examining import examine_scans
+
+            examiner = open_examiner(self.model)
+            found = examine_scans(
+                self._fitting(jobs, examiner.task), examiner, self.out, about=about, executor=executor
+            )
+            print(f"{found}")
+            return self.out
         labeler: Labeler = open_run(
             self.model, network=self.network, runtime=self.runtime, confident=self.smooth > 0
         )
@@ -65,13 +81,24 @@ class Predict:
             labeler = Smoothed(labeler, self.smooth)
         if not self._is_cohort:
             jobs = choose_fitting(jobs, labeler.known, tell=print)
-        about = {"split": self.split, "network": self.network}
         label_scans(jobs, labeler, self.out, about=about, executor=executor)
         if not self._is_cohort:
             from fewbeats.evaluation.evaluate import write_prediction_report
 
             print(f"report: {write_prediction_report(self.out, self.out)}")
         return self.out
+
+    def _fitting(self, jobs: Sequence[Job], task: Task) -> Sequence[Job]:
+        """Of a cohort the scans that a task is about; of a task of studies, those of a study together."""
+        from fewbeats.recipes.examining import group_studies
+        from fewbeats.recipes.jobs import CohortJobs
+        from fewbeats.recipes.pools import rows_where
+
+        study_of: dict[str, str] = {}
+        if isinstance(jobs, CohortJobs):
+            rows = rows_where(jobs.rows, task.where)
+            jobs, study_of = CohortJobs(rows), dict(rows.select("scan", "study").iter_rows())
+        return group_studies(jobs, study_of) if task.kind == "study" else jobs
 
     @property
     def _is_cohort(self) -> bool:

@@ -42,6 +42,7 @@ COLUMNS: dict[str, tuple[Any, str]] = {
         pl.String,
         "NIfTI file on the image's grid: how sure each voxel's label is, 0 to 255; weighs it in training",
     ),
+    "points": (pl.String, "CSV of points in the image: point, x_mm, y_mm, z_mm (RAS) and, of a cine, frame"),
     "convention": (pl.String, "meaning of the label values: a name, or an own file"),
     "split": (pl.String, "train, tune, dev or test"),
     "group": (pl.String, "diagnosis"),
@@ -75,7 +76,7 @@ FROM_ZERO = ("frame", "ed_frame", "es_frame")
 POSITIVE = ("height_cm", "weight_kg", "frames", "slices", "rows", "columns", "frame_time_ms",
             "spacing_z_mm", "spacing_y_mm", "spacing_x_mm")  # fmt: skip
 SMALLEST_CM = 20  # the smallest newborns are above
-PATHS = ("image", "label", "label_confidence", "convention")
+PATHS = ("image", "label", "label_confidence", "points", "convention")
 ABSOLUTE = r"^(/|[A-Za-z]:[\\/])"
 FILE_NAME = r"^[^/\\\x00-\x1f]+$"
 BEYOND = "goes beyond the frames of the image; they are counted from 0"

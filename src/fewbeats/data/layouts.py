@@ -228,17 +228,30 @@ def phantom(source: Path) -> list[Row]:
     people = read_columns(source / "subjects.csv", "subject", "group", "height_cm", "weight_kg",
                           "ed_frame", "es_frame")  # fmt: skip
     known = {row["subject"]: row for row in people.iter_rows(named=True)}
-    file = source / "subjects.csv"
+    file, scans = source / "subjects.csv", _phantom_scans(source)
     rows = []
     for row in folder(source):
+        if scans:
+            row |= scans.get(stem_of(Path(row["image"])), {})
         person = known.get(row["subject"])
         if person is None:
             raise InputError(f"{file}: has no row for {row['subject']}; write the phantom again")
         heart = {name: _whole(person, name, file) for name in ("ed_frame", "es_frame")}
         body = {name: _number(person, name, file) for name in ("height_cm", "weight_kg")}
         scanner = KNOWN_SETS["acdc"] if read_nifti(row["image"]).is_stack else {"modality": "CT"}
+        if scans:  # they tell sequence and view; heights and phases are of stacks of cines alone
+            scanner = {"modality": "MR"} | ({"slice_order": "base_first"} if row["view"] == "SAX" else {})
+            heart = heart if row["sequence"] == "cine" else {}
         rows.append({**row, **heart, **body, "group": person["group"], "convention": "fewbeats", **scanner})
     return rows
+
+
+def _phantom_scans(source: Path) -> dict[str, Row]:
+    """Name of an exam's scan -> what it is; empty where the phantoms are one scan each."""
+    if not (source / "scans.csv").is_file():
+        return {}
+    table = read_columns(source / "scans.csv", "scan", "subject", "sequence", "view")
+    return {row["scan"]: row for row in table.iter_rows(named=True)}
 
 
 def dicom(source: Path) -> list[Row]:

@@ -41,6 +41,9 @@ class Sampler:
     seed: int = 0
     epochs: bool = True
     """Without replacement, epoch after epoch; else anew each step, all different within it."""
+    shares: np.ndarray | None = None
+    """(N,) how often each stack is drawn against the others, whatever its size; then anew each step, and a
+    slice may come twice. None: all slices alike."""
     forced: float = 0.0
     """Share of slabs that are moved to where `extents` say that there is foreground."""
     extents: Extents = nothing_known
@@ -75,6 +78,8 @@ class Sampler:
 
     def _indices(self, clock: Clock, total: int) -> np.ndarray:
         """Which of all slices or slabs a step draws on this rank."""
+        if self.shares is not None:
+            return self._by_share(clock)
         if not self.epochs:
             draw = np.random.default_rng([self.seed, clock.step])
             together = draw.choice(total, self.batch_size * clock.world, replace=False)
@@ -82,6 +87,16 @@ class Sampler:
         first = (clock.step * clock.world + clock.rank) * self.batch_size
         places = [divmod(first + i, total) for i in range(self.batch_size)]
         return np.array([_shuffled(self.seed, epoch, total)[within] for epoch, within in places])
+
+    def _by_share(self, clock: Clock) -> np.ndarray:
+        """Stacks by their shares, and of each any of its slices or slabs."""
+        assert self.shares is not None
+        draw = np.random.default_rng([self.seed, clock.step, clock.rank])
+        items = self.stacks.frames * (1 if self.slab else self.stacks.slices)
+        reach = np.cumsum(self.shares)
+        stack = np.searchsorted(reach, draw.random(self.batch_size) * reach[-1], side="right")
+        within = (draw.random(self.batch_size) * items[stack]).astype(int)
+        return (np.cumsum(items) - items)[stack] + within
 
     def _batch(self, stack: np.ndarray, t: np.ndarray, *, z: np.ndarray) -> Batch:
         cut = self._slab if self.slab else self._neighbors
@@ -97,6 +112,9 @@ class Sampler:
             subject=tuple(table.subject[stack]),
             frame=tuple((t if table.first_frame is None else t + table.first_frame[stack]).tolist()),
         )
+        if table.told is not None:
+            told = [table.read(*place, what="told") for place in zip(stack, t, z)]
+            return replace(batch, target=torch.from_numpy(np.stack(told)), source=("",) * len(stack))
         if table.masks is None:
             return replace(batch, source=("",) * len(stack))
         assert table.annotated is not None

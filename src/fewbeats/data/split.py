@@ -194,8 +194,8 @@ def is_joined(names: Sequence[str]) -> bool:
     return any(";" in name or "\t" in name for name in names)
 
 
-def read_columns(path: Path, *names: str) -> pl.DataFrame:
-    """Columns of a CSV as stripped text.
+def read_columns(path: Path, *names: str, maybe: Sequence[str] = ()) -> pl.DataFrame:
+    """Columns of a CSV as stripped text; those of `maybe` are empty where it has none.
 
     Raises:
         InputError: unreadable, or a column or cell is missing.
@@ -212,9 +212,11 @@ def read_columns(path: Path, *names: str) -> pl.DataFrame:
         raise InputError(f"{path}: has no column '{missing[0]}'; {mend}")
     if twice := [name for name in names if f"{name}_duplicated_0" in table.columns]:
         raise InputError(f"{path}: has the column '{twice[0]}' twice; keep one")
-    table = table.select(pl.col(n).str.strip_chars().str.normalize("NFC").replace("", None) for n in names)
+    table = table.with_columns(pl.lit(None, pl.String).alias(n) for n in maybe if n not in table.columns)
+    wanted = (*names, *maybe)
+    table = table.select(pl.col(n).str.strip_chars().str.normalize("NFC").replace("", None) for n in wanted)
     table = table.filter(~pl.all_horizontal(pl.all().is_null()))
-    if table["subject"].has_nulls():
+    if "subject" in names and table["subject"].has_nulls():
         raise InputError(f"{path}: a row names no subject; fill it in")
     return table
 

@@ -47,6 +47,22 @@ class Stored:
         return np.load(self.path, mmap_mode="r")
 
 
+class OneFrame:
+    """One frame (Z, S, S) of a stored scan (T, Z, S, S), read where it is indexed."""
+
+    ndim = 3
+
+    def __init__(self, whole: Stored, t: int):
+        self.whole, self.t, self.shape = whole, t, whole.shape[1:]
+
+    def __len__(self) -> int:
+        return self.shape[0]
+
+    def __getitem__(self, index: Any) -> np.ndarray:
+        index = index if isinstance(index, tuple) else (index,)
+        return self.whole[(self.t, *index)]
+
+
 def keep(path: Path, array: np.ndarray) -> None:
     """Save an array so that it is there whole or not at all.
 
@@ -111,6 +127,8 @@ class Stacks:
     """(N,) number of the first frame in its scan; 0 where not given."""
     source: np.ndarray | None = None
     """(N,) where labels come from."""
+    told: Sequence[np.ndarray] | None = None
+    """For each of `images` what is known of its slices beside masks, (T, Z, ...): classes, or points."""
 
     def __len__(self) -> int:
         return int((self.frames * self.slices).sum())
@@ -121,12 +139,17 @@ class Stacks:
         t: int,
         z: np.ndarray | slice,
         *,
-        what: Literal["images", "masks", "weights"] = "images",
+        what: Literal["images", "masks", "weights", "told"] = "images",
     ) -> np.ndarray:
-        """Slices z of frame t, (len(z), S, S): gray values, class indices, or shares that voxels count."""
+        """Slices z of frame t, (len(z), S, S): gray values, class indices, or shares that voxels count.
+
+        Of `told` what is known of them, (len(z), ...).
+        """
         arrays = getattr(self, what)
         assert arrays is not None
         array = arrays[self.which[stack]]
+        if what == "told":
+            return array[t, z]
         if array is None:  # of weights: all count
             return np.ones_like(self.read(stack, t, z), np.float32)
         part = np.asarray(array[t, z] if array.ndim == 4 else array[z])

@@ -1,8 +1,11 @@
-"""Supervised segmentation as a training method: Dice + cross-entropy, and a moving average of the weights."""
+"""Supervised learning as a training method: a loss, Dice + cross-entropy of masks by default, and a moving
+average of the weights.
+"""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
 
 from torch import nn
 
@@ -12,29 +15,41 @@ from fewbeats.training.method import Method, ParameterGroup, Step
 from fewbeats.training.optim import OptimSettings, encoder_groups, scheduled_group
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from fewbeats.clock import Clock
     from fewbeats.sample import Batch
 
 
 class Supervised(Method):
-    """Minimizes `dice_ce_loss` on the view "image"; exports the exponential moving average of the weights.
+    """Minimizes a loss on the view "image"; exports the exponential moving average of the weights.
 
     Args:
-        network: (B, C, [Z,] Y, X) -> logits, or a list of them, finest first (deep supervision).
+        network: (B, C, [Z,] Y, X) -> what the loss takes; of a segmentation logits, or a list of them, finest
+            first (deep supervision).
         optim: rates.
         ema_decay: of the moving average, per step.
         freeze: share of the steps in which the encoder stays as it started.
+        loss: (what the network told, batch) -> scalar.
     """
 
-    def __init__(self, network: nn.Module, *, optim: OptimSettings, ema_decay: float, freeze: float = 0.0):
+    def __init__(
+        self,
+        network: nn.Module,
+        *,
+        optim: OptimSettings,
+        ema_decay: float,
+        freeze: float = 0.0,
+        loss: Callable[[Any, Batch], Tensor] = supervised_loss,
+    ):
         super().__init__()
-        self.freeze = freeze
+        self.freeze, self.loss = freeze, loss
         self.network = network
         self.optim = optim
         self.average = average_of(network, ema_decay)
 
     def forward(self, batch: Batch, clock: Clock) -> Step:
-        loss = supervised_loss(self.network(batch.views["image"]), batch)
+        loss = self.loss(self.network(batch.views["image"]), batch)
         return Step(loss, active=("decoder",) if clock.progress < self.freeze else None)
 
     def parameter_groups(self) -> list[ParameterGroup]:

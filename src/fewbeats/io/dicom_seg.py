@@ -68,7 +68,7 @@ def write_seg(
     """
     from pydicom.uid import generate_uid
 
-    headers = _stack_headers(scan)
+    headers = stack_headers(scan)
     identity = read_identity(headers[0][0].file)
     series_uid = generate_uid(prefix=None)
     segment_of = np.zeros(256, np.uint8)
@@ -127,7 +127,7 @@ def seg_frames(path: Path, scan: Scan) -> tuple[int, ...]:
     return tuple(sorted({t for t, *_ in _planes(path, scan, pixels=False)}))
 
 
-def _stack_headers(scan: Scan) -> list[list[FrameHeader]]:
+def stack_headers(scan: Scan) -> list[list[FrameHeader]]:
     """[t][z] headers in stack order, as stored."""
     if not isinstance(scan.pixels, DicomPixels):
         where = scan.source.path or "scan"
@@ -244,7 +244,7 @@ def _planes(path: Path, scan: Scan, *, pixels: bool) -> Iterator[tuple[int, int,
     files = [file for file in files if is_seg(file)]
     if not files:
         raise InputError(f"{path}: no DICOM segmentation; give a SEG file or a folder of them")
-    headers = _stack_headers(scan)
+    headers = stack_headers(scan)
     for file in files:
         try:
             with warnings.catch_warnings():

@@ -13,6 +13,7 @@ import numpy as np
 
 from fewbeats.phantom.anatomy import Tissue
 from fewbeats.phantom.randomized import random_signal
+from fewbeats.phantom.sequences import Sequence, sequence_values
 
 Contrast = Literal["bright", "dark", "any"]
 
@@ -80,7 +81,14 @@ class Signal:
         return np.stack([table[tissue].mean(0) for table in (self.mean, self.texture, self.blood)])
 
 
-def signal_of(modality: str, contrast: Contrast, rng: np.random.Generator, *, timing: float = 0.0) -> Signal:
+def signal_of(
+    modality: str,
+    contrast: Contrast,
+    rng: np.random.Generator,
+    *,
+    timing: float = 0.0,
+    sequence: Sequence = "cine",
+) -> Signal:
     """Draw a subject's tables: every tissue varies, and so does the contrast of blood to muscle.
 
     Args:
@@ -88,9 +96,13 @@ def signal_of(modality: str, contrast: Contrast, rng: np.random.Generator, *, ti
         contrast: of the scanner.
         rng: source of the draws.
         timing: of CT, how much of the bolus is in the right heart, too; see `Anatomy.contrast_timing`.
+        sequence: of MR; others than cine know no `contrast`.
     """
     rows = np.array([_TABLE[t] for t in Tissue], np.float64)
     is_blood = np.isin(np.arange(len(Tissue)), _MOVING_BLOOD)
+    if sequence != "cine":
+        mean = sequence_values(sequence) * np.exp(0.06 * rng.normal(size=len(Tissue)))
+        return Signal(*(a.astype(np.float32) for a in (mean, 0.06 * mean, 0.0 * is_blood)))
     if contrast == "any":
         mean, texture = random_signal(rows[:, rng.integers(2)], rows[:, 2] / 100.0, rng)
         return Signal(*(a.astype(np.float32) for a in (mean, texture, is_blood)))

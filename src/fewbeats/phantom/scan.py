@@ -25,12 +25,15 @@ from fewbeats.phantom.anatomy import (
     beat_at,
     heart_tissue,
 )
+from fewbeats.phantom.exam import View, long_axis_affine
 from fewbeats.phantom.imaging import Contrast, Signal, expose_cine, expose_ct, signal_of
+from fewbeats.phantom.sequences import MAPS, Sequence, expose_map
 from fewbeats.phantom.thorax import thorax_tissue
 from fewbeats.scan import ArrayPixels, Scan
 
 Modality = Literal["cine", "ct"]
 CINE_STRUCTURES = ("LV", "MYO", "RV")
+LONG_STRUCTURES = ("LV", "MYO", "RV", "LA", "RA")
 MOST_GAP = 1.5
 HEART_STRUCTURES = ("LV", "MYO", "RV", "LA", "RA", "AO", "PA")
 
@@ -59,6 +62,10 @@ class PhantomSettings:
     """Pixels in-plane along each axis."""
     pixel_mm: tuple[float, float] = (1.3, 1.7)
     """Smallest and largest pixel; each subject draws one (CT: the voxel)."""
+    view: View = "SAX"
+    """Plane of a cine; of others than SAX one slice along the heart's axis."""
+    sequence: Sequence = "cine"
+    """cine, late enhancement or a map, of which the last three have one frame."""
 
     def __post_init__(self) -> None:
         low, high = self.pixel_mm
@@ -71,6 +78,10 @@ class PhantomSettings:
             raise InputError("--contrast any: of cine alone; CT has its units")
         if self.contrast == "any" and self.species == "pig":
             raise InputError("--contrast any: hearts of no species; take --species human")
+        if self.modality == "ct" and (self.view, self.sequence) != ("SAX", "cine"):
+            raise InputError("--view, --sequence: of MR alone; take --modality cine")
+        if self.sequence != "cine" and self.frames != 1:
+            raise InputError(f"--frames {self.frames}: of {self.sequence} there is one; give 1")
         if not 0 <= self.gap <= MOST_GAP:
             raise InputError(f"--gap {self.gap}: must be between 0 and {MOST_GAP}")
 
@@ -180,6 +191,12 @@ def _short_axis_grid(subject: Anatomy, settings: PhantomSettings, rng: np.random
     return _Grid(affine, (slices, settings.matrix, settings.matrix), _sample_offsets(6), shifts)
 
 
+def _long_axis_grid(subject: Anatomy, settings: PhantomSettings, rng: np.random.Generator) -> _Grid:
+    """One slice along the heart's axis."""
+    affine, shape = long_axis_affine(subject, settings, rng)
+    return _Grid(affine, shape, _sample_offsets(6), np.zeros((1, 3)))
+
+
 def _volume_grid(subject: Anatomy, settings: PhantomSettings, rng: np.random.Generator) -> _Grid:
     """Isotropic RAS+ volume round the heart, 160 mm high or as high as wide."""
     voxel = float(rng.uniform(*settings.pixel_mm))
@@ -211,15 +228,23 @@ def make_scan(subject: Anatomy, settings: PhantomSettings) -> tuple[Scan, np.nda
         The scan (pixels in memory, int16), and its mask (T, Z, Y, X) uint8 in `FEWBEATS_VALUES`.
     """
     cine = settings.modality == "cine"
-    rng = np.random.default_rng([subject.seed, 1 if cine else 2])  # not the contrast: same geometry
-    grid = (_short_axis_grid if cine else _volume_grid)(subject, settings, rng)
+    geometry = ["SAX", "", "2CH", "3CH", "4CH"].index(settings.view) if cine else 1
+    rng = np.random.default_rng([subject.seed, 1 + geometry])  # not the contrast: same geometry
+    grid = (_long_axis_grid if geometry > 1 else _short_axis_grid if cine else _volume_grid)(
+        subject, settings, rng
+    )
     phases = frame_phases(subject, settings)
     look = np.random.default_rng([subject.seed, 3, get_args(Contrast).index(settings.contrast)])
-    signal = signal_of(settings.modality, settings.contrast, look, timing=subject.contrast_timing)
-    structures = CINE_STRUCTURES if cine else HEART_STRUCTURES
+    signal = signal_of(
+        settings.modality, settings.contrast, look, timing=subject.contrast_timing, sequence=settings.sequence
+    )
+    structures = HEART_STRUCTURES if not cine else LONG_STRUCTURES if geometry else CINE_STRUCTURES
     beats = [beat_at(subject, float(p)) for p in phases]
-    parts, mask = _acquire(subject, grid, beats=beats, signal=signal, structures=structures)
-    image = (expose_cine if cine else expose_ct)(parts, look)
+    parts, mask = _acquire(
+        subject, grid, beats=beats, signal=signal, structures=structures, scars=settings.sequence == "lge"
+    )
+    expose = expose_map if settings.sequence in MAPS else expose_cine if cine else expose_ct
+    image = expose(parts, look)
     scan = Scan(
         pixels=ArrayPixels(image),
         affine=grid.affine,
@@ -244,17 +269,26 @@ def frame_phases(subject: Anatomy, settings: PhantomSettings) -> np.ndarray:
 
 
 def _acquire(
-    subject: Anatomy, grid: _Grid, *, beats: list[Beat], signal: Signal, structures: tuple[str, ...]
+    subject: Anatomy,
+    grid: _Grid,
+    *,
+    beats: list[Beat],
+    signal: Signal,
+    structures: tuple[str, ...],
+    scars: bool,
 ) -> tuple[np.ndarray, np.ndarray]:
     """Noiseless (3, T, Z, Y, X) parts of the signal (see `Signal.of`) and the mask.
 
-    The surroundings are evaluated once a slice, the heart in every frame inside its bounding box.
+    The surroundings are evaluated once a slice, the heart in every frame inside its bounding box. Where
+    `scars` are seen they are INFARCT, else myocardium.
     """
     parts = np.empty((3, len(beats), *grid.shape), np.float32)
     mask = np.zeros((len(beats), *grid.shape), np.uint8)
     label = np.zeros(max(Tissue) + 1, np.uint8)
     for tissue, structure in STRUCTURE_OF.items():
         label[tissue] = FEWBEATS_VALUES[structure] if structure in structures else 0
+    if scars:
+        label[Tissue.SCAR] = FEWBEATS_VALUES["INFARCT"]
     for z in range(grid.shape[0]):
         points = grid.points(z)
         still = thorax_tissue(subject, points.reshape(-1, 3)).reshape(points.shape[:3])

@@ -65,6 +65,18 @@ class Job:
     frame_time_ms: float | None = None
     """As it was given."""
     phases: Phases = field(default_factory=Phases)
+    others: tuple[Job, ...] = ()
+    """Of a study that is looked at as a whole: its other scans."""
+
+    @property
+    def table(self) -> str:
+        """Name of the file with its rows, where it is not masks that are made."""
+        return f"{self.scan}.csv"
+
+    @property
+    def report(self) -> str:
+        """Name of its DICOM structured report."""
+        return f"{self.scan}_sr.dcm"
 
     @property
     def mask(self) -> str:
@@ -82,9 +94,9 @@ class Job:
         return f"{self.scan}_confidence.nii.gz"
 
     @property
-    def files(self) -> tuple[str, str, str]:
-        """Names of all that is written for it."""
-        return self.mask, self.seg, self.confidence
+    def files(self) -> tuple[str, ...]:
+        """Names of all that may be written for it."""
+        return self.mask, self.seg, self.confidence, self.table, self.report
 
     def source_key(self) -> str:
         """Digest of what its mask is made from: the files as they lie there, and how they are read.
@@ -99,7 +111,11 @@ class Job:
             raise InputError(f"{path}: no such file; mend the cohort's paths")
         states = [(f.name, f.stat()) for f in (files_below(path) if path.is_dir() else [path])]
         seen = [(name, state.st_size, state.st_mtime_ns) for name, state in states]
-        given = (number, self.frame_time_ms, self.phases, self.spacing_trusted, self.plane)
+        given: tuple[Any, ...] = (
+            number, self.frame_time_ms, self.phases, self.spacing_trusted, self.plane
+        )  # fmt: skip
+        if self.others:
+            given = (*given, *(other.source_key() for other in self.others))
         return hashlib.sha256(repr((seen, given)).encode()).hexdigest()[:12]
 
 

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from tempfile import mkdtemp
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
@@ -24,6 +24,7 @@ from fewbeats.scan import Prediction, Scan, is_spacing_nominal, plane_by_directi
 from fewbeats.training.progress import progress_bar
 
 if TYPE_CHECKING:
+    from fewbeats.data.provenance import Provenance
     from fewbeats.inference.labeler import Known, Labeled, Labeler
 
 
@@ -81,16 +82,64 @@ def label_scans(
         InputError: more scans cannot be labeled, which is told when all others are done; or `out` holds
             something else, or another process writes there.
     """
+    work = LabelWork(labeler, confidence)
+    return fill_folder(
+        jobs, labeler, work, out, about=about, most_failed=most_failed, executor=executor, tell=tell
+    )
+
+
+class Author(Protocol):
+    """Whose a folder of predictions is."""
+
+    @property
+    def provenance(self) -> Provenance:
+        """What it has seen."""
+
+    @property
+    def key(self) -> str:
+        """Digest of all that decides what it says; equal keys say the same."""
+
+    def describe(self) -> dict[str, Any]:
+        """What `run.json` of the folder says of it."""
+
+
+def fill_folder(
+    jobs: Sequence[Job],
+    author: Author,
+    work: Callable[[Task], Written],
+    out: Path,
+    *,
+    about: Mapping[str, Any],
+    most_failed: float = 0.0,
+    executor: Executor = serial,
+    tell: Callable[[str], None] = print,
+) -> dict[str, str]:
+    """Do the same to many scans, each whole or absent; see `label_scans`.
+
+    Args:
+        jobs: the scans.
+        author: whose the outcome is.
+        work: what is done to a scan; its first file is the one that the row names as its mask.
+        out: the folder.
+        about: what `run.json` is to say besides.
+        most_failed: share of the scans that may fail, and are left out then.
+        executor: who does it.
+        tell: is given one line a scan.
+
+    Returns:
+        scan -> why it failed, of those that were left out.
+
+    Raises:
+        InputError: as `label_scans`.
+    """
     started, refused = time.perf_counter(), dict[str, InputError]()
-    told = {**labeler.describe(), **about}
-    with open_labeled(
-        out, labeler=labeler.key, about=told, provenance=labeler.provenance, jobs=jobs
-    ) as folder:
+    told = {**author.describe(), **about}
+    with open_labeled(out, labeler=author.key, about=told, provenance=author.provenance, jobs=jobs) as folder:
         waiting = [at for at, job in enumerate(jobs) if not _is_there(folder, job, refused)]
         kept = len(jobs) - len(waiting) - len(refused)
         tasks = (Task(job, folder.stage(job)) for job in map(jobs.__getitem__, waiting))
         with progress_bar("labeling", len(jobs), kept, shown=len(jobs) > 1) as advance:
-            for task, result in executor(LabelWork(labeler, confidence), tasks):
+            for task, result in executor(work, tasks):
                 _put(folder, task, result, refused=refused, tell=tell)
                 advance()
         if len(refused) > most_failed * len(jobs):

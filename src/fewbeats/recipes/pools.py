@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -45,6 +45,14 @@ class Labels:
     """Keep a quarter of the subjects to choose the checkpoint by."""
     made: bool = False
     """Learn from all labels of split train, those of models, too, which no budget counts."""
+    where: Mapping[str, Sequence[str]] = field(default_factory=dict)
+    """Column of the cohort -> what stands there in rows that count; see `finetuning.task.Task`."""
+    column: str = ""
+    """Column whose entries are learned instead of masks; then a budget counts subjects of each class."""
+    classes: tuple[str, ...] = ()
+    """The column's entries that are learned."""
+    tables: bool = False
+    """Tables of points, named in the column points, are labels as masks are."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,6 +77,8 @@ class Pools:
     """Folder of prepared scans."""
     structures: tuple[str, ...] = ()
     """In class order."""
+    column: str = ""
+    """Column of the cohort that is learned instead of masks."""
     labeled: pl.DataFrame
     """Rows of the cohort whose labels are learned from."""
     held_back: pl.DataFrame
@@ -86,7 +96,7 @@ class Pools:
         rows = pl.concat([self.labeled, self.held_back])
         return {
             "labeled subjects": self.labeled_subjects,
-            "labels": [_describe_label(row) for row in rows.iter_rows(named=True)],
+            "labels": [_describe_label(row, self.column) for row in rows.iter_rows(named=True)],
             "pixels": digest_hashes(self.provenance.labeled, self.provenance.unlabeled),
         }
 
@@ -129,27 +139,35 @@ def choose_pools(
         for names in find_twins(by_subject(pl.concat([seen, held_out]), hashes)):
             print(f"{file}: {' and '.join(names)} are one heart: frames or slices of theirs are equal")
     guard_ancestors(ancestors, by_subject(held_out, hashes), transductive=transductive)
+    beside = labels is not None and bool(labels.column or labels.tables)
+    told = chosen if beside else chosen.filter(is_manual())
     return Pools(
         structures=structures,
+        column=labels.column if labels else "",
         labeled=chosen.filter(~pl.col("subject").is_in(held)),
         held_back=chosen.filter(pl.col("subject").is_in(held)),
         unlabeled=unlabeled,
         cache=cache,
         provenance=Provenance(
             run=out.resolve().name,
-            labeled=by_subject(chosen.filter(is_manual()), hashes),
-            unlabeled=by_subject(pl.concat([unlabeled, chosen.filter(~is_manual())]), hashes),
+            labeled=by_subject(told, hashes),
+            unlabeled=by_subject(pl.concat([unlabeled, chosen.join(told, on="scan", how="anti")]), hashes),
             ancestors=tuple(ancestors),
             transductive=transductive,
         ),
     )
 
 
-def _describe_label(row: Mapping[str, Any]) -> list[str]:
-    """A label's content, which frames it is of, and what its values mean."""
+def _describe_label(row: Mapping[str, Any], column: str) -> list[str]:
+    """A label's content, which frames it is of, and what its values mean; of a column what stands there."""
+    beside = [str(row[column])] if column else []
+    beside += [content_digest(row["points"])] if row.get("points") else []
+    if row["label"] is None:
+        return beside
     meaning, sure = row["convention"], row["label_confidence"]
     frames = [row[name] for name in ("label_frames", "phase", "ed_frame", "es_frame")]
     return [
+        *beside,
         content_digest(row["label"]),
         content_digest(meaning) if Path(meaning).is_file() else meaning,
         ";".join("" if value is None else str(value) for value in frames),
@@ -159,7 +177,12 @@ def _describe_label(row: Mapping[str, Any]) -> list[str]:
 
 def _choose_labels(cohort: pl.DataFrame, labels: Labels) -> tuple[tuple[str, ...], pl.DataFrame, list[str]]:
     """Structures, labeled rows, and the subjects held back to choose the checkpoint."""
+    cohort = rows_where(cohort, labels.where)
     structures = tuple(dict.fromkeys(name_structure(s, file="--structures") for s in labels.structures))
+    if labels.column:
+        return structures, _choose_classes(cohort, labels), []
+    if labels.tables and "points" in cohort.columns and not cohort["points"].is_null().all():
+        return structures, _choose_tables(cohort, labels), []
     if labels.made:
         rows = cohort.filter(pl.col("split") == "train", pl.col("label").is_not_null())
         return structures or spoken_structures(rows, made=True), rows, []
@@ -178,6 +201,68 @@ def _choose_labels(cohort: pl.DataFrame, labels: Labels) -> tuple[tuple[str, ...
         held = subjects[-max(1, math.ceil(HELD_BACK * len(subjects))) :]
         print(f"{len(held)} of the {len(subjects)} labeled subjects choose the checkpoint: {', '.join(held)}")
     return structures, rows, held
+
+
+def rows_where(cohort: pl.DataFrame, where: Mapping[str, Sequence[str]]) -> pl.DataFrame:
+    """The rows of a cohort that a task is about.
+
+    Raises:
+        InputError: the cohort has no such column, or no such row.
+    """
+    for column, values in where.items():
+        if column not in cohort.columns:
+            raise InputError(f"cohort: has no column '{column}', by which the task chooses scans; add it")
+        cohort = cohort.filter(pl.col(column).cast(pl.String).is_in(list(values)))
+        if cohort.is_empty():
+            raise InputError(f"cohort: no scan has {column} {' or '.join(values)}, which the task is about")
+    return cohort
+
+
+def _choose_classes(cohort: pl.DataFrame, labels: Labels) -> pl.DataFrame:
+    """Rows of split train whose column names a class; a budget takes so many subjects of each."""
+    if labels.column not in cohort.columns:
+        raise InputError(f"cohort: has no column '{labels.column}', which the task learns; add it")
+    rows = cohort.filter(pl.col("split") == "train", pl.col(labels.column).is_in(list(labels.classes)))
+    if labels.subjects:
+        rows = rows.filter(pl.col("subject").is_in(read_subject_list(labels.subjects, cohort)))
+    there = set(rows[labels.column])
+    if len(there) < 2:
+        found = f"only {next(iter(there))}" if there else "none"
+        raise InputError(
+            f"cohort: of {', '.join(labels.classes)} split train has {found} in its column {labels.column}; "
+            "a task needs two classes"
+        )
+    if labels.budget is None:
+        return rows
+    chosen = []
+    for name in labels.classes:
+        own = rows.filter(pl.col(labels.column) == name)
+        if len(own):
+            kept = _draw(own["subject"].unique(), labels, what=f"of {labels.column} {name}")
+            chosen.append(own.filter(pl.col("subject").is_in(kept)))
+    return rows.join(pl.concat(chosen).select("scan"), on="scan", how="semi", maintain_order="left")
+
+
+def _choose_tables(cohort: pl.DataFrame, labels: Labels) -> pl.DataFrame:
+    """Rows of split train with a table of points, or a manual mask."""
+    rows = cohort.filter(pl.col("split") == "train", pl.col("points").is_not_null() | is_manual())
+    if labels.subjects:
+        subjects = read_subject_list(labels.subjects, cohort)
+    else:
+        subjects = _draw(rows["subject"].unique(), labels, what="with points")
+    return rows.filter(pl.col("subject").is_in(subjects))
+
+
+def _draw(subjects: pl.Series, labels: Labels, *, what: str) -> list[str]:
+    """The first subjects of a seeded order.
+
+    Raises:
+        InputError: there are not so many.
+    """
+    budget = len(subjects) if labels.budget is None else labels.budget
+    if not 1 <= budget <= len(subjects):
+        raise InputError(f"--labeled {budget}: split train has {len(subjects)} subjects {what}")
+    return draw_order(subjects, labels.seed)[:budget]
 
 
 def _choose_pool(cohort: pl.DataFrame, pool: Pool, file: Path, *, beside: pl.DataFrame) -> pl.DataFrame:

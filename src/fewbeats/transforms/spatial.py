@@ -120,3 +120,37 @@ def apply_spatial(tensor: Tensor, draw: SpatialDraw, *, labels: bool = False) ->
     mode = "nearest" if labels else "bilinear"
     moved = F.grid_sample(tensor, draw.grid, mode=mode, padding_mode="zeros", align_corners=False)
     return moved * draw.keep
+
+
+def move_points(points: Tensor, draw: SpatialDraw, *, source_px: int) -> Tensor:
+    """Where points of the source come to lie in what was cut out of it.
+
+    The sampled position nearest to a point is looked for, and the rest of the way is linear.
+
+    Args:
+        points: (B, K, 2), (y, x) in pixels of squares of `source_px`; NaN for none.
+        draw: what was drawn for them.
+        source_px: side of the source.
+
+    Returns:
+        (B, K, 2), (y, x) in pixels of the cut-out; NaN where it does not show the point.
+    """
+    import torch
+
+    wanted = ((2 * points.flip(-1) + 1) / source_px - 1).to(draw.grid)  # as the grid has it: (x, y)
+    away = (draw.grid[:, None] - wanted[:, :, None, None]).square().sum(-1).flatten(2)
+    rows, columns = draw.grid.shape[1:3]
+    nearest = away.nan_to_num(float("inf")).argmin(2)
+    row, column = nearest // columns, nearest % columns
+    item = torch.arange(len(points), device=points.device)[:, None].expand_as(row)
+    there = draw.grid[item, row, column]
+    steps = []
+    for size, at, other in ((columns, column, row), (rows, row, column)):
+        low, high = (at - 1).clamp(min=0), (at + 1).clamp(max=size - 1)
+        pair = ((other, low), (other, high)) if at is column else ((low, other), (high, other))
+        ends = [draw.grid[item, r, c] for r, c in pair]
+        steps.append((ends[1] - ends[0]) / (high - low)[..., None])
+    rest = torch.linalg.solve(torch.stack(steps, -1), (wanted - there).nan_to_num(0.0))
+    moved = torch.stack([row + rest[..., 1], column + rest[..., 0]], -1)
+    shown = (rest.abs() <= 1).all(-1) & draw.keep[item, 0, row, column] & ~points.isnan().any(-1)
+    return torch.where(shown[..., None], moved, torch.nan)

@@ -1,0 +1,193 @@
+"""The page of a task: figures, confusion, curves, and the cases that were told worst, with their pictures."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from datetime import date
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from fewbeats.data.files import open_image
+from fewbeats.evaluation.classes import Told, reliability, roc_curve
+from fewbeats.evaluation.points import NEAR_MM
+from fewbeats.pages.charts import Chart
+from fewbeats.pages.page import as_markup, flatten, render_page
+from fewbeats.pages.pictures import encode_webp
+
+if TYPE_CHECKING:
+    from fewbeats.evaluation.tasks import Judged, Row
+
+TEMPLATE = Path(__file__).with_name("task.html.j2")
+SHOWN = 8  # worst cases
+SIDE = 220
+STRIP = 6  # slices of a study, those that count most
+LEVELS = {"study": "Studies", "scan": "Scans", "slice": "Slices",
+          "slice within": "Slices of studies that hold any"}  # fmt: skip
+PARTS = {"slice within": "slice_within_studies_with_any"}
+"""Level -> its name in the summary, where that is another."""
+TITLES = {"accuracy": "Accuracy", "balanced_accuracy": "Balanced accuracy", "macro_auc": "Mean AUC",
+          "calibration_error": "Calibration error", "brier": "Brier score"}  # fmt: skip
+
+
+def render_task(judged: Judged, known: Mapping[str, Row]) -> str:
+    """The page as HTML.
+
+    Args:
+        judged: of `judge_task`.
+        known: scan -> its row of the cohort.
+    """
+    points = judged.task.kind == "landmarks"
+    levels = [
+        {
+            "name": LEVELS[level],
+            "figures": judged.summary[PARTS.get(level, level)],
+            "confusion": [list(row) for row in judged.summary[PARTS.get(level, level)]["confusion"]],
+            "roc": as_markup(draw_roc(told)),
+            "calibration": as_markup(draw_reliability(told)),
+        }
+        for level, told in judged.told.items()
+    ]
+    return render_page(
+        TEMPLATE,
+        {
+            "today": date.today().isoformat(),
+            "task": judged.task,
+            "summary": judged.summary,
+            "levels": levels,
+            "titles": TITLES,
+            "worst": worst_points(judged, known) if points else worst_cases(judged, known),
+            "charts": [as_markup(draw_errors(judged))] if points else [],
+            "settings": list(flatten(judged.run.get("training") or {})),
+        },
+    )
+
+
+def draw_roc(told: Told) -> str:
+    """A curve for each class against all others; of two classes one tells all."""
+    chart = Chart((0.0, 1.0), (0.0, 1.0), height=260)
+    chart.y_axis("true positive rate")
+    chart.x_axis("false positive rate")
+    chart.line(0, 0, 1, 1, kind="zero")
+    for c in range(len(told.classes)) if len(told.classes) > 2 else (1,):
+        if (told.truth == c).any():
+            false, true = roc_curve(told, c)
+            chart.curve(false.tolist(), true.tolist(), kind=f"curve arm{c % 8}")
+    return chart.svg("ROC curves")
+
+
+def draw_reliability(told: Told) -> str:
+    """Accuracy over confidence; a larger dot holds more items."""
+    chart = Chart((0.0, 1.0), (0.0, 1.0), height=260)
+    chart.y_axis("accuracy")
+    chart.x_axis("confidence")
+    chart.line(0, 0, 1, 1, kind="zero")
+    bins = reliability(told)
+    chart.curve([b[0] for b in bins], [b[1] for b in bins], kind="curve arm1")
+    for sure, right, count in bins:
+        chart.dot(
+            sure, right, kind="dot arm1", says=f"{count} items, confidence {sure:.2f}, accuracy {right:.2f}"
+        )
+    return chart.svg("Calibration")
+
+
+def draw_errors(judged: Judged) -> str:
+    """Distance of every point, in columns by its kind."""
+    names = list(judged.task.points)
+    most = max(float(row["error_mm"]) for row in judged.rows)
+    chart = Chart((-0.5, len(names) - 0.5), (0.0, max(10.0, min(most, 40.0))))
+    chart.y_axis("distance (mm)")
+    for column, name in enumerate(names):
+        own = [row for row in judged.rows if row["point"] == name]
+        for i, row in enumerate(own):
+            aside = (i * 0.618034 % 1 - 0.5) * 0.6
+            error = float(row["error_mm"])
+            says = f"{row['scan']}, slice {row['slice']}: {error:.1f} mm"
+            chart.dot(column + aside, min(error, chart.y_range[1]), kind=f"dot arm{column + 1}", says=says)
+        chart.text(chart.x(column), chart.bottom + 16, name.replace("_", " "))
+    return chart.svg("Distances of points")
+
+
+def worst_cases(judged: Judged, known: Mapping[str, Row]) -> list[dict[str, Any]]:
+    """Of the widest level the items whose truth was held to be least likely, with slices of them."""
+    level = next(iter(judged.told))
+    rows = [row for row in judged.rows if row["level"] == level]
+    rows = sorted(rows, key=lambda row: float(row[f"p_{row['truth']}"] or 0))[:SHOWN]
+    return [
+        {
+            "name": f"{row['subject']}" + (f", {row['scan']}" if row["scan"] else ""),
+            "says": f"is {row['truth']}, told to be {row['class']} ({100 * float(row['confidence']):.0f} %)",
+            "wrong": row["truth"] != row["class"],
+            "pictures": _slices_of(row, judged.rows, known),
+        }
+        for row in rows
+    ]
+
+
+def _slices_of(row: Row, rows: Sequence[Row], known: Mapping[str, Row]) -> list[dict[str, Any]]:
+    """Slices of a case: the one, those of a scan, or those of a study that count most."""
+    if row["level"] == "slice":
+        own = [row]
+    else:
+        same = [r for r in rows if r["level"] == "slice" and r["subject"] == row["subject"]]
+        own = [r for r in same if not row["scan"] or r["scan"] == row["scan"]] or [row]
+        own = sorted(own, key=lambda r: -float(r.get("attention") or 0))[:STRIP]
+    found = []
+    for one in own:
+        if one["scan"] not in known:
+            continue
+        t, z = int(one["frame"] or 0), int(one["slice"] or 0)
+        counts = f", counts {100 * float(one['attention']):.0f} %" if one.get("attention") else ""
+        found.append({"src": picture_slice(known[one["scan"]]["image"], t, z), "alt": f"slice {z}{counts}",
+                      "points": []})  # fmt: skip
+    return found
+
+
+def worst_points(judged: Judged, known: Mapping[str, Row]) -> list[dict[str, Any]]:
+    """Slices whose points lie farthest off, with what was told and what is true."""
+    by_slice: dict[tuple[str, int, int], list[Row]] = {}
+    for row in judged.rows:
+        by_slice.setdefault((row["scan"], int(row["frame"]), int(row["slice"])), []).append(row)
+    worst = sorted(by_slice.items(), key=lambda item: -max(float(r["error_mm"]) for r in item[1]))[:SHOWN]
+    found = []
+    for (scan, t, z), rows in worst:
+        image = open_image(known[scan]["image"])
+        most = max(float(row["error_mm"]) for row in rows)
+        told = [[float(row[axis]) for axis in ("x_mm", "y_mm", "z_mm")] for row in rows]
+        true = [row["true_mm"] for row in rows]
+        points = [*_on_picture(told, image, "told"), *_on_picture(true, image, "true")]
+        picture = {"src": picture_slice(known[scan]["image"], t, z), "alt": f"slice {z}", "points": points}
+        found.append({"name": scan, "says": f"up to {most:.1f} mm", "wrong": most > NEAR_MM,
+                      "pictures": [picture]})  # fmt: skip
+    return found
+
+
+def _on_picture(places: Sequence[Sequence[float]], image: Any, kind: str) -> list[dict[str, Any]]:
+    """Places in mm as pixels of a slice's picture."""
+    back = np.linalg.inv(image.affine)
+    side = max(image.shape[2] * image.spacing_mm[1], image.shape[3] * image.spacing_mm[2])
+    found = []
+    for place in places:
+        x, y, *_ = back @ [*place, 1.0]
+        down = (y + 0.5) * image.spacing_mm[1] + (side - image.shape[2] * image.spacing_mm[1]) / 2
+        across = (x + 0.5) * image.spacing_mm[2] + (side - image.shape[3] * image.spacing_mm[2]) / 2
+        found.append({"x": across * SIDE / side, "y": down * SIDE / side, "kind": kind})
+    return found
+
+
+def picture_slice(image: str, t: int, z: int) -> str:
+    """A slice as a square picture, square pixels, black beside it."""
+    from PIL import Image
+
+    scan = open_image(image)
+    gray = scan.frame(t)[z]
+    low, high = np.percentile(gray, [1, 99.5])
+    shown = (np.clip((gray - low) / max(high - low, 1e-6), 0, 1) * 255).astype(np.uint8)
+    tall, wide = shown.shape[0] * scan.spacing_mm[1], shown.shape[1] * scan.spacing_mm[2]
+    size = [max(1, round(SIDE * mm / max(tall, wide))) for mm in (wide, tall)]
+    canvas = np.zeros((SIDE, SIDE), np.uint8)
+    drawn = np.asarray(Image.fromarray(shown).resize((size[0], size[1]), Image.Resampling.BICUBIC))
+    top, left = (SIDE - size[1]) // 2, (SIDE - size[0]) // 2
+    canvas[top : top + size[1], left : left + size[0]] = drawn
+    return encode_webp(canvas)

@@ -1,0 +1,227 @@
+"""Classes and points that a task's network told, against what the cohort says."""
+
+from __future__ import annotations
+
+import csv
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import polars as pl
+
+from fewbeats.data.files import open_scan
+from fewbeats.data.points import count_points, open_points
+from fewbeats.data.presence import open_presence
+from fewbeats.disk import atomic_path
+from fewbeats.errors import InputError
+from fewbeats.evaluation.classes import Told, summarize_classes
+from fewbeats.evaluation.points import match_points, summarize_errors
+from fewbeats.finetuning.task import PRESENT, Task, read_task
+from fewbeats.training.rundir import RunDir
+
+TABLES = {"classification": "classes.csv", "study": "classes.csv", "landmarks": "points.csv"}
+Row = dict[str, Any]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Judged:
+    """What came of comparing a folder of answers with a cohort."""
+
+    task: Task
+    run: Mapping[str, Any]
+    """The folder's `run.json`."""
+    rows: list[Row]
+    """What was told, with `truth`; of points with `error_mm`."""
+    told: dict[str, Told] = field(default_factory=dict)
+    """Level -> items, of classes."""
+    summary: dict[str, Any] = field(default_factory=dict)
+
+
+def is_of_task(predictions: Path) -> bool:
+    """Whether a folder holds answers of a task, not masks."""
+    file = predictions / "run.json"
+    return file.is_file() and RunDir(predictions).read_json("run.json").get("task") in TABLES
+
+
+def scans_of(predictions: Path) -> list[str]:
+    """The scans that a folder's table speaks of.
+
+    Raises:
+        InputError: it cannot be read.
+    """
+    task, _, rows = read_answers(predictions)
+    column = "study" if task.kind == "study" else "scan"
+    return sorted({row["scan"] or row[column] for row in rows})
+
+
+def read_answers(predictions: Path) -> tuple[Task, dict[str, Any], list[Row]]:
+    """Task, `run.json` and rows of a folder.
+
+    Raises:
+        InputError: not a finished folder of a task's answers.
+    """
+    run = RunDir(predictions).read_json("run.json")
+    if run.get("task") not in TABLES or not isinstance(run.get("target"), Mapping):
+        raise InputError(f"{predictions}: holds no classes or points; give what `fewbeats predict` wrote")
+    file = predictions / TABLES[run["task"]]
+    if run.get("finished") is False or not file.is_file():
+        raise InputError(f"{predictions}: was stopped; run the same `fewbeats predict` again")
+    with file.open(newline="", encoding="utf-8") as opened:
+        rows = list(csv.DictReader(opened))
+    if not rows:
+        raise InputError(f"{file}: holds no row; run `fewbeats predict` again")
+    return read_task(run["target"], file=predictions / "run.json"), run, rows
+
+
+def judge_task(predictions: Path, cohort: pl.DataFrame) -> Judged:
+    """Compare a task's answers with a cohort.
+
+    Args:
+        predictions: folder of `fewbeats predict`.
+        cohort: as `read_cohort` gives it.
+
+    Raises:
+        InputError: files that do not fit each other, or nothing in the cohort to judge by.
+    """
+    task, run, rows = read_answers(predictions)
+    known = {row["scan"]: row for row in cohort.iter_rows(named=True)}
+    if task.kind == "landmarks":
+        judged = _judge_points(task, rows, known)
+    else:
+        judged = _judge_classes(task, rows, known)
+    if not judged.rows:
+        what = "points" if task.kind == "landmarks" else f"classes in {task.column or 'its masks'}"
+        raise InputError(f"{predictions}: the cohort tells no {what} of these scans; nothing to judge by")
+    judged.summary["task"] = task.title
+    return Judged(task=task, run=run, rows=judged.rows, told=judged.told, summary=judged.summary)
+
+
+def evaluate_task(predictions: Path, cohort: pl.DataFrame, out: Path) -> dict[str, Any]:
+    """Judge a task's answers and write `judged.csv`, `summary.json` and `report.html`.
+
+    Raises:
+        InputError: as `judge_task`.
+    """
+    from fewbeats.evaluation.task_report import render_task
+
+    judged = judge_task(predictions, cohort)
+    page = render_task(judged, {row["scan"]: row for row in cohort.iter_rows(named=True)})
+    names = list(dict.fromkeys(n for row in judged.rows for n in row if n != "true_mm"))
+    table = pl.DataFrame([{name: row.get(name) for name in names} for row in judged.rows],
+                         infer_schema_length=None)  # fmt: skip
+    texts = {
+        "judged.csv": table.write_csv(float_precision=5),
+        "summary.json": json.dumps(judged.summary, indent=2) + "\n",
+        "report.html": page,
+    }
+    for name, text in texts.items():
+        with atomic_path(out / name) as file:
+            file.write_text(text, encoding="utf-8")
+    return judged.summary
+
+
+def _judge_classes(task: Task, rows: Sequence[Row], known: Mapping[str, Row]) -> Judged:
+    """Each level that the cohort knows the truth of; classes that the network does not know are left out."""
+    slices = _slice_truth(task, {row["scan"] for row in rows}, known)
+    studies = {(row["subject"], row["study"]): str(row.get(task.column)) for row in known.values()}
+    found, left_out = list[Row](), dict[str, int]()
+    for row in rows:
+        level, truth = row["level"], None
+        if level == "slice" and task.present:
+            truth = slices.get((row["scan"], int(row["frame"]), int(row["slice"])))
+        elif level == "study":
+            truth = studies.get((row["subject"], row["study"])) or _named(studies, row["study"])
+        elif task.column and not task.present and task.kind == "classification" and row["scan"] in known:
+            truth = str(known[row["scan"]].get(task.column))
+        classes = task.classes if level == "study" else task.slice_classes
+        if truth not in (None, "None") and truth not in classes:
+            left_out[truth] = left_out.get(truth, 0) + 1
+        elif truth not in (None, "None"):
+            found.append({**row, "truth": truth})
+    levels = [level for level in ("study", "scan", "slice") if any(r["level"] == level for r in found)]
+    told = {level: _items(task, [r for r in found if r["level"] == level], level) for level in levels}
+    summary: dict[str, Any] = {level: summarize_classes(items) for level, items in told.items()}
+    if within := _within_present(task, found):
+        told["slice within"] = within
+        summary["slice_within_studies_with_any"] = summarize_classes(within)
+    if left_out:
+        summary["unknown_classes"] = left_out
+    return Judged(task=task, run={}, rows=found, told=told, summary=summary)
+
+
+def _named(studies: Mapping[tuple[str, str], str], name: str) -> str | None:
+    """The class of a study that is called by its subject, too, as another bears its name."""
+    return next((told for (subject, study), told in studies.items() if f"{subject}_{study}" == name), None)
+
+
+def _slice_truth(task: Task, scans: set[str], known: Mapping[str, Row]) -> dict[tuple[str, int, int], str]:
+    """(scan, frame, slice) -> class, of slices whose mask was drawn by hand."""
+    truth: dict[tuple[str, int, int], str] = {}
+    for name in sorted(scans & known.keys() if task.present else set()):
+        row = known[name]
+        if row["label"] is None or row["label_source"] not in (None, "manual"):
+            continue
+        for t, find in open_presence(row, open_scan(row), task.present).items():
+            truth |= {(name, t, z): task.slice_classes[int(there)] for z, there in enumerate(find())}
+    return truth
+
+
+def _items(task: Task, rows: Sequence[Row], level: str) -> Told:
+    classes = task.classes if level == "study" else task.slice_classes
+    return Told(
+        classes=classes,
+        subject=np.array([row["subject"] for row in rows]),
+        truth=np.array([classes.index(row["truth"]) for row in rows]),
+        shares=np.array([[float(row[f"p_{name}"] or 0) for name in classes] for row in rows]),
+    )
+
+
+def _within_present(task: Task, rows: Sequence[Row]) -> Told | None:
+    """Slices of studies that hold what is looked for anywhere: elsewhere the study alone tells the class."""
+    slices = [row for row in rows if row["level"] == "slice" and task.present]
+    holding = {(row["subject"], row["study"]) for row in slices if row["truth"] == PRESENT}
+    own = [row for row in slices if (row["subject"], row["study"]) in holding]
+    return _items(task, own, "slice") if own else None
+
+
+def _judge_points(task: Task, rows: Sequence[Row], known: Mapping[str, Row]) -> Judged:
+    by_slice: dict[tuple[str, int, int], dict[str, list[Row]]] = {}
+    for row in rows:
+        place = (row["scan"], int(row["frame"]), int(row["slice"]))
+        by_slice.setdefault(place, {}).setdefault(row["point"], []).append(row)
+    errors: dict[str, dict[str, list[float]]] = {name: {} for name in task.points}
+    found, missed = list[Row](), 0
+    for name in dict.fromkeys(row["scan"] for row in rows):
+        for (t, z), point, truth in _true_points(task, known.get(name)):
+            told = by_slice.get((name, t, z), {}).get(point, [])
+            if len(told) < len(truth):
+                missed += 1
+                continue
+            places = np.array([[float(row[axis]) for axis in ("x_mm", "y_mm", "z_mm")] for row in told])
+            away, of = match_points(places, truth)
+            subject = known[name]["subject"]
+            errors[point].setdefault(subject, []).extend(away.tolist())
+            found += [
+                {**row, "error_mm": float(error), "true_mm": truth[number].tolist()}
+                for row, error, number in zip(told, away, of)
+            ]
+    summary = summarize_errors({name: own for name, own in errors.items() if own}) if found else {}
+    return Judged(task=task, run={}, rows=found, summary={"points": summary, "missed_slices": missed})
+
+
+def _true_points(task: Task, row: Row | None) -> Iterator[tuple[tuple[int, int], str, np.ndarray]]:
+    """(frame, slice), name and places (count, 3) in mm of the points that a cohort's row tells."""
+    made = row is not None and row["label_source"] not in (None, "manual") and not row.get("points")
+    if row is None or made:
+        return
+    scan = open_scan(row)
+    counts = count_points(task.points)
+    for t, find in open_points(row, scan, task.points).items():
+        for z, points in enumerate(find()):
+            for name, own in zip(task.points, np.split(points, np.cumsum(counts)[:-1])):
+                if not np.isnan(own).any():
+                    at = np.stack([own[:, 1], own[:, 0], np.full(len(own), z), np.ones(len(own))])
+                    yield (t, z), name, (scan.affine[:3] @ at).T

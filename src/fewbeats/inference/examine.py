@@ -1,0 +1,216 @@
+"""What a task's network says of scans, in rows: classes of slices, scans and studies; points in mm."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from fewbeats.errors import InputError
+from fewbeats.finetuning.segmentation import SegmentationSettings
+from fewbeats.finetuning.task import Task, read_task
+from fewbeats.training.runconfig import RunConfig, restore_settings
+from fewbeats.training.rundir import RunDir
+from fewbeats.transforms.preprocess import Grid, prepare_frame
+
+if TYPE_CHECKING:
+    from fewbeats.data.provenance import Provenance
+    from fewbeats.inference.labeler import Known
+    from fewbeats.scan import Scan
+
+EXAMINING = ("classification", "landmarks", "study")
+"""Tasks whose networks put no masks on images."""
+CHUNK = 64  # slices of a study that are encoded together
+Row = dict[str, Any]
+
+
+def open_examiner(run: Path) -> Examiner:
+    """A run of a task of classes or points.
+
+    Raises:
+        InputError: not such a run, or a damaged one.
+    """
+    from fewbeats.data.provenance import load_provenance
+
+    folder = RunDir(run)
+    config = folder.read_config()
+    if config.task not in EXAMINING:
+        raise InputError(f"{run}: a run of {config.task}, not one of {', '.join(EXAMINING)}")
+    try:
+        task = read_task(config.record["target"], file=run / "run.json")
+        settings = restore_settings(SegmentationSettings, config.settings)
+    except (KeyError, TypeError, AttributeError) as error:
+        raise InputError(f"{run}: damaged run.json; restore the run folder from a copy") from error
+    return Examiner(run, task, settings, config, load_provenance(run))
+
+
+@dataclass(frozen=True)
+class Examiner:
+    """A run's network; loaded where it is first asked, in whatever process that is."""
+
+    run: Path
+    task: Task
+    settings: SegmentationSettings
+    config: RunConfig
+    provenance: Provenance
+
+    @property
+    def key(self) -> str:
+        """Digest of all that decides its rows."""
+        weights = hashlib.sha256(RunDir(self.run).weights().read_bytes()).hexdigest()
+        return hashlib.sha256(repr((weights, self.task, self.settings)).encode()).hexdigest()[:12]
+
+    @property
+    def known(self) -> Known | None:
+        return None
+
+    def describe(self) -> dict[str, Any]:
+        """What a folder of its rows says of it in `run.json`."""
+        aside = ("versions", "machine", "fingerprint")
+        record = self.config.record
+        return {
+            **{name: record.get(name) for name in ("format", "versions", "git_commit", "machine")},
+            "task": self.task.kind,
+            "target": self.task,
+            "model": self.run,
+            "training": {name: value for name, value in record.items() if name not in aside},
+            "labeled_subjects": self.config.labeled_subjects,
+        }
+
+    def examine(self, scans: Sequence[tuple[str, Scan]]) -> Iterator[Row]:
+        """What the network says.
+
+        Args:
+            scans: of one study, by name; tasks that are not of studies take one after the other.
+
+        Raises:
+            InputError: a frame that cannot be read or is empty, or no slice at all.
+        """
+        if not any(scan.shape[0] * scan.shape[1] for _, scan in scans):
+            raise InputError("a study without slices; index it again")
+        network = _open(self)
+        if self.task.kind == "study":
+            yield from self._study(network, scans)
+        for name, scan in scans if self.task.kind != "study" else ():
+            tell = self._classes if self.task.kind == "classification" else self._points
+            yield from tell(network, name, scan)
+
+    def _frames(self, scan: Scan) -> Iterator[tuple[int, np.ndarray, Grid]]:
+        """Frame number, inputs (Z, C, Y, X) and the grid that leads back."""
+        for t in range(scan.shape[0]):
+            image, grid = prepare_frame(
+                scan.shown(t), scan.spacing_mm, self.settings.preprocess, modality=scan.modality or "MR"
+            )
+            yield t, self.settings.cut(image), grid
+
+    def _classes(self, network: Any, name: str, scan: Scan) -> Iterator[Row]:
+        """Each slice's class, then that of the scan: the mean of its slices."""
+        rows, told = list[Row](), []
+        for t, batch, _ in self._frames(scan):
+            for z, share in enumerate(_softmax(network(batch))):
+                told.append(share)
+                rows.append({"level": "slice", "scan": name, "frame": t, "slice": z,
+                             **_shares(share, self.task.slice_classes)})  # fmt: skip
+        yield {"level": "scan", "scan": name, **_shares(np.mean(told, 0), self.task.slice_classes)}
+        yield from rows
+
+    def _points(self, network: Any, name: str, scan: Scan) -> Iterator[Row]:
+        from fewbeats.data.points import count_points
+        from fewbeats.finetuning.landmarks import RARE, find_peaks
+
+        counts = count_points(self.task.points)
+        for t, batch, grid in self._frames(scan):
+            heat = 1 / (1 + np.exp(RARE - network(batch)))
+            for z, maps in enumerate(heat):
+                for point, count, one in zip(self.task.points, counts, maps):
+                    for place, sure in zip(*find_peaks(one, count)):
+                        y, x = np.array(grid.start[1:]) + place * grid.step[1:]
+                        x_mm, y_mm, z_mm = scan.affine[:3] @ [x, y, z, 1.0]
+                        yield {"scan": name, "frame": t, "slice": z, "point": point, "x_mm": x_mm,
+                               "y_mm": y_mm, "z_mm": z_mm, "confidence": float(sure)}  # fmt: skip
+
+    def _study(self, network: Any, scans: Sequence[tuple[str, Scan]]) -> Iterator[Row]:
+        """The study's class, then each slice with its attention and, where slices have classes, its own."""
+        places, features = list[Row](), []
+        for name, scan in scans:
+            for t, batch, _ in self._frames(scan):
+                features.append(network.encode(batch))
+                places += [
+                    {"level": "slice", "scan": name, "frame": t, "slice": z} for z in range(len(batch))
+                ]
+        told = network.decide(np.concatenate(features))
+        yield {"level": "study", **_shares(_softmax(told["study"])[0], self.task.classes)}
+        slices = _softmax(told["slices"][0]) if "slices" in told else [None] * len(places)
+        for place, attention, share in zip(places, told["attention"][0], slices):
+            own = {} if share is None else _shares(share, self.task.slice_classes)
+            yield {**place, "attention": float(attention), **own}
+
+
+def _shares(share: np.ndarray, classes: Sequence[str]) -> Row:
+    """A row's class, how likely it is, and how likely each is."""
+    best = int(np.argmax(share))
+    each = {f"p_{name}": float(value) for name, value in zip(classes, share)}
+    return {"class": classes[best], "confidence": float(share[best]), **each}
+
+
+def _softmax(logits: np.ndarray) -> np.ndarray:
+    powers = np.exp(logits - logits.max(-1, keepdims=True))
+    return powers / powers.sum(-1, keepdims=True)
+
+
+@dataclass(frozen=True)
+class Asked:
+    """A torch network that takes and gives arrays."""
+
+    network: Any
+
+    def __call__(self, batch: np.ndarray) -> np.ndarray:
+        """(N, C, Y, X) -> logits."""
+        return self._ask(self.network, batch)
+
+    def encode(self, batch: np.ndarray) -> np.ndarray:
+        """Slices of a study (N, 1, Y, X) -> (N, D)."""
+        parts = range(0, len(batch), CHUNK)
+        return np.concatenate([self._ask(self.network.encode, batch[at : at + CHUNK]) for at in parts])
+
+    def decide(self, features: np.ndarray) -> dict[str, np.ndarray]:
+        """Features of a study (N, D) -> what is told of it and of its slices."""
+        return self._ask(self.network.decide, features[None])
+
+    def _ask(self, call: Any, given: np.ndarray) -> Any:
+        import torch
+
+        device = next(self.network.parameters()).device
+        with torch.inference_mode():
+            told = call(torch.from_numpy(np.ascontiguousarray(given, np.float32)).to(device))
+        if isinstance(told, dict):
+            return {name: value.float().cpu().numpy() for name, value in told.items()}
+        return told.float().cpu().numpy()
+
+
+_OPEN: dict[str, Asked] = {}
+"""The network that was asked last: executors hand the same run to a process again and again."""
+
+
+def _open(examiner: Examiner) -> Asked:
+    import torch
+
+    from fewbeats.finetuning.network import build_task_network
+    from fewbeats.models.weights import read_weights
+
+    if examiner.key not in _OPEN:
+        network = build_task_network(examiner.task, examiner.settings.network)
+        try:
+            network.load_state_dict(read_weights(RunDir(examiner.run).weights()))
+        except RuntimeError as error:
+            raise InputError(
+                f"{examiner.run}: its weights do not fit its settings; restore the run folder"
+            ) from error
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+        _OPEN.clear()
+        _OPEN[examiner.key] = Asked(network.to(device).eval())
+    return _OPEN[examiner.key]

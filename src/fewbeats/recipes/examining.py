@@ -1,0 +1,131 @@
+"""Ask a task's network about many scans or studies, into a folder of tables."""
+
+from __future__ import annotations
+
+import csv
+import io
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from tempfile import mkdtemp
+from typing import TYPE_CHECKING, Any
+
+from fewbeats.disk import atomic_path, remove
+from fewbeats.recipes.executors import Executor, serial
+from fewbeats.recipes.jobs import Job
+from fewbeats.recipes.labeling import Task, Written, fill_folder
+
+if TYPE_CHECKING:
+    from fewbeats.inference.examine import Examiner, Row
+
+TABLES = {"classification": "classes.csv", "study": "classes.csv", "landmarks": "points.csv"}
+"""Kind of a task -> the file in which all rows of a folder stand."""
+
+
+def examine_scans(
+    jobs: Sequence[Job],
+    examiner: Examiner,
+    out: Path,
+    *,
+    about: Mapping[str, Any],
+    executor: Executor = serial,
+    tell: Callable[[str], None] = print,
+) -> Path:
+    """What a task's network says of scans: a table of each, all of them in one, and `run.json`.
+
+    Scan by scan, each whole or absent, as `label_scans` does it.
+
+    Args:
+        jobs: scans, or of a task of studies what `group_studies` makes of them.
+        examiner: who is asked.
+        out: the folder.
+        about: what `run.json` is to say besides.
+        executor: who does it.
+        tell: is given one line a scan.
+
+    Returns:
+        the table of all.
+
+    Raises:
+        InputError: scans that cannot be read, or a folder that holds something else.
+    """
+    fill_folder(jobs, examiner, ExamineWork(examiner), out, about=about, executor=executor, tell=tell)
+    whole = out / TABLES[examiner.task.kind]
+    rows = [row for job in jobs for row in _read(out / job.table)]
+    with atomic_path(whole) as file:
+        _write(file, rows)
+    return whole
+
+
+def group_studies(jobs: Sequence[Job], study_of: Mapping[str, str]) -> list[Job]:
+    """One job a study, which opens all its scans.
+
+    Args:
+        jobs: scans.
+        study_of: scan -> its study; one study where it is missing.
+    """
+    grouped: dict[tuple[str, str], list[Job]] = {}
+    for job in jobs:
+        grouped.setdefault((job.subject, study_of.get(job.scan, job.subject)), []).append(job)
+    names = [study for _, study in grouped]
+    return [
+        replace(first, scan=study if names.count(study) == 1 else f"{subject}_{study}",
+                others=(first, *others))
+        for (subject, study), (first, *others) in grouped.items()
+    ]  # fmt: skip
+
+
+@dataclass(frozen=True)
+class ExamineWork:
+    """Examines a scan or a study, wherever it is done."""
+
+    examiner: Examiner
+
+    def __call__(self, task: Task) -> Written:
+        job, begun = task.job, time.perf_counter()
+        source, parts = job.source_key(), job.others or (job,)
+        scans = [(part.scan, part.open()) for part in parts]
+        beside = {"subject": job.subject, "study": job.scan if job.others else ""}
+        try:
+            rows = [{**beside, **row} for row in self.examiner.examine(scans)]
+            task.folder.mkdir(parents=True, exist_ok=True)
+            folder = Path(mkdtemp(dir=task.folder))
+            _write(folder / job.table, rows)
+            if any(scan.source.instances for _, scan in scans):
+                from fewbeats.io.dicom_sr import write_sr
+
+                write_sr(folder / job.report, scans, rows, title=self.examiner.task.title)
+        except BaseException:
+            remove(task.folder)
+            raise
+        row = {
+            "scan": job.scan, "subject": job.subject, "image": job.image, "mask": job.table,
+            "seconds": round(time.perf_counter() - begun, 3), "source": source,
+        }  # fmt: skip
+        return Written(folder, row, f"{job.scan}: {summarize(rows)}")
+
+
+def summarize(rows: Sequence[Row]) -> str:
+    """One line for the terminal."""
+    whole = next((row for row in rows if row.get("level") in ("scan", "study")), None)
+    if whole is not None:
+        return f"{whole['class']} ({100 * whole['confidence']:.0f} %)"
+    return f"{len(rows)} points"
+
+
+def _write(file: Path, rows: Sequence[Row]) -> None:
+    """Rows as CSV, each column that any of them has."""
+    text, names = io.StringIO(), list(dict.fromkeys(name for row in rows for name in row))
+    writer = csv.DictWriter(text, names, restval="")
+    writer.writeheader()
+    writer.writerows(
+        {name: f"{value:.6g}" if isinstance(value, float) else value for name, value in row.items()}
+        for row in rows
+    )
+    file.write_text(text.getvalue(), encoding="utf-8")
+
+
+def _read(file: Path) -> list[Row]:
+    with file.open(newline="", encoding="utf-8") as opened:
+        return list(csv.DictReader(opened))

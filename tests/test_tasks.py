@@ -1,0 +1,261 @@
+"""Tasks of classes and points, from a YAML file to a judged folder, on exams of phantoms."""
+
+from __future__ import annotations
+
+import csv
+import json
+from pathlib import Path
+
+import numpy as np
+import polars as pl
+import pytest
+import torch
+import yaml
+
+from fewbeats.cli import main
+from fewbeats.clock import Clock
+from fewbeats.data.bags import StudySampler
+from fewbeats.data.cohort import read_cohort, write_cohort
+from fewbeats.data.sampler import Sampler
+from fewbeats.data.store import Stacks
+from fewbeats.errors import InputError
+from fewbeats.finetuning.task import read_task
+from fewbeats.sample import UNKNOWN
+from fewbeats.training.rundir import RunDir
+
+TASKS = Path(__file__).parents[1] / "configs" / "tasks"
+TINY = (
+    "--init=scratch", "--network.kind=unet2d", "--network.base-channels=8", "--network.levels=4",
+    "--network.norm=batch", "--preprocess.size=48", "--preprocess.spacing-mm=4", "--optim.learning-rate=0.01",
+    "--ema-decay=0.9", "--localizer-steps=1", "--spatial.turned=0", "--spatial.elastic-probability=0",
+)  # fmt: skip
+SPLITS = ("train", "train", "train", "train", "dev", "dev")
+
+
+@pytest.fixture(scope="module")
+def exams(tmp_path_factory) -> Path:
+    """Six exams of 64 x 64 pixels, of which every second heart has a scar."""
+    folder = tmp_path_factory.mktemp("exams")
+    made = ("--subjects=6", "--frames=2", "--matrix=64", "--pixel-mm", "3.4", "3.6")
+    assert main(["phantom", str(folder / "source"), "--exam", *made]) == 0
+    rows = [f"phantom{number:03d},{split}" for number, split in enumerate(SPLITS)]
+    (folder / "split.csv").write_text("\n".join(["subject,split", *rows]))
+    out = folder / "cohort.csv"
+    index = ["--layout=phantom", f"--split={folder / 'split.csv'}", f"--out={out}"]
+    assert main(["index", str(folder / "source"), *index]) == 0
+    scars = pl.read_csv(folder / "source" / "subjects.csv").select("subject", "scar")
+    write_cohort(read_cohort(out).join(scars, on="subject", how="left", maintain_order="left"), out)
+    return out
+
+
+def fit(cohort: Path, task: Path, out: Path, *flags: str, steps: int = 4) -> Path:
+    asked = ["finetune", str(cohort), f"--task={task}", f"--out={out}", f"--steps={steps}", *TINY, *flags]
+    assert main(asked) == 0
+    return out
+
+
+def answer(run: Path, cohort: Path, *flags: str) -> Path:
+    out = run.with_name(f"{run.name}_dev")
+    assert main(["predict", str(run), str(cohort), "--split=dev", f"--out={out}", *flags]) == 0
+    assert main(["evaluate", str(out), str(cohort), f"--out={out / 'report'}"]) == 0
+    return out
+
+
+def read(file: Path) -> list[dict[str, str]]:
+    with file.open(newline="") as opened:
+        return list(csv.DictReader(opened))
+
+
+def summary_of(folder: Path) -> dict:
+    return json.loads((folder / "report" / "summary.json").read_text())
+
+
+def test_an_exam_holds_views_and_sequences_of_one_heart(exams):
+    cohort = read_cohort(exams)
+    kinds = set(cohort.select("sequence", "view").iter_rows())
+    assert kinds == {("cine", v) for v in ("SAX", "2CH", "3CH", "4CH")} | {
+        (s, "SAX") for s in ("lge", "t1map", "t2map")
+    }
+    assert cohort.filter(pl.col("view") != "SAX")["slices"].unique().to_list() == [1]
+    assert cohort.filter(pl.col("sequence") != "cine")["frames"].unique().to_list() == [1]
+
+
+def test_views_are_told_apart_after_a_short_training(exams, tmp_path):
+    run = fit(exams, TASKS / "view.yaml", tmp_path / "view", "--spatial.rotation-degrees=10", steps=150)
+    config = RunDir(run).read_config()
+    assert (config.task, config.record["classes"]) == ("classification", ["SAX", "2CH", "3CH", "4CH"])
+    found = answer(run, exams)
+    rows = read(found / "classes.csv")
+    assert {row["level"] for row in rows} == {"scan", "slice"}
+    assert len({row["scan"] for row in rows}) == 2 * 4  # cines alone
+    shares = np.array([[float(row[f"p_{name}"]) for name in config.record["classes"]] for row in rows])
+    assert np.allclose(shares.sum(1), 1, atol=1e-4)
+    told = summary_of(found)["scan"]
+    assert told["items"] == 8
+    assert told["balanced_accuracy"]["value"] >= 0.5, told["confusion"]  # by chance 0.25
+    page = (found / "report" / "report.html").read_text()
+    assert "View of a cine" in page
+    assert "Worst cases first" in page
+
+
+def test_points_are_found_in_mm(exams, tmp_path):
+    run = fit(exams, TASKS / "landmarks.yaml", tmp_path / "points", "--batch-size=8", steps=150)
+    found = answer(run, exams)
+    figures = summary_of(found)["points"]
+    assert set(figures) == {"rv_insertions", "lv_center", "mean"}
+    assert figures["lv_center"]["median_mm"] < 20, figures  # of a field of view of 192 mm
+    rows = read(found / "points.csv")
+    one = [row for row in rows if row["slice"] == "3" and row["frame"] == "0"]
+    counts = {name: sum(row["point"] == name for row in one) for name in ("rv_insertions", "lv_center")}
+    assert counts["rv_insertions"] == 2 * counts["lv_center"] > 0
+
+
+def test_points_of_a_table_are_learned_from_and_judged_by(exams, tmp_path):
+    """What was predicted, mended by hand, comes back as labels; here of a point that no mask tells."""
+    cohort = read_cohort(exams).filter(pl.col("sequence") == "t1map")
+    tables = []
+    for row in cohort.iter_rows(named=True):
+        from fewbeats.io.nifti import read_nifti
+
+        at = read_nifti(row["image"]).affine @ [20.0, 30.0, 2.0, 1.0]
+        file = tmp_path / f"{row['scan']}.csv"
+        file.write_text("point,x_mm,y_mm,z_mm\napex," + ",".join(f"{v:.3f}" for v in at[:3]))
+        tables.append(str(file))
+    table = tmp_path / "cohort.csv"
+    write_cohort(cohort.with_columns(points=pl.Series(tables)), table)
+    task = tmp_path / "apex.yaml"
+    task.write_text(yaml.safe_dump({"title": "Apex", "kind": "landmarks", "points": ["apex"]}))
+    found = answer(fit(table, task, tmp_path / "apex"), table)
+    assert summary_of(found)["points"]["apex"]["points"] == 2
+
+
+def test_scars_of_studies_and_slices(exams, tmp_path):
+    task = tmp_path / "scar.yaml"
+    content = yaml.safe_load((TASKS / "lge_detection.yaml").read_text())
+    task.write_text(yaml.safe_dump(content | {"column": "scar", "classes": ["no", "yes"]}))
+    run = fit(exams, task, tmp_path / "scar", "--batch-size=4")
+    found = answer(run, exams)
+    rows = read(found / "classes.csv")
+    studies = [row for row in rows if row["level"] == "study"]
+    slices = [row for row in rows if row["level"] == "slice"]
+    assert [row["subject"] for row in studies] == ["phantom004", "phantom005"]
+    for study in studies:
+        own = [float(row["attention"]) for row in slices if row["subject"] == study["subject"]]
+        assert sum(own) == pytest.approx(1, abs=1e-4)
+    told = summary_of(found)
+    assert told["study"]["items"] == 2
+    assert told["slice"]["classes"] == ["absent", "present"]
+    within = told["slice_within_studies_with_any"]
+    assert within["subjects"] == 1
+    assert 0 < within["items"] < told["slice"]["items"]
+
+
+def test_a_task_of_masks_takes_the_scans_it_is_about(exams, tmp_path):
+    run = fit(exams, TASKS / "cine_lax.yaml", tmp_path / "lax", steps=2)
+    config = RunDir(run).read_config()
+    assert (config.task, config.structures) == ("segmentation", ("LV", "MYO", "LA"))
+    assert config.labeled_subjects == tuple(f"phantom{n:03d}" for n in range(4))
+
+
+def test_a_tenth_task_is_one_file(exams, tmp_path):
+    """As docs/tasks.md shows it: a column of the cohort, and its classes."""
+    task = tmp_path / "size.yaml"
+    cohort = read_cohort(exams).with_columns(
+        size=pl.when(pl.col("subject") < "phantom002").then(pl.lit("small")).otherwise(pl.lit("large"))
+    )
+    write_cohort(cohort, tmp_path / "cohort.csv")
+    told = {"title": "Size", "kind": "classification", "column": "size", "classes": ["small", "large"],
+            "where": {"sequence": ["lge"]}, "settings": {"batch-size": 4}}  # fmt: skip
+    task.write_text(yaml.safe_dump(told))
+    run = fit(tmp_path / "cohort.csv", task, tmp_path / "run", "--labeled=1")
+    assert RunDir(run).read_config().labeled_subjects == tuple(
+        sorted(RunDir(run).read_config().labeled_subjects)
+    )
+    assert len(RunDir(run).read_config().labeled_subjects) == 2  # one of each class
+    assert RunDir(run).read_config().settings["batch_size"] == 4
+    assert summary_of(answer(run, tmp_path / "cohort.csv"))["scan"]["items"] == 2
+
+
+def test_classes_that_a_network_does_not_know_are_told(exams, tmp_path, capsys):
+    run = fit(exams, TASKS / "view.yaml", tmp_path / "view", "--batch-size=8")
+    renamed = read_cohort(exams).with_columns(
+        view=pl.when(pl.col("view") == "3CH").then(pl.lit("AX")).otherwise("view")
+    )
+    write_cohort(renamed, tmp_path / "cohort.csv")
+    found = answer(run, tmp_path / "cohort.csv")
+    assert summary_of(found)["unknown_classes"] == {"AX": 2 * (1 + 2)}  # scans, and their frames
+    assert "does not know the class: AX" in (found / "report" / "report.html").read_text()
+
+
+BAD = {
+    "kind": ({"kind": "guess"}, "kind is 'guess'"),
+    "unknown": ({"colour": "red"}, "'colour' says nothing of a task"),
+    "one class": ({"classes": ["SAX"]}, "one class leaves nothing to learn"),
+    "twice": ({"classes": ["SAX", "SAX"]}, "names something twice"),
+    "idle": ({"points": ["lv_center"]}, "does not look at points"),
+    "both": ({"present": ["INFARCT"]}, "either column"),
+    "where": ({"where": "SAX"}, "write columns and what stands in them"),
+    "title": ({"title": 3}, "has no title"),
+}
+
+
+@pytest.mark.parametrize("name", BAD)
+def test_task_files_that_make_no_sense(name):
+    changes, complaint = BAD[name]
+    content = {"title": "View", "kind": "classification", "column": "view", "classes": ["SAX", "4CH"]}
+    read_task(content, file="view.yaml")
+    with pytest.raises(InputError, match=complaint):
+        read_task(content | changes, file="view.yaml")
+
+
+REFUSED = {
+    "no such column": ({"column": "color"}, "has no column 'color'"),
+    "no labels": ({"classes": ["AX", "COR"]}, "split train has none"),
+    "one class": ({"classes": ["SAX", "AX"]}, "split train has only SAX"),
+    "no such scan": ({"where": {"sequence": ["perfusion"]}}, "no scan has sequence perfusion"),
+    "too few": ({}, "split train has 4 subjects of view"),
+}
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_cohorts_that_a_task_cannot_be_learned_from(exams, tmp_path, capsys, name):
+    changes, complaint = REFUSED[name]
+    content = yaml.safe_load((TASKS / "view.yaml").read_text()) | changes
+    (tmp_path / "task.yaml").write_text(yaml.safe_dump(content))
+    asked = ["finetune", str(exams), f"--task={tmp_path / 'task.yaml'}", f"--out={tmp_path / 'run'}", *TINY]
+    assert main([*asked, "--labeled=9" if name == "too few" else "--steps=2", "--steps=2"]) == 2
+    assert complaint in capsys.readouterr().err
+
+
+def test_a_volume_network_learns_no_classes(exams, tmp_path, capsys):
+    asked = ["finetune", str(exams), f"--task={TASKS / 'view.yaml'}", f"--out={tmp_path}", "--steps=2"]
+    assert main([*asked, "--network.kind=unet3d", "--init=scratch", "--structures", "LV"]) == 2
+    assert "--structures: is of masks" in capsys.readouterr().err
+
+
+def test_study_sampler_draws_classes_alike_and_each_slice_once():
+    images = [np.full((2, 3, 8, 8), n, np.float16) for n in range(5)]
+    whole = np.arange(5)
+    stacks = Stacks(images=images, which=whole, frames=np.full(5, 2), slices=np.full(5, 3),
+                    order=np.ones(5, int), subject=np.array(list("abcde"), object),
+                    told=[np.full((2, 3), UNKNOWN) for _ in whole])  # fmt: skip
+    sampler = StudySampler(stacks, study=np.array([0, 0, 1, 2, 3]), classes=np.array([0, 1, 1, 1]),
+                           batch_size=64, count=6)  # fmt: skip
+    batch = sampler(Clock(step=0, total=9))
+    share = float((batch.target[:, 0] == 0).float().mean())
+    assert 0.3 < share < 0.7  # one study of four
+    values = batch.views["image"][:, :, 0, 0]
+    twice = values[batch.target[:, 0] == 0]  # two stacks of six slices: both are seen
+    assert {float(v) for v in twice.unique()} == {0.0, 1.0}
+    single = values[batch.target[:, 0] == 1]
+    assert all(len(set(row.tolist())) == 1 for row in single)  # slices of one study alone
+    assert torch.equal(sampler(Clock(step=3, total=9)).target, sampler(Clock(step=3, total=9)).target)
+
+
+def test_shares_decide_how_often_a_stack_is_drawn():
+    images = [np.full((4, 5, 8, 8), n, np.float16) for n in range(3)]
+    stacks = Stacks(images=images, which=np.arange(3), frames=np.array([4, 4, 1]), slices=np.full(3, 5),
+                    order=np.ones(3, int), subject=np.array(list("abc"), object))  # fmt: skip
+    sampler = Sampler(stacks, 4000, shares=np.array([0.0, 1.0, 3.0]))
+    drawn = sampler(Clock(step=0, total=1)).scan.bincount(minlength=3) / 4000
+    assert drawn.tolist() == pytest.approx([0, 0.25, 0.75], abs=0.03)
