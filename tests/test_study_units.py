@@ -36,7 +36,8 @@ ROOT = Path(__file__).parents[1]
 def test_no_label_is_a_budget_too(phantoms, tmp_path):
     """Of an arm that needs none: here no student betters its teacher, which is judged then."""
     none = {"command": "selftrain", "teacher": ["synthetic"], "labeled": [0, 1], "rounds": 1, "settled": 1,
-            "init": "scratch", "steps": 2, "localizer-steps": 0, "network": NETWORK, "preprocess": GRID}  # fmt: skip
+            "init": "scratch", "steps": 2, "localizer-steps": 0, "network": NETWORK,
+            "preprocess": GRID}  # fmt: skip
     arms = {"scratch": {"labeled": [1]}, "none": none}
     settings = content(phantoms, tmp_path, arms=arms, labeled=[1], primary=None, pretrainings={})
     assert main(["study", write(tmp_path, settings)]) == 0

@@ -35,6 +35,7 @@ COMMANDS = {
     ),
     "study": ("fewbeats.study.command", "Study", "compare methods over label budgets and seeds"),
     "predict": ("fewbeats.commands.predict", "Predict", "label every frame of a scan or a cohort"),
+    "encode": ("fewbeats.commands.encode", "Encode", "embeddings of slices, scans or studies"),
     "export": ("fewbeats.commands.export", "Export", "hand weights to nnU-Net"),
     "evaluate": ("fewbeats.commands.evaluate", "Evaluate", "judge predictions, write the report"),
 }

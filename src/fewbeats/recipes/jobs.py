@@ -74,6 +74,11 @@ class Job:
         return f"{self.scan}.csv"
 
     @property
+    def features(self) -> str:
+        """Name of the file with its embeddings."""
+        return f"{self.scan}.parquet"
+
+    @property
     def report(self) -> str:
         """Name of its DICOM structured report."""
         return f"{self.scan}_sr.dcm"
@@ -96,7 +101,7 @@ class Job:
     @property
     def files(self) -> tuple[str, ...]:
         """Names of all that may be written for it."""
-        return self.mask, self.seg, self.confidence, self.table, self.report
+        return self.mask, self.seg, self.confidence, self.table, self.report, self.features
 
     def source_key(self) -> str:
         """Digest of what its mask is made from: the files as they lie there, and how they are read.

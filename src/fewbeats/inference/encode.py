@@ -1,0 +1,120 @@
+"""Embeddings of slices by the encoder of any run."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from fewbeats.errors import InputError
+from fewbeats.models.network import NetworkSettings
+from fewbeats.training.runconfig import RunConfig, restore_settings
+from fewbeats.training.rundir import RunDir
+from fewbeats.transforms.inputs import cut_inputs
+from fewbeats.transforms.preprocess import PreprocessSettings, prepare_frame
+
+if TYPE_CHECKING:
+    from fewbeats.data.provenance import Provenance
+    from fewbeats.scan import Scan
+
+BATCH = 64  # slices that are encoded together
+
+
+def open_encoder(run: Path) -> Encoder:
+    """The encoder of a run of whatever task.
+
+    Raises:
+        InputError: not a finished run, or one without a 2D encoder.
+    """
+    from fewbeats.data.provenance import load_provenance
+
+    config = RunDir(run).read_config()
+    told: Mapping[str, Any] = config.settings or config.record
+    try:
+        network = restore_settings(NetworkSettings, dict(config.network_settings or {}))
+        grid = restore_settings(PreprocessSettings, dict(told["preprocess"]))
+    except (KeyError, TypeError) as error:
+        raise InputError(f"{run}: a run of {config.task} has no encoder; name another") from error
+    if network.dims != 2:
+        raise InputError(f"{run}: its network is 3D; slices are encoded by 2D ones")
+    return Encoder(run, network, grid, config, load_provenance(run))
+
+
+@dataclass(frozen=True)
+class Encoder:
+    """A run's encoder; loaded where it is first asked, in whatever process that is."""
+
+    run: Path
+    network: NetworkSettings
+    grid: PreprocessSettings
+    config: RunConfig
+    provenance: Provenance
+
+    @property
+    def key(self) -> str:
+        """Digest of all that decides its embeddings."""
+        weights = hashlib.sha256(RunDir(self.run).weights().read_bytes()).hexdigest()
+        return hashlib.sha256(repr((weights, self.network, self.grid)).encode()).hexdigest()[:12]
+
+    def describe(self) -> dict[str, Any]:
+        """What is noted beside its embeddings."""
+        record = self.config.record
+        return {
+            **{name: record.get(name) for name in ("format", "versions", "git_commit", "machine")},
+            "task": "encoding",
+            "model": self.run,
+            "network": self.network,
+            "preprocess": self.grid,
+        }
+
+    def encode(self, scan: Scan) -> Iterator[tuple[int, np.ndarray]]:
+        """Number and embeddings (Z, D) float32 of each frame.
+
+        The field of view is centered on the image. A transformer gives its [CLS] token, a convolutional
+        encoder the mean of its last map.
+
+        Raises:
+            InputError: a frame cannot be read, or is empty; or weights that do not fit.
+        """
+        ask = _open(self)
+        for t in range(scan.shape[0]):
+            image, _ = prepare_frame(
+                scan.shown(t), scan.spacing_mm, self.grid, modality=scan.modality or "MR"
+            )
+            slices = cut_inputs(image, dims=2, context=self.network.context, multiple=1)
+            parts = [ask(slices[at : at + BATCH]) for at in range(0, len(slices), BATCH)]
+            yield t, np.concatenate(parts)
+
+
+_OPEN: dict[str, Any] = {}
+"""The encoder that was asked last."""
+
+
+def _open(encoder: Encoder) -> Any:
+    import torch
+
+    from fewbeats.models.heads import pool_features
+    from fewbeats.models.network import build_network
+    from fewbeats.models.weights import read_weights, transfer_weights
+
+    if encoder.key not in _OPEN:
+        network = build_network(encoder.network, classes=2)
+        state = read_weights(RunDir(encoder.run).weights())
+        taken = transfer_weights(network, state, source=encoder.run, encoder_only=True)
+        if left := [name for name in taken.missing if name.startswith("encoder.")]:
+            raise InputError(f"{encoder.run}: its weights lack {left[0]}; restore the run folder")
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+        network.to(device).to(memory_format=torch.channels_last).eval()
+
+        @torch.inference_mode()
+        def ask(slices: np.ndarray) -> np.ndarray:
+            given = torch.from_numpy(np.ascontiguousarray(slices, np.float32)).to(device)
+            return pool_features(network, given).float().cpu().numpy()
+
+        _OPEN.clear()
+        _OPEN[encoder.key] = ask
+    return _OPEN[encoder.key]

@@ -1,0 +1,109 @@
+"""Embeddings of many scans as one table, each scan whole or absent."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from tempfile import mkdtemp
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+import polars as pl
+
+from fewbeats.disk import atomic_path, remove
+from fewbeats.recipes.executors import Executor, serial
+from fewbeats.recipes.jobs import Job
+from fewbeats.recipes.labeling import Task, Written, fill_folder
+
+if TYPE_CHECKING:
+    from fewbeats.inference.encode import Encoder
+
+Level = Literal["slice", "scan", "study"]
+PLACE = {"slice": ("subject", "study", "scan", "frame", "slice"), "scan": ("subject", "study", "scan"),
+         "study": ("subject", "study")}  # fmt: skip
+"""Level -> columns that say what an embedding is of."""
+
+
+def encode_scans(
+    jobs: Sequence[Job],
+    encoder: Encoder,
+    out: Path,
+    *,
+    level: Level,
+    study_of: Mapping[str, str],
+    executor: Executor = serial,
+    tell: Callable[[str], None] = print,
+) -> pl.DataFrame:
+    """Encode scans; what was encoded before, from the same files, is not encoded again.
+
+    Args:
+        jobs: the scans.
+        encoder: of a run.
+        out: Parquet file; the scans' own tables lie in a folder beside it, `NAME_parts`, whatever the level.
+        level: what an embedding is of; of scans and studies it is the mean of their slices.
+        study_of: scan -> its study.
+        executor: who does it.
+        tell: is given one line a scan.
+
+    Returns:
+        the table: where an embedding comes from, and `features`, (D,) float32.
+
+    Raises:
+        InputError: scans that cannot be read, or a folder that holds something else.
+    """
+    parts = out.with_name(f"{out.stem}_parts")
+    fill_folder(jobs, encoder, EncodeWork(encoder), parts, about={}, executor=executor, tell=tell)
+    tables = (pl.read_parquet(parts / job.features) for job in jobs)
+    studies = pl.col("scan").replace_strict(dict(study_of), default=pl.col("subject"), return_dtype=pl.String)
+    whole = pl.concat([_at(table.with_columns(study=studies), level) for table in tables])
+    if level == "study":  # of which a study has several
+        whole = _at(whole, level)
+    with atomic_path(out) as file:
+        whole.write_parquet(file)
+    return whole
+
+
+def _at(table: pl.DataFrame, level: Level) -> pl.DataFrame:
+    """Embeddings of a level: the mean of those that are of one and the same thing."""
+    place, width = PLACE[level], table["features"].dtype.shape[0]  # type: ignore[attr-defined]
+    if level == "slice":
+        return table.select(*place, "features")
+    rows = []
+    for named, own in table.group_by(place, maintain_order=True):
+        rows.append({**dict(zip(place, named)), "features": own["features"].to_numpy().mean(0)})
+    return pl.DataFrame(
+        rows, {**dict.fromkeys(place, pl.String), "features": pl.Array(pl.Float32, width)}
+    )
+
+
+@dataclass(frozen=True)
+class EncodeWork:
+    """Encodes a scan, wherever it is done."""
+
+    encoder: Encoder
+
+    def __call__(self, task: Task) -> Written:
+        job, begun = task.job, time.perf_counter()
+        source, scan = job.source_key(), job.open()
+        try:
+            frames = list(self.encoder.encode(scan))
+            task.folder.mkdir(parents=True, exist_ok=True)
+            folder = Path(mkdtemp(dir=task.folder))
+            features = np.concatenate([found for _, found in frames])
+            pl.DataFrame({
+                "subject": [job.subject] * len(features),
+                "scan": [job.scan] * len(features),
+                "frame": np.repeat([t for t, _ in frames], [len(found) for _, found in frames]),
+                "slice": np.concatenate([np.arange(len(found)) for _, found in frames]),
+                "features": pl.Series(features, dtype=pl.Array(pl.Float32, features.shape[1])),
+            }).write_parquet(folder / job.features)  # fmt: skip
+        except BaseException:
+            remove(task.folder)
+            raise
+        row: dict[str, Any] = {
+            "scan": job.scan, "subject": job.subject, "image": job.image, "mask": job.features,
+            "seconds": round(time.perf_counter() - begun, 3), "source": source,
+        }  # fmt: skip
+        return Written(folder, row, f"{job.scan}: {len(features)} slices")
