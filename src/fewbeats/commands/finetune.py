@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Any, Literal
 from fewbeats.commands.flags import flags_of, settings_of
 from fewbeats.commands.labeled import LearnsFromLabels
 from fewbeats.commands.task_file import is_task_file, named_task, open_task
-from fewbeats.data.points import structures_behind
 from fewbeats.errors import InputError, name_some
 from fewbeats.ranges import as_described, check_ranges
 from fewbeats.recipes.run import Length
@@ -91,6 +90,8 @@ class Finetune(LearnsFromLabels):
         return super().choose(pool=pool, hold_back=hold_back or self.select == "best", others=others)
 
     def name_labels(self, *, hold_back: bool) -> Labels:
+        from fewbeats.data.points import structures_behind
+
         labels, task = super().name_labels(hold_back=hold_back), self.from_file
         if task is None:
             return labels

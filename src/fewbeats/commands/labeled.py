@@ -115,10 +115,8 @@ class LearnsFromLabels(ABC):
         """Whose labels, and of what."""
         from fewbeats.recipes.pools import Labels
 
-        return Labels(
-            budget=self.labeled, subjects=self.labeled_subjects, seed=self.seed, structures=self.structures,
-            hold_back=hold_back,
-        )  # fmt: skip
+        given: dict[str, Any] = {"seed": self.seed, "structures": self.structures, "hold_back": hold_back}
+        return Labels(budget=self.labeled, subjects=self.labeled_subjects, **given)
 
     def describe(self) -> dict[str, Any]:
         """What decides the outcome, but for the content of files."""
