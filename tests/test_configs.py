@@ -13,6 +13,7 @@ from fewbeats.cli import COMMANDS, main, read_command
 from fewbeats.commands.cohorts import Index
 from fewbeats.commands.cotrain import Cotrain
 from fewbeats.commands.pretrain import Pretrain
+from fewbeats.commands.task_file import open_task
 from fewbeats.data.layouts import LAYOUTS
 from fewbeats.pretraining.methods import FILES as RECIPES
 from fewbeats.pretraining.methods import find_recipe
@@ -26,6 +27,8 @@ FILES = sorted(CONFIGS.rglob("*.yaml"))
 STUDIES = [f for f in FILES if f.name.startswith("study")]
 COTRAINING = [f for f in FILES if f.stem.startswith("mn_")]
 FINETUNING = {"finetune", "synthetic"}
+TASKS = [f for f in FILES if f.parent.name == "tasks"]
+FOUNDATION = [f for f in FILES if f.stem.startswith("cmr_foundation")]
 PRETRAINING = [f for f in FILES if f.stem in ("simclr", "pcl", "dino", "mim")]
 
 
@@ -33,7 +36,9 @@ def test_all_kinds_are_there():
     assert PRETRAINING
     assert STUDIES
     assert COTRAINING
-    assert {f.stem for f in FILES} - {f.stem for f in (*PRETRAINING, *COTRAINING, *STUDIES)} == FINETUNING
+    assert len(TASKS) == 9
+    others = (*PRETRAINING, *COTRAINING, *STUDIES, *TASKS, *FOUNDATION)
+    assert {f.stem for f in FILES} - {f.stem for f in others} == FINETUNING
 
 
 def test_what_may_be_chosen_is_what_there_is():
@@ -42,6 +47,24 @@ def test_what_may_be_chosen_is_what_there_is():
     assert set(choices_of(Index, "layout")) == set(LAYOUTS)
     assert choices_of(Cotrain, "method") == tuple(METHODS)
     assert {part_of(method) for method in METHODS} <= {one.name for one in fields(Cotrain)}
+
+
+@pytest.mark.parametrize("file", TASKS, ids=lambda f: f.stem)
+def test_a_task_loads_with_its_settings(file):
+    command = read_command("finetune", ["cohort.csv", f"--task={file}", "--out=x"])
+    task, told = open_task(file)
+    assert command.from_file == task
+    assert command.steps == told["steps"]
+    assert read_command("finetune", ["c.csv", f"--task={file}", "--out=x", "--steps=7"]).steps == 7
+
+
+@pytest.mark.parametrize("file", FOUNDATION, ids=lambda f: f.stem)
+def test_a_foundation_model_loads_and_fits_its_method(file):
+    command = read_command("pretrain", ["dino", "cohort.csv", "--out=x", "--steps=1", f"--config={file}"])
+    command.check_settings()
+    assert command.network.kind == "vit"
+    if "small" in file.stem:
+        method_of(command)
 
 
 def choices_of(command: type, name: str) -> tuple[str, ...]:

@@ -11,15 +11,9 @@ import tyro
 
 from fewbeats.errors import InputError
 from fewbeats.models.network import NetworkSettings
+from fewbeats.pretraining import settings as own
 from fewbeats.pretraining.methods import FILES, Recipe, file_of, find_recipe, refuse_twin
-from fewbeats.pretraining.settings import (
-    DinoSettings,
-    MimSettings,
-    PclSettings,
-    SimclrSettings,
-    SimmimSettings,
-)
-from fewbeats.ranges import as_described, check_ranges
+from fewbeats.ranges import as_described, check_ranges, later
 from fewbeats.recipes.encoder import EncoderSettings, build_method, check_pool, check_views, train_encoder
 from fewbeats.recipes.run import Length
 from fewbeats.recipes.starts import Start, find_ancestors, start_digest
@@ -37,9 +31,9 @@ if TYPE_CHECKING:
 class Pretrain:
     """Learn an encoder from every frame and slice of a cohort's training subjects; no label is opened."""
 
-    method: tyro.conf.Positional[Literal["simclr", "pcl", "dino", "mim"]]
+    method: tyro.conf.Positional[Literal["simclr", "pcl", "dino", "mim", "pix2rep"]]
     """simclr: views of a slice attract; pcl: slices of one height attract; dino: self-distillation;
-    mim: blanked patches are painted in."""
+    mim: blanked patches are painted in; pix2rep: pixels of one place attract."""
     cohort: tyro.conf.Positional[Path]
     """Cohort table (CSV or Parquet) from `fewbeats index`."""
     out: Path
@@ -52,6 +46,8 @@ class Pretrain:
     """Number of subjects to learn from, drawn by the seed and nested; all of split train by default."""
     center: Literal["image", "motion"] = "motion"
     """Middle of the field of view: image, or motion (what changes over the beat)."""
+    growth: float = later(0.0)
+    """Share of the steps in which views grow from weak to strong."""
     init: str = "scratch"
     """scratch, natural (weights from photographs), a run folder, or a .safetensors file."""
     seed: int = 0
@@ -68,12 +64,13 @@ class Pretrain:
     spatial: SpatialSettings = field(default_factory=SpatialSettings)
     intensity: IntensitySettings = field(default_factory=IntensitySettings)
     optim: OptimSettings = field(default_factory=lambda: OptimSettings(learning_rate=PRETRAINED_RATE))
-    simclr: SimclrSettings = field(default_factory=SimclrSettings)
-    pcl: PclSettings = field(default_factory=PclSettings)
-    dino: DinoSettings = field(default_factory=DinoSettings)
-    mim: MimSettings = field(default_factory=MimSettings)
-    simmim: SimmimSettings = field(default_factory=SimmimSettings)
+    simclr: own.SimclrSettings = field(default_factory=own.SimclrSettings)
+    pcl: own.PclSettings = field(default_factory=own.PclSettings)
+    dino: own.DinoSettings = field(default_factory=own.DinoSettings)
+    mim: own.MimSettings = field(default_factory=own.MimSettings)
+    simmim: own.SimmimSettings = field(default_factory=own.SimmimSettings)
     """mim as a vision transformer does it."""
+    pix2rep: own.Pix2repSettings = field(default_factory=own.Pix2repSettings)
 
     def run(self) -> Path:
         """Train; returns the run folder.
@@ -136,7 +133,7 @@ class Pretrain:
         """What all methods share."""
         return EncoderSettings(
             network=self.network, preprocess=self.preprocess, spatial=self.spatial, intensity=self.intensity,
-            optim=self.optim, batch_size=self.batch_size, center=self.center,
+            optim=self.optim, batch_size=self.batch_size, center=self.center, growth=self.growth,
         )  # fmt: skip
 
     def describe(self) -> dict[str, Any]:
@@ -151,7 +148,9 @@ class Pretrain:
             InputError: naming the setting.
         """
         check_length(self.steps, self.minutes)
-        check_ranges(self, "", several=("batch_size",), not_negative=("workers",), seeds=("seed",))
+        check_ranges(
+            self, "", several=("batch_size",), not_negative=("workers",), seeds=("seed",), shares=("growth",)
+        )
         refuse_twin(self, self.file, kind=self.network.kind)
         if (self.optim.encoder_rate_factor, self.optim.layer_decay, self.intensity.structures) != (1, 1, 0):
             flags = "--optim.encoder-rate-factor, --optim.layer-decay, --intensity.structures"

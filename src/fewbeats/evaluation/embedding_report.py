@@ -78,9 +78,7 @@ def nearest(
     return best[np.isfinite(alike[best])], alike[best][np.isfinite(alike[best])]
 
 
-def neighbors(
-    shown: pl.DataFrame, features: np.ndarray, cohort: pl.DataFrame
-) -> list[list[dict[str, str]]]:
+def neighbors(shown: pl.DataFrame, features: np.ndarray, cohort: pl.DataFrame) -> list[list[dict[str, str]]]:
     """Some slices, each of another subject, and those of other subjects that are most like them."""
     images = dict(cohort.select("scan", "image").iter_rows())
     subjects = np.array(shown["subject"].to_list())

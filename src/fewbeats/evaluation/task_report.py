@@ -11,7 +11,6 @@ import numpy as np
 
 from fewbeats.data.files import open_image
 from fewbeats.evaluation.classes import Told, reliability, roc_curve
-from fewbeats.evaluation.points import NEAR_MM
 from fewbeats.pages.charts import Chart
 from fewbeats.pages.page import as_markup, flatten, render_page
 from fewbeats.pages.pictures import encode_webp
@@ -119,7 +118,7 @@ def worst_cases(judged: Judged, known: Mapping[str, Row]) -> list[dict[str, Any]
             "name": f"{row['subject']}" + (f", {row['scan']}" if row["scan"] else ""),
             "says": f"is {row['truth']}, told to be {row['class']} ({100 * float(row['confidence']):.0f} %)",
             "wrong": row["truth"] != row["class"],
-            "pictures": _slices_of(row, judged.rows, known),
+            "pictures": _slices_of(row, judged.every, known),
         }
         for row in rows
     ]
@@ -157,10 +156,9 @@ def worst_points(judged: Judged, known: Mapping[str, Row]) -> list[dict[str, Any
         told = [[float(row[axis]) for axis in ("x_mm", "y_mm", "z_mm")] for row in rows]
         true = [row["true_mm"] for row in rows]
         points = [*_on_picture(told, image, "told"), *_on_picture(true, image, "true")]
-        picture = {"src": picture_slice(known[scan]["image"], t, z), "alt": f"slice {z}", "points": points}
-        found.append({"name": scan, "says": f"up to {most:.1f} mm", "wrong": most > NEAR_MM,
-                      "pictures": [picture]})  # fmt: skip
-    return found
+        says = f"{scan}, slice {z}: up to {most:.1f} mm"
+        found.append({"src": picture_slice(known[scan]["image"], t, z), "alt": says, "points": points})
+    return [{"name": "", "says": "", "wrong": False, "pictures": found}]
 
 
 def _on_picture(places: Sequence[Sequence[float]], image: Any, kind: str) -> list[dict[str, Any]]:

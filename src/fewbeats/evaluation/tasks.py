@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -34,7 +34,9 @@ class Judged:
     run: Mapping[str, Any]
     """The folder's `run.json`."""
     rows: list[Row]
-    """What was told, with `truth`; of points with `error_mm`."""
+    """What was told and can be judged, with `truth`; of points with `error_mm` and `true_mm`."""
+    every: list[Row] = field(default_factory=list)
+    """All that was told."""
     told: dict[str, Told] = field(default_factory=dict)
     """Level -> items, of classes."""
     summary: dict[str, Any] = field(default_factory=dict)
@@ -96,7 +98,7 @@ def judge_task(predictions: Path, cohort: pl.DataFrame) -> Judged:
         what = "points" if task.kind == "landmarks" else f"classes in {task.column or 'its masks'}"
         raise InputError(f"{predictions}: the cohort tells no {what} of these scans; nothing to judge by")
     judged.summary["task"] = task.title
-    return Judged(task=task, run=run, rows=judged.rows, told=judged.told, summary=judged.summary)
+    return replace(judged, run=run, every=rows)
 
 
 def evaluate_task(predictions: Path, cohort: pl.DataFrame, out: Path) -> dict[str, Any]:

@@ -169,6 +169,14 @@ def _slide(image: np.ndarray, engine: Engine) -> np.ndarray:
     return (total / seen[:, None, None])[:, before : before + slices]
 
 
+def _widen(mask: np.ndarray, structure: np.ndarray) -> np.ndarray:
+    """`scipy.ndimage.binary_dilation` of a bool array, by shifting it: several times as fast."""
+    padded, wide = np.pad(mask, 1), np.zeros_like(mask)
+    for offsets in np.argwhere(structure):
+        wide |= padded[tuple(slice(at, at + size) for at, size in zip(offsets, mask.shape))]
+    return wide
+
+
 def keep_largest(mask: np.ndarray, structures: tuple[str, ...]) -> np.ndarray:
     """Keep one connected part (3D, faces and edges) of each structure; changes `mask` in place.
 
@@ -186,7 +194,7 @@ def keep_largest(mask: np.ndarray, structures: tuple[str, ...]) -> np.ndarray:
         labels, count = ndimage.label(part == value, touching)
         if count > 1:
             sizes = np.bincount(labels.ravel())[1:]
-            others = ndimage.binary_dilation((part != 0) & (part != value), touching)
+            others = _widen((part != 0) & (part != value), touching)
             adjoin = np.bincount(labels[others], minlength=count + 1)[1:] > 0
             chosen = 1 + int(np.argmax(sizes * np.where(adjoin, ALONE, 1)))
             part[(labels != 0) & (labels != chosen)] = 0

@@ -33,6 +33,13 @@ def pool_features(network: nn.Module, image: Tensor) -> Tensor:
     return coarsest.flatten(2).mean(2)
 
 
+def pool_stages(network: nn.Module, image: Tensor) -> Tensor:
+    """All maps of an encoder, averaged and of unit length, as one vector an image: (B, C, Y, X) -> (B, D)."""
+    maps = encoder_of(network)(image)
+    pooled = [F.normalize(m.flatten(2).mean(2), dim=1) for m in maps if m.shape[1] and m is not image]
+    return torch.cat(pooled, 1)
+
+
 def feature_width(network: nn.Module) -> int:
     """D of `pool_features`."""
     encoder: Any = encoder_of(network)
@@ -40,13 +47,38 @@ def feature_width(network: nn.Module) -> int:
     return int(widths[-1])
 
 
-class Projector(nn.Sequential):
-    """Multi-layer perceptron without activation after its last layer: (B, D) -> (B, widths[-1])."""
+def sum_of_stages(network: nn.Module) -> int:
+    """D of `pool_stages`."""
+    with torch.no_grad():
+        channels = next(p for p in encoder_of(network).parameters() if p.ndim == 4).shape[1]
+        network.eval()
+        width = pool_stages(network, torch.zeros(1, channels, 64, 64)).shape[1]
+        network.train()
+    return int(width)
 
-    def __init__(self, inputs: int, widths: tuple[int, ...], activation: Callable[[], nn.Module] = nn.ReLU):
+
+class Projector(nn.Sequential):
+    """Multi-layer perceptron without activation after its last layer: (B, D) -> (B, widths[-1]).
+
+    Args:
+        inputs: D.
+        widths: of its layers.
+        activation: between them.
+        norm: BatchNorm behind each layer, the last one included.
+    """
+
+    def __init__(
+        self,
+        inputs: int,
+        widths: tuple[int, ...],
+        activation: Callable[[], nn.Module] = nn.ReLU,
+        *,
+        norm: bool = False,
+    ):
         layers: list[nn.Module] = []
         for i, (before, after) in enumerate(zip((inputs, *widths), widths)):
-            layers += [nn.Linear(before, after)] + [activation()] * (i < len(widths) - 1)
+            layers += [nn.Linear(before, after)] + [nn.BatchNorm1d(after)] * norm
+            layers += [activation()] * (i < len(widths) - 1)
         super().__init__(*layers)
 
 
@@ -84,6 +116,17 @@ def spread(embeddings: Tensor) -> float:
     """How far a batch's embeddings (B, D) point apart: about 1 for random directions, 0 for a collapse."""
     unit = F.normalize(embeddings.float(), dim=1)
     return float(unit.std(0).mean() * unit.shape[1] ** 0.5)
+
+
+def sum_ranks(tensor: Tensor) -> Tensor:
+    """The sum over all processes, with gradient; the tensor itself where there is one process."""
+    from torch import distributed
+
+    if not (distributed.is_available() and distributed.is_initialized()):
+        return tensor
+    from torch.distributed.nn.functional import all_reduce
+
+    return all_reduce(tensor.contiguous())
 
 
 def gather_ranks(tensor: Tensor) -> Tensor:

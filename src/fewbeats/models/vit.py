@@ -57,15 +57,18 @@ class VitEncoder(nn.Module):
             blank: (B, 1, Y / P, X / P) bool, True where a patch is hidden.
             token: (D,) what stands for a hidden patch.
         """
-        _, patches = self._tokens(image, blank, token)
+        _, patches = self.tokens(image, blank, token)
         rows = image.shape[-2] // self.patch_px
         return [patches.transpose(1, 2).unflatten(2, (rows, -1))]
 
     def summarize(self, image: Tensor) -> Tensor:
         """The [CLS] token (B, D)."""
-        return self._tokens(image, None, None)[0]
+        return self.tokens(image)[0]
 
-    def _tokens(self, image: Tensor, blank: Tensor | None, token: Tensor | None) -> tuple[Tensor, Tensor]:
+    def tokens(
+        self, image: Tensor, blank: Tensor | None = None, token: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """The [CLS] token (B, D) and those of the patches (B, Y / P * X / P, D); see `forward`."""
         model = self.model
         seen = model.patch_embed(image)  # (B, Y / P, X / P, D)
         if blank is not None and token is not None:

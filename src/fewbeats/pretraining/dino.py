@@ -1,13 +1,15 @@
 """DINO: a student learns from views what its own moving average sees in others, without negatives.
 
 Caron et al., Emerging Properties in Self-Supervised Vision Transformers, ICCV 2021,
-https://arxiv.org/abs/2104.14294; for cine MR de Mooij et al., https://arxiv.org/abs/2409.18100.
+https://arxiv.org/abs/2104.14294; for cine MR de Mooij et al., https://arxiv.org/abs/2409.18100; its patches:
+Zhou et al., iBOT, ICLR 2022, https://arxiv.org/abs/2111.07832.
 
     teacher t starts as a copy of student s (encoder and head)
     for a batch of slices x:
         G = two large views, L = several small views
         q_g = softmax((t(g) - c) / tau_t) for g in G;  p_v = softmax(s(v) / tau_s) for v in G and L
         loss = mean over g, v != g of -sum q_g log p_v
+        of a transformer, with w > 0: + w mean over hidden patches i of g of -sum q_gi log p_gi (iBOT)
         c = m c + (1 - m) mean t(G);  t = l t + (1 - l) s, l from 0.996 to 1 by a cosine
     keep the teacher's encoder where its start is gone, else the student's
 """
@@ -23,13 +25,16 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from fewbeats.errors import InputError
 from fewbeats.models.heads import (
     PrototypeHead,
     encoder_of,
     feature_width,
     gather_ranks,
     pool_features,
+    sum_ranks,
 )
+from fewbeats.models.vit import VitEncoder
 from fewbeats.pretraining.methods import Recipe
 from fewbeats.training.method import Method, ParameterGroup, Step
 from fewbeats.training.optim import OptimSettings, scheduled_group
@@ -39,6 +44,7 @@ if TYPE_CHECKING:
     from torch import Generator, Tensor
 
     from fewbeats.clock import Clock
+    from fewbeats.models.network import NetworkSettings
     from fewbeats.pretraining.settings import DinoSettings
     from fewbeats.sample import Batch
 
@@ -69,6 +75,7 @@ class Dino(Method):
     """
 
     center: Tensor
+    patch_center: Tensor
     start_left: Tensor
     """Share of the teacher that is still its start: the product of all momenta so far."""
 
@@ -88,6 +95,10 @@ class Dino(Method):
         self.student = nn.ModuleDict({"encoder": encoder, "head": head})
         self.teacher = deepcopy(self.student).requires_grad_(False)
         self.register_buffer("center", torch.zeros(settings.prototypes))
+        if settings.patches:
+            self.token = nn.Parameter(torch.zeros(feature_width(network)))
+            nn.init.trunc_normal_(self.token, std=0.02)
+            self.register_buffer("patch_center", torch.zeros(settings.prototypes))
         self.register_buffer("start_left", torch.ones((), dtype=torch.float64))
 
     def forward(self, batch: Batch, clock: Clock) -> Step:
@@ -104,11 +115,33 @@ class Dino(Method):
         losses = [-(q * p).sum(1).mean() for i, q in enumerate(target) for j, p in enumerate(told) if i != j]
         frozen = clock.progress < self.settings.freeze
         logs = {"spread": answers_apart(torch.cat(target))}
-        return Step(torch.stack(losses).mean(), logs, ("network",) if frozen else None)
+        loss = torch.stack(losses).mean()
+        if self.settings.patches:
+            told_patches = self._hidden_patches(large, clock)
+            loss, logs["patches"] = loss + self.settings.patches * told_patches, told_patches.item()
+        return Step(loss, logs, ("network",) if frozen else None)
+
+    def _hidden_patches(self, large: Tensor, clock: Clock) -> Tensor:
+        """What the student tells of patches that it does not see, against the teacher, who does."""
+        encoder, seeing = self.student["encoder"], self.teacher["encoder"]
+        assert isinstance(encoder, VitEncoder)
+        assert isinstance(seeing, VitEncoder)
+        hidden = draw_hidden(large, encoder.patch_px, self.settings.hidden_share)
+        chosen = hidden.flatten(1)
+        with torch.no_grad():
+            seen = self.teacher["head"](seeing.tokens(large)[1][chosen]).float()
+            target = ((seen - self.patch_center) / self.teacher_temperature(clock)).softmax(1)
+            momentum, count = self.settings.center_momentum, sum_ranks(seen.new_tensor(float(len(seen))))
+            mean = sum_ranks(seen.sum(0)) / count.clamp_min(1)
+            self.patch_center.mul_(momentum).add_(mean, alpha=1 - momentum)
+        answers = self.student["head"](encoder.tokens(large, hidden, self.token)[1][chosen]).float()
+        told = F.log_softmax(answers / self.settings.student_temperature, 1)
+        return -(target * told).sum() / max(1, len(told))
 
     def parameter_groups(self) -> list[ParameterGroup]:
         last = tuple(self.student["head"].prototypes.parameters())  # type: ignore[union-attr]
         rest = tuple(p for p in self.student.parameters() if all(p is not q for q in last))
+        rest += (self.token,) if self.settings.patches else ()
         return [scheduled_group("network", rest, self.optim), scheduled_group("prototypes", last, self.optim)]
 
     def networks(self) -> dict[str, nn.Module]:
@@ -140,6 +173,16 @@ class Dino(Method):
         return low + (high - low) * min(1.0, clock.progress / max(self.settings.temperature_warmup, 1e-9))
 
 
+def draw_hidden(image: Tensor, patch_px: int, share: tuple[float, float]) -> Tensor:
+    """(B, 1, Y / P, X / P) bool: True where a patch is hidden; in half of the images none is."""
+    rows, columns = (side // patch_px for side in image.shape[-2:])
+    low, high = share
+    count = (low + (high - low) * torch.rand(len(image), device=image.device)) * rows * columns
+    count = count * (torch.rand(len(image), device=image.device) < 0.5)
+    order = torch.rand(len(image), rows * columns, device=image.device).argsort(1).argsort(1)
+    return (order < count.round()[:, None]).view(-1, 1, rows, columns)
+
+
 def answers_apart(answers: Tensor) -> float:
     """How far a batch's answers (B, K), each a distribution, tell its slices apart: 0 not at all, 1 wholly.
 
@@ -160,8 +203,14 @@ def _small_px(own: DinoSettings, size: int) -> dict[str, int]:
     return {f"--dino.small-size {own.small_size}": own.small_px(size)} if own.small_views else {}
 
 
+def _check(own: DinoSettings, network: NetworkSettings, batch_size: int, size: int) -> None:
+    if own.patches and network.kind != "vit":
+        raise InputError("--dino.patches: only a vision transformer has patches; take it out")
+
+
 RECIPE = Recipe(
     name="dino",
+    check=_check,
     build=lambda network, own, optim, size: Dino(network, settings=own, optim=optim),
     views=views,
     small_px=_small_px,

@@ -31,11 +31,13 @@ class Recipe:
     """(own, network, batch size, side of a view) -> raises InputError where they do not fit."""
     small_px: Callable[[Any, int], Mapping[str, int]] = lambda own, size: {}
     """(own, side of a view) -> the setting that makes smaller views, and their side."""
+    outputs: Callable[[Any, NetworkSettings], int] = lambda own, network: network.in_channels
+    """(own, network) -> channels of the whole network's output, where the method looks at it."""
     positioned: bool = False
     """It looks at the heights of slices in their stack."""
 
 
-FILES = ("simclr", "pcl", "dino", "mim", "simmim")
+FILES = ("simclr", "pcl", "dino", "mim", "simmim", "pix2rep")
 """A file of `pretraining/` each, which ends with its `RECIPE`; `mim` on a transformer is `simmim`."""
 
 

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from fewbeats.errors import InputError
-from fewbeats.ranges import check_ranges
+from fewbeats.ranges import check_ranges, later
 
 if TYPE_CHECKING:
     from fewbeats.models.network import NetworkSettings
@@ -20,6 +20,9 @@ class SimclrSettings:
     """tau."""
     projector: tuple[int, ...] = (512, 512, 512)
     """Widths of g's layers."""
+    stages: Literal["last", "all"] = later("last")
+    """all: every stage of f is pooled and handed to g, whose layers have BatchNorm then. A random encoder
+    loses what two views share before its last stage (own)."""
 
     def __post_init__(self) -> None:
         check_ranges(self, "simclr.", positive=("temperature",), counts=("projector",))
@@ -68,14 +71,19 @@ class DinoSettings:
     """l at the start."""
     freeze: float = 0.01
     """Share of the steps in which the prototypes stay as they are."""
+    patches: float = later(0.0)
+    """Weight of the loss of hidden patches (iBOT), for vision transformers; 0 for none."""
+    hidden_share: tuple[float, float] = later((0.1, 0.5))
+    """Least and largest share of a large view's patches that are hidden, in half of the views."""
 
     def __post_init__(self) -> None:
-        shares = ("small_size", "temperature_warmup", "center_momentum", "teacher_momentum", "freeze")
+        shares = ("small_size", "temperature_warmup", "center_momentum", "teacher_momentum", "freeze",
+                  "hidden_share")  # fmt: skip
         check_ranges(
             self,
             "dino.",
             positive=("small_size", "student_temperature", "teacher_temperature"),
-            not_negative=("small_views",),
+            not_negative=("small_views", "patches"),
             counts=("hidden", "bottleneck"),
             several=("prototypes",),
             shares=shares,
@@ -110,6 +118,19 @@ class MimSettings:
 
     def __post_init__(self) -> None:
         check_ranges(self, "mim.", counts=("patch_px",), shares=("ratio",))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Pix2repSettings:
+    """Of `pix2rep.py`, whose symbols these are."""
+
+    features: int = 64
+    """D: of a pixel."""
+    off_diagonal: float = 5e-3
+    """lambda."""
+
+    def __post_init__(self) -> None:
+        check_ranges(self, "pix2rep.", counts=("features",), positive=("off_diagonal",))
 
 
 def check_contrast(name: str, network: NetworkSettings, batch_size: int) -> None:

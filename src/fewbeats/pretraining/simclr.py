@@ -20,7 +20,16 @@ import torch
 from torch import nn
 
 from fewbeats.losses import contrastive_loss
-from fewbeats.models.heads import Projector, encoder_of, feature_width, gather_ranks, pool_features, spread
+from fewbeats.models.heads import (
+    Projector,
+    encoder_of,
+    feature_width,
+    gather_ranks,
+    pool_features,
+    pool_stages,
+    spread,
+    sum_of_stages,
+)
 from fewbeats.pretraining.methods import Recipe
 from fewbeats.pretraining.settings import check_contrast
 from fewbeats.training.method import Method, ParameterGroup, Step
@@ -54,10 +63,13 @@ class Simclr(Method):
         super().__init__()
         self.settings, self.optim = settings, optim
         self.encoder = encoder_of(network)
-        self.projector = Projector(feature_width(network), settings.projector)
+        self.every = settings.stages == "all"
+        width = sum_of_stages(network) if self.every else feature_width(network)
+        self.projector = Projector(width, settings.projector, norm=self.every)
 
     def forward(self, batch: Batch, clock: Clock) -> Step:
-        a, b = (gather_ranks(self.projector(pool_features(self, batch.views[name]))) for name in ("a", "b"))
+        pool = pool_stages if self.every else pool_features
+        a, b = (gather_ranks(self.projector(pool(self, batch.views[name]))) for name in ("a", "b"))
         z, positives = torch.cat([a, b]), same_slice(len(a), a.device)
         loss = contrastive_loss(z, positives, temperature=self.settings.temperature)
         return Step(loss, {"spread": spread(a)})

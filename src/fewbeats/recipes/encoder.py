@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -21,7 +21,7 @@ from fewbeats.training.rundir import RunDir
 from fewbeats.transforms.intensity import IntensitySettings
 from fewbeats.transforms.preprocess import PreprocessSettings
 from fewbeats.transforms.spatial import SpatialSettings
-from fewbeats.transforms.views import Viewed, ViewSettings
+from fewbeats.transforms.views import Viewed, ViewSettings, weaken
 
 if TYPE_CHECKING:
     import polars as pl
@@ -30,9 +30,8 @@ if TYPE_CHECKING:
     from fewbeats.data.pool import Centering
     from fewbeats.data.store import Stacks
     from fewbeats.recipes.pools import Pools
-    from fewbeats.sample import Batch
+    from fewbeats.sample import Batch, Batches
     from fewbeats.training.method import Method
-    from fewbeats.transforms.views import Views
 
 COLLAPSED = 0.1  # spread of embeddings below which different slices are all one to the encoder
 
@@ -50,6 +49,8 @@ class EncoderSettings:
     """Slices a step and process."""
     center: Centering
     """Middle of the field of view: image or motion."""
+    growth: float = 0.0
+    """Share of the steps in which views grow from weak to strong."""
 
     @property
     def views(self) -> ViewSettings:
@@ -109,17 +110,37 @@ def train_encoder(
     )
 
 
+@dataclass(frozen=True)
+class GrowingViews:
+    """Batches seen through random views that are weak at first, where they are to grow."""
+
+    batches: Batches
+    views: Callable[..., Batch]
+    """(batch, generator, settings=...) -> the batch with the views that a method wants."""
+    settings: ViewSettings
+    """At full strength."""
+    seed: int
+    growth: float
+    """Share of the steps in which they grow."""
+
+    def __call__(self, clock: Clock) -> Batch:
+        """The views of a step."""
+        share = min(1.0, clock.progress / self.growth) if self.growth else 1.0
+        views = partial(self.views, settings=weaken(self.settings, share))
+        return Viewed(self.batches, views, self.seed)(clock)
+
+
 def build_method(
     settings: EncoderSettings, recipe: Recipe, own: Any, *, start: Start, seed: int
-) -> tuple[Method, Views]:
-    """The method on its network, and the views it wants.
+) -> tuple[Method, Callable[..., Batch]]:
+    """The method on its network, and the views it wants, which other `settings` may weaken.
 
     Raises:
         InputError: the start does not fit, or the method's settings not the views.
     """
     import torch
 
-    network = start.build(settings.network, settings.network.in_channels, seed=seed)
+    network = start.build(settings.network, recipe.outputs(own, settings.network), seed=seed)
     network.to(memory_format=torch.channels_last)
     method = recipe.build(network, own, settings.optim, settings.views.size)
     return method, partial(recipe.views, settings=settings.views, own=own)
@@ -149,7 +170,7 @@ def check_views(settings: EncoderSettings, recipe: Recipe, own: Any) -> None:
 
 def pretraining(
     method: Method,
-    views: Views,
+    views: Callable[..., Batch],
     pools: Pools,
     settings: EncoderSettings,
     *,
@@ -165,7 +186,7 @@ def pretraining(
     sizes = stacks.frames.tolist(), stacks.slices.tolist()
     check_slices(*sizes, recipe=recipe, batch_size=settings.batch_size, cohort="the pool")
     sampler = Sampler(stacks, settings.batch_size, settings.network.in_channels, seed=seed, epochs=False)
-    batches = Viewed(sampler, views, seed)
+    batches = GrowingViews(sampler, views, settings.views, seed, settings.growth)
 
     def write(network: nn.Module, folder: RunDir) -> dict[str, Any]:
         from fewbeats.models.network import LAST_LAYERS

@@ -73,9 +73,7 @@ def _at(table: pl.DataFrame, level: Level) -> pl.DataFrame:
     rows = []
     for named, own in table.group_by(place, maintain_order=True):
         rows.append({**dict(zip(place, named)), "features": own["features"].to_numpy().mean(0)})
-    return pl.DataFrame(
-        rows, {**dict.fromkeys(place, pl.String), "features": pl.Array(pl.Float32, width)}
-    )
+    return pl.DataFrame(rows, {**dict.fromkeys(place, pl.String), "features": pl.Array(pl.Float32, width)})
 
 
 @dataclass(frozen=True)

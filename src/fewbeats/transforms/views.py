@@ -31,6 +31,32 @@ class ViewSettings:
     intensity: IntensitySettings = field(default_factory=IntensitySettings)
 
 
+WEAKEST = 0.25
+"""Share of the full strength that views have where they grow from."""
+
+
+def weaken(settings: ViewSettings, share: float) -> ViewSettings:
+    """Views between the weakest, at share 0, and those of the settings, at 1."""
+    if share >= 1:
+        return settings
+    f, spatial, intensity = WEAKEST + (1 - WEAKEST) * share, settings.spatial, settings.intensity
+    low, high = spatial.scale
+    return replace(
+        settings,
+        spatial=replace(
+            spatial,
+            rotation_degrees=f * spatial.rotation_degrees,
+            turned=share * spatial.turned,
+            scale=(low**f, high**f),
+            anisotropy=f * spatial.anisotropy,
+            shift_px=f * spatial.shift_px,
+            elastic_px=f * spatial.elastic_px,
+            crop_probability=share * spatial.crop_probability,
+        ),
+        intensity=replace(intensity, probability=f * intensity.probability),
+    )
+
+
 def draw_geometry(image: Tensor, settings: ViewSettings, generator: Generator) -> SpatialDraw:
     """How each of wide slices (B, C, Y, X) is turned, bent and cut; for all tensors that belong together."""
     return draw_spatial(
