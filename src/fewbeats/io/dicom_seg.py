@@ -132,7 +132,7 @@ def stack_headers(scan: Scan) -> list[list[FrameHeader]]:
     if not isinstance(scan.pixels, DicomPixels):
         where = scan.source.path or "scan"
         raise InputError(
-            f"{where}: not read from DICOM, so no DICOM SEG can refer to it; write NIfTI instead"
+            f"{where}: not read from DICOM, so nothing of DICOM can refer to it; write NIfTI instead"
         )
     return scan.pixels.headers
 

@@ -46,7 +46,8 @@ def write_sr(
     from pydicom.sr.coding import Code
     from pydicom.uid import generate_uid
 
-    headers = {name: stack_headers(scan) for name, scan in scans if scan.source.instances}
+    of_dicom = [(name, scan) for name, scan in scans if scan.source.instances] or scans[:1]
+    headers = {name: stack_headers(scan) for name, scan in of_dicom}
     first = next(iter(headers.values()))[0][0]
     identity = read_identity(first.file)
     evidence = [_evidence(header, identity) for own in headers.values() for frame in own for header in frame]
