@@ -18,6 +18,7 @@ from fewbeats.data.layouts import LAYOUTS
 from fewbeats.pretraining.methods import FILES as RECIPES
 from fewbeats.pretraining.methods import find_recipe
 from fewbeats.semi_supervised.methods import METHODS, part_of
+from fewbeats.study.many import read_plans
 from fewbeats.study.plan import read_plan
 from fewbeats.study.report import find_factors
 from tiny_training import method_of
@@ -38,7 +39,7 @@ def test_all_kinds_are_there():
     assert COTRAINING
     assert len(TASKS) == 9
     others = (*PRETRAINING, *COTRAINING, *STUDIES, *TASKS, *FOUNDATION)
-    assert {f.stem for f in FILES} - {f.stem for f in others} == FINETUNING
+    assert {f.stem for f in FILES} - {f.stem for f in others} == FINETUNING | {"nine_tasks"}
 
 
 def test_what_may_be_chosen_is_what_there_is():
@@ -56,6 +57,21 @@ def test_a_task_loads_with_its_settings(file):
     assert command.from_file == task
     assert command.steps == told["steps"]
     assert read_command("finetune", ["c.csv", f"--task={file}", "--out=x", "--steps=7"]).steps == 7
+
+
+def test_nine_studies_of_nine_tasks(tmp_path, monkeypatch):
+    (tmp_path / "encoder").mkdir()
+    (tmp_path / "configs").symlink_to(CONFIGS)
+    monkeypatch.chdir(tmp_path)
+    plans = read_plans(CONFIGS / "nine_tasks.yaml")
+    assert [plan.name for plan in plans] == [
+        "sequence", "view", "cine_sax", "cine_lax", "lge_sax", "mapping_sax", "landmarks", "lge_detection",
+        "disease",
+    ]  # fmt: skip
+    assert {file.stem for file in TASKS} == {plan.name for plan in plans}
+    for plan in plans:
+        for arm in plan.arms.values():
+            assert arm.trainer.from_file.title
 
 
 @pytest.mark.parametrize("file", FOUNDATION, ids=lambda f: f.stem)

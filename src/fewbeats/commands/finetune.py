@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
@@ -100,6 +101,22 @@ class Finetune(LearnsFromLabels):
             labels, structures=self.structures or needed, where=task.where, column=task.column,
             classes=task.classes, tables=task.kind == "landmarks",
         )  # fmt: skip
+
+    def localization(self) -> dict[str, Any] | None:
+        task = self.from_file
+        return super().localization() if task is None or task.kind == "segmentation" else None
+
+    def preflight(self) -> None:
+        task = self.from_file
+        if task is None or task.kind == "segmentation":
+            super().preflight()
+        else:
+            from fewbeats.recipes.tasks import build_task, check_task
+
+            check_task(task, self.model)
+            with contextlib.redirect_stdout(None):
+                self.choose()
+                build_task(task, self.model, start=self.start, seed=0)
 
     def describe(self) -> dict[str, Any]:
         task = self.from_file

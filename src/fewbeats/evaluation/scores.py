@@ -55,6 +55,8 @@ SCORES = {
         Score(name="dice", title="Dice", better="higher", unit="points", scale=100, limits=(0, 1), missed=0),
         Score(name="hd95_mm", title="HD95", better="lower", unit="mm"),
         Score(name="assd_mm", title="ASSD", better="lower", unit="mm"),
+        Score(name="accuracy", title="accuracy", better="higher", unit="points", scale=100, limits=(0, 1)),
+        Score(name="error_mm", title="distance", better="lower", unit="mm"),
         Score(
             name="exchanged", title="share exchanged", better="lower", unit="points", scale=100, limits=(0, 1)
         ),

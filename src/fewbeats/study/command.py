@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     import polars as pl
 
     from fewbeats.study.plan import Plan
+    from fewbeats.study.result import Result
     from fewbeats.study.units import Unit
 
 
@@ -40,15 +41,25 @@ class Study:
         Raises:
             InputError: the plan, or what it refers to, cannot be used.
         """
-        from fewbeats.study.plan import read_plan
-        from fewbeats.study.report import write_report
-        from fewbeats.study.units import missing_units
+        from fewbeats.study.many import read_plans, write_overview
 
         if self.jobs < 1:
             raise InputError(f"--jobs {self.jobs}: give at least 1")
         if self.cluster_options and not self.cluster:
             raise InputError("--cluster-options: are for --cluster; give it, or take them out")
-        plan = read_plan(self.config)
+        plans = read_plans(self.config)
+        results = [(plan, *self.carry_out(plan)) for plan in plans]
+        if len(plans) == 1:
+            return results[0][1]
+        overview = write_overview(plans[0].out.parent / f"{self.config.stem}.html", results)
+        print(f"all of them: {overview}")
+        return overview
+
+    def carry_out(self, plan: Plan) -> tuple[Path, Result]:
+        """Compute what one study lacks and report it; returns its page and what came out."""
+        from fewbeats.study.report import write_report
+        from fewbeats.study.units import missing_units
+
         if not self.report_only:
             executor = _cluster(self.cluster, self.cluster_options, plan) if self.cluster else None
             waves = missing_units(plan)
@@ -59,7 +70,7 @@ class Study:
         for sentence in result.sentences.values():
             print(sentence)
         print(f"report: {report}")
-        return report
+        return report, result
 
     def _compute(self, plan: Plan, units: Sequence[Unit], executor: Any) -> None:
         from fewbeats.study.units import run_unit
@@ -87,10 +98,13 @@ def check_data(plan: Plan, first: Sequence[Unit], arms: Sequence[Unit]) -> None:
 
     from fewbeats.data.cohort import read_cohort
     from fewbeats.recipes.starts import STARTS
+    from fewbeats.study.trainers import learned_column
     from fewbeats.study.units import open_rows, place, pretraining_of
 
     cohort = read_cohort(plan.cohort)
-    if cohort.filter(pl.col("split") == plan.split, pl.col("label").is_not_null()).is_empty():
+    judged = cohort.filter(pl.col("split") == plan.split)
+    columns = {learned_column(arm.trainer) for arm in plan.arms.values()}
+    if any(column not in judged.columns or judged[column].is_null().all() for column in columns):
         raise InputError(
             f"{plan.cohort}: no labeled scan of split '{plan.split}' to judge by; set the splits"
         )

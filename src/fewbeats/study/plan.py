@@ -22,7 +22,7 @@ from fewbeats.ranges import SEEDS
 from fewbeats.recipes.starts import STARTS, start_digest
 from fewbeats.study.trainers import TRAINERS, Trainer
 
-OWN = ("out", "cache", "seed", "labeled", "labeled_subjects", "localizer", "task", "minutes")
+OWN = ("out", "cache", "seed", "labeled", "labeled_subjects", "localizer", "minutes")
 """Settings of the commands that a study decides itself; budgets are steps, so that machines do not matter."""
 DESCRIPTIVE = ("group", "height_cm", "weight_kg", "sequence", "modality", "frame_time_ms")
 """Columns of a cohort that no mask depends on."""
@@ -46,6 +46,8 @@ class Plan:
     """A study."""
 
     name: str
+    title: str = ""
+    """What readers of its page are told; the name where empty."""
     cohort: Path
     out: Path
     """Folder for runs, predictions and the report."""
@@ -98,6 +100,10 @@ class Plan:
             InputError: initial weights cannot be found.
         """
         about = {name: value for name, value in arm.trainer.describe().items() if name not in OWN}
+        if (
+            about.get("task") == "segmentation"
+        ):  # which says no more than digests did before there were others
+            del about["task"]
         if arm.pretraining:
             before = self.pretrainings[arm.pretraining]
             about["init"] = before.describe() | {"init": start_digest(before.init)}
@@ -116,8 +122,21 @@ def read_plan(path: Path) -> Plan:
         InputError: an unknown or missing entry, a value of the wrong kind, arms that differ in more than
             they may, or an arm, budget or pretraining that does not exist.
     """
-    content = read_yaml(path)
-    known = ("cohort", "out", "rows", "split", "labeled", "seeds", "baseline", "primary",
+    return read_content(read_yaml(path), path, name=path.stem)
+
+
+def read_content(content: Mapping[str, Any], path: Path, *, name: str) -> Plan:
+    """A study as a file says it.
+
+    Args:
+        content: of the file, or of the part of it that is this study's.
+        path: named in errors.
+        name: of the study.
+
+    Raises:
+        InputError: as `read_plan`.
+    """
+    known = ("title", "cohort", "out", "rows", "split", "labeled", "seeds", "baseline", "primary",
              "score", "may_differ", "pretrain", *TRAINERS, "pretrainings", "arms")  # fmt: skip
     for key in content:
         if key not in known:
@@ -129,13 +148,14 @@ def read_plan(path: Path) -> Plan:
         raise InputError(f"{path}: split: '{content['split']}' is none of tune, dev, test")
     cohort = Path(_text(content, "cohort", path))
     pretrainings = {
-        name: _read_pretraining(name, _merged(content.get("pretrain"), own, path), cohort, path)
-        for name, own in _named(content.get("pretrainings"), "pretrainings", path).items()
+        name: _read_pretraining(name, merged(content.get("pretrain"), own, path), cohort, path)
+        for name, own in named(content.get("pretrainings"), "pretrainings", path).items()
     }
     arms = {name: _read_arm(name, own, content, cohort, pretrainings, path)
-            for name, own in _named(content["arms"], "arms", path).items()}  # fmt: skip
+            for name, own in named(content["arms"], "arms", path).items()}  # fmt: skip
     plan = Plan(
-        name=path.stem,
+        name=name,
+        title=str(content.get("title", "")),
         cohort=cohort,
         out=Path(_text(content, "out", path)),
         rows=Path(_text(content, "rows", path)),
@@ -182,7 +202,7 @@ def _read_arm(
     command = own.pop("command", next(iter(TRAINERS)))
     if command not in TRAINERS:
         raise InputError(f"{path}: {where}.command: '{command}' is none; {_nearest(command, TRAINERS)}")
-    settings = _merged(content.get(command), own, path)
+    settings = merged(content.get(command), own, path)
     _refuse_own(settings, where, path, OWN)
     trainer: Trainer = _parse(TRAINERS[command], [str(cohort), "--out=."], settings, f"{path}: {where}")
     pretraining = trainer.init if trainer.init in pretrainings else None
@@ -269,13 +289,13 @@ def _parse(command: type, words: list[str], settings: Mapping[str, Any], where: 
         raise InputError(f"{where}: {error}") from error
 
 
-def _merged(common: Any, own: Any, path: Path) -> dict[str, Any]:
+def merged(common: Any, own: Any, path: Path) -> dict[str, Any]:
     """`own` over `common`, part by part."""
-    merged = dict(_mapping(common, "finetune, pretrain", path))
+    whole = dict(_mapping(common, "finetune, pretrain", path))
     for name, value in _mapping(own, "an arm or pretraining", path).items():
-        both = isinstance(value, dict) and isinstance(merged.get(name), dict)
-        merged[name] = _merged(merged[name], value, path) if both else value
-    return merged
+        both = isinstance(value, dict) and isinstance(whole.get(name), dict)
+        whole[name] = merged(whole[name], value, path) if both else value
+    return whole
 
 
 def _refuse_own(settings: Mapping[str, Any], where: str, path: Path, names: tuple[str, ...]) -> None:
@@ -284,7 +304,7 @@ def _refuse_own(settings: Mapping[str, Any], where: str, path: Path, names: tupl
             raise InputError(f"{path}: {where}.{name}: the study decides it; take it out")
 
 
-def _named(value: Any, where: str, path: Path) -> dict[str, dict[str, Any]]:
+def named(value: Any, where: str, path: Path) -> dict[str, dict[str, Any]]:
     """Arms or pretrainings, whose names become those of folders."""
     entries = _mapping(value, where, path)
     for name in entries:

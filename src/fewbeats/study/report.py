@@ -114,14 +114,16 @@ def find_factors(plan: Plan, arms: Sequence[str]) -> dict[str, dict[str, Any]]:
     return {name.removeprefix("model."): of for name, of in values.items() if len(set(of.values())) > 1}
 
 
-def draw_budgets(cells: Sequence[Cell], arms: Sequence[str], *, score: Score) -> str:
+def draw_budgets(
+    cells: Sequence[Cell], arms: Sequence[str], *, score: Score, size: tuple[int, int] = (1040, 400)
+) -> str:
     """A score against the number of labeled subjects, a line an arm, with intervals over subjects."""
     budgets = sorted({cell.labeled for cell in cells})
     ends = [end for cell in cells for end in (cell.ci95 or (cell.mean, cell.mean))]
     low, high = min(ends), max(ends)
     room = max(2 / score.scale, 0.08 * (high - low))
     y = (max(score.limits[0], low - room), min(score.limits[1], high + room))
-    chart = Chart((-0.5, len(budgets) - 0.5), y, width=1040, height=400)
+    chart = Chart((-0.5, len(budgets) - 0.5), y, width=size[0], height=size[1])
     chart.y_axis(score.axis)
     for at, labeled in enumerate(budgets):
         chart.text(chart.x(at), chart.bottom + 16, str(labeled))

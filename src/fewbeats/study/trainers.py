@@ -57,3 +57,9 @@ class Trainer(Protocol):
 
 TRAINERS: dict[str, type[Trainer]] = {"finetune": Finetune, "cotrain": Cotrain, "selftrain": SelfTrain}
 """By the command's name: an arm says which with `command`, the first by default."""
+
+
+def learned_column(trainer: Trainer) -> str:
+    """The column of a cohort that tells what a trainer learns."""
+    task = trainer.from_file if isinstance(trainer, Finetune) else None
+    return task.column if task and task.column else "label"

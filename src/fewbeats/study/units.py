@@ -14,14 +14,13 @@ from fewbeats.commands.finetune import Finetune
 from fewbeats.commands.pretrain import Pretrain
 from fewbeats.disk import append_locked, atomic_path
 from fewbeats.errors import InputError
-from fewbeats.evaluation.scores import EXCHANGED, OF_MASKS, SCORES
+from fewbeats.evaluation.scores import SCORES
+from fewbeats.study.judged import read_scores
 from fewbeats.study.plan import Plan
 from fewbeats.study.trainers import Trainer
 from fewbeats.training.runconfig import RunConfig
 from fewbeats.training.rundir import RunDir, machine
 
-JUDGED = (*OF_MASKS, EXCHANGED)
-"""Columns of `subjects.csv` that become rows."""
 KEY = ("arm", "labeled", "seed", "split")
 CELL = (*KEY, "network", "subject", "phase", "structure", "metric")
 COLUMNS = {
@@ -195,12 +194,11 @@ def append_rows(plan: Plan, unit: Unit, run: Path, reports: Mapping[str, Path]) 
     tables = []
     for network, report in reports.items():
         own = tags | {"network": network}
+        rows, scores = read_scores(report)
         tables.append(
-            pl.read_csv(report / "subjects.csv", schema_overrides={"subject": pl.String, "group": pl.String})
-            .group_by("subject", "group", "phase", "structure", maintain_order=True)
-            .agg(pl.col(JUDGED).cast(pl.Float64).mean().round(5), misses=pl.col("miss").sum())
-            .pipe(lengthen, JUDGED)
-            .select(pl.lit(own[name], COLUMNS[name]).alias(name) if name in own else name for name in COLUMNS)
+            lengthen(rows, scores).select(
+                pl.lit(own[name], COLUMNS[name]).alias(name) if name in own else name for name in COLUMNS
+            )
         )
     append_locked(plan.rows, pl.concat(tables).write_csv())
 

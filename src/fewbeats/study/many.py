@@ -1,0 +1,65 @@
+"""Several studies in one file, as of nine tasks: what they share is said once, and one page shows all."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from datetime import date
+from pathlib import Path
+from typing import Any
+
+from fewbeats.commands.settings_file import read_yaml
+from fewbeats.disk import atomic_path
+from fewbeats.errors import InputError
+from fewbeats.pages.page import as_markup, render_page
+from fewbeats.study.plan import Plan, merged, named, read_content
+from fewbeats.study.report import draw_budgets
+from fewbeats.study.result import Result
+
+PANEL = (360, 260)
+"""Width and height of a study's chart on the page of all."""
+
+
+def read_plans(path: Path) -> list[Plan]:
+    """The study of a file, or the studies under its `studies`, each over what stands beside them.
+
+    There `out` and `rows` are folders, in which each study has its own.
+
+    Raises:
+        InputError: as `read_plan`; or studies that are none.
+    """
+    content = read_yaml(path)
+    if "studies" not in content:
+        return [read_content(content, path, name=path.stem)]
+    own = named(content.pop("studies"), "studies", path)
+    if not own:
+        raise InputError(f"{path}: studies: name one or more")
+    return [read_content(_inside(content, name, told, path), path, name=name) for name, told in own.items()]
+
+
+def _inside(common: Mapping[str, Any], name: str, own: Mapping[str, Any], path: Path) -> dict[str, Any]:
+    content = merged(common, own, path)
+    for key, file in (("out", name), ("rows", f"{name}.csv")):
+        if isinstance(content.get(key), str):
+            content[key] = str(Path(content[key]) / file)
+    return content
+
+
+def write_overview(file: Path, results: Sequence[tuple[Plan, Path, Result]]) -> Path:
+    """One page with a panel for each study.
+
+    Args:
+        file: HTML file to write.
+        results: plan, its own page, and what came out.
+    """
+    panels = []
+    for plan, page, result in results:
+        arms = list(dict.fromkeys(cell.arm for cell in result.cells))
+        chart = draw_budgets(result.cells, arms, score=plan.score, size=PANEL)
+        panels.append({
+            "title": plan.title or plan.name, "chart": as_markup(chart), "page": page.resolve().as_uri(),
+            "sentences": list(result.sentences.values()), "arms": list(enumerate(arms)),
+        })  # fmt: skip
+    context = {"name": file.stem, "today": date.today().isoformat(), "panels": panels}
+    with atomic_path(file) as partial:
+        partial.write_text(render_page(Path(__file__).with_name("many.html.j2"), context), encoding="utf-8")
+    return file
