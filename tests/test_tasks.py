@@ -81,7 +81,8 @@ def test_an_exam_holds_views_and_sequences_of_one_heart(exams):
 
 
 def test_views_are_told_apart_after_a_short_training(exams, tmp_path):
-    run = fit(exams, TASKS / "view.yaml", tmp_path / "view", "--spatial.rotation-degrees=10", steps=150)
+    few = ("--spatial.rotation-degrees=10", "--batch-size=16")
+    run = fit(exams, TASKS / "view.yaml", tmp_path / "view", *few, steps=100)
     config = RunDir(run).read_config()
     assert (config.task, config.record["classes"]) == ("classification", ["SAX", "2CH", "3CH", "4CH"])
     found = answer(run, exams)
@@ -99,7 +100,7 @@ def test_views_are_told_apart_after_a_short_training(exams, tmp_path):
 
 
 def test_points_are_found_in_mm(exams, tmp_path):
-    run = fit(exams, TASKS / "landmarks.yaml", tmp_path / "points", "--batch-size=8", steps=150)
+    run = fit(exams, TASKS / "landmarks.yaml", tmp_path / "points", "--batch-size=8", steps=110)
     found = answer(run, exams)
     figures = summary_of(found)["points"]
     assert set(figures) == {"rv_insertions", "lv_center", "mean"}
