@@ -13,7 +13,7 @@ import pytest
 import yaml
 
 from conftest import TINY
-from fewbeats.cli import COMMANDS, main
+from fewbeats.cli import COMMANDS, main, read_command
 
 
 def refusal(capsys, *arguments) -> str:
@@ -264,3 +264,17 @@ def test_interrupted_before_it_began(monkeypatch, capsys):
     monkeypatch.setattr(cli, "main", interrupt)
     assert entry.main() == 2
     assert capsys.readouterr().err == "fewbeats: interrupted before it began\n"
+
+
+NAMED = {
+    "apart": ["--teacher", "a", "--teacher", "b"],
+    "equals": ["--teacher=a", "--teacher=b"],
+    "once": ["--teacher", "a", "b"],
+}
+
+
+@pytest.mark.parametrize("name", NAMED)
+def test_each_teacher_may_have_a_flag_of_its_own(name):
+    """Else the last of them would stand alone, unseen."""
+    for command in ("audit", "selftrain"):
+        assert read_command(command, ["c.csv", *NAMED[name], "--out", "x"]).teacher == ("a", "b")

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from fewbeats import __version__
-from fewbeats.commands.flags import flags_of, parse, settings_of
+from fewbeats.commands.flags import flags_of, gather, parse, settings_of
 from fewbeats.commands.settings_file import read_yaml
 from fewbeats.disk import explain_refusal
 from fewbeats.errors import InputError
@@ -73,6 +73,8 @@ def read_command(name: str, arguments: list[str]) -> Any:
     module, cls, _ = COMMANDS[name]
     command = getattr(importlib.import_module(module), cls)
     arguments, file = _take_config(arguments)
+    for flag in getattr(command, "REPEATED", ()):
+        arguments = gather(arguments, flag)
     from_file = list(flags_of(read_yaml(file), settings_of(command), file)) if file else []
     # What is worked on comes first, or a list of the file would swallow it; the user's own flags come last.
     first = next((at for at, argument in enumerate(arguments) if argument.startswith("-")), len(arguments))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import ClassVar
 
 import tyro
 
@@ -14,6 +15,7 @@ from fewbeats.self_training.filters import Species
 class Audit:
     """Label scans with each teacher and rank the teachers, without labels and with those that are there."""
 
+    REPEATED: ClassVar = ("--teacher",)
     cohort: tyro.conf.Positional[Path]
     """Cohort table; scans of split train are labeled, all of them where no split is written."""
     teacher: tuple[str, ...]

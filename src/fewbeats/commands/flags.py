@@ -47,6 +47,26 @@ def parse(
     raise InputError(f"{where}{message}; see {prog} --help")
 
 
+def gather(arguments: Sequence[str], flag: str) -> list[str]:
+    """Arguments in which a flag that stands there several times stands once, with all values.
+
+    >>> gather(["c.csv", "--teacher", "a", "--out", "x", "--teacher=b"], "--teacher")
+    ['c.csv', '--out', 'x', '--teacher', 'a', 'b']
+    """
+    rest, values, taken = list[str](), list[str](), False
+    for word in arguments:
+        name, equals, value = word.partition("=")
+        if name == flag:
+            taken = not equals
+            values += [value] if equals else []
+        elif taken and not word.startswith("-"):
+            values.append(word)
+        else:
+            taken = False
+            rest.append(word)
+    return [*rest, flag, *values] if values else rest
+
+
 def _one_line(box: str) -> str:
     """What tyro says in a box of lines or of dashes: its first part, and the option it thinks was meant."""
     lines = [line.strip("│ ") for line in box.splitlines() if not line.startswith(("╭", "╰"))]

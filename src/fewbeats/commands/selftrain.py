@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 import tyro
 
@@ -30,6 +30,7 @@ STACK = 1.99
 class SelfTrain:
     """Label every frame with a teacher, train a student on these masks, label anew, and so on."""
 
+    REPEATED: ClassVar = ("--teacher",)
     cohort: tyro.conf.Positional[Path]
     """Cohort table; scans of split train are learned from, all of them where no split is written."""
     teacher: tuple[str, ...]
