@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import time
 import tracemalloc
 from dataclasses import replace
+from pathlib import Path
 
 import nibabel as nib
 import numpy as np
@@ -130,3 +132,57 @@ def test_memory_does_not_grow_with_the_table(phantoms, tmp_path):
         peaks.append(tracemalloc.get_traced_memory()[1])
         tracemalloc.stop()
     assert peaks[1] < 1.1 * peaks[0] + 100_000
+
+
+def test_a_pool_that_was_seen_before_is_opened_without_a_look_at_its_files(phantoms, tmp_path, monkeypatch):
+    rows = read_cohort(phantoms).filter(pl.col("split") == "train")
+    first = prepare_pool(rows, GRID, cache=tmp_path)
+    monkeypatch.setattr("fewbeats.data.pool._store", None)  # nobody asks for it
+    again = prepare_pool(rows, GRID, cache=tmp_path)
+    assert [image.path for image in again.images] == [image.path for image in first.images]
+    for name in ("which", "frames", "slices", "order", "subject"):
+        assert getattr(again, name).tolist() == getattr(first, name).tolist()
+    assert np.array_equal(again.read(1, 1, slice(2, 3)), first.read(1, 1, slice(2, 3)))
+
+
+@pytest.mark.parametrize("gone", ["stored", "image"])
+def test_what_is_not_as_it_was_is_stored_anew(phantoms, tmp_path, gone):
+    rows = read_cohort(phantoms).filter(pl.col("split") == "train")
+    images = [tmp_path / f"{name}.nii.gz" for name in rows["subject"]]
+    for old, new in zip(rows["image"], images):
+        new.write_bytes(Path(old).read_bytes())
+    rows = rows.with_columns(image=pl.Series(map(str, images)))
+    first = prepare_pool(rows, GRID, cache=tmp_path / "cache")
+    if gone == "stored":
+        first.images[0].path.unlink()
+    else:
+        whole = nib.load(images[0])
+        nib.save(
+            nib.Nifti1Image(np.asarray(whole.dataobj)[::-1].copy(), whole.affine, whole.header), images[0]
+        )
+    again = prepare_pool(rows, GRID, cache=tmp_path / "cache")
+    assert all(image.path.is_file() for image in again.images)
+    if gone == "image":
+        assert again.images[0].path != first.images[0].path
+        assert again.images[1].path == first.images[1].path
+
+
+def test_a_biobanks_slices_are_drawn_in_moments(pool):
+    """300,000 scans of 36 million slices: what a step costs does not grow with them."""
+    scans = 300_000
+    many = replace(
+        pool, which=np.zeros(scans, int), frames=np.full(scans, 12), slices=np.full(scans, 10),
+        order=np.ones(scans, int), subject=np.full(scans, "a", object),
+        images=[np.zeros((12, 10, 8, 8), np.float16)],
+    )  # fmt: skip
+    assert len(many) == 36_000_000
+    tracemalloc.start()
+    begun = time.perf_counter()
+    shares = np.random.default_rng(0).random(scans)
+    for sampler in (Sampler(many, 64, epochs=False), Sampler(many, 64, shares=shares)):
+        for step in range(20):
+            assert len(sampler(Clock(step, 100)).views["image"]) == 64
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 100e6
+    assert time.perf_counter() - begun < 20

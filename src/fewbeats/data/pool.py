@@ -7,6 +7,7 @@ without labels: on the image, or on what moves.
 from __future__ import annotations
 
 import hashlib
+import io
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -81,24 +82,67 @@ def prepare_pool(
     """
     if rows.is_empty():
         raise InputError("no unlabeled scan to learn from; give the cohort subjects of split train")
-    siblings = _siblings(rows)
-    files: dict[Path, int] = {}
-    shapes: list[tuple[int, int]] = []
-    which: list[int] = []
-    for row in rows.iter_rows(named=True):
-        path = _store(row, siblings.get(_heart(row), ()), settings=settings, cache=cache, center=center)
-        which.append(files.setdefault(path, len(files)))
-        frames, slices = np.load(path, mmap_mode="r").shape[:2]
-        shapes.append((frames, slices))
-    order = [slice_order(text, z) for text, (_, z) in zip(rows["slice_order"], shapes)]
+    paths, frames, slices = _known_pool(rows, settings, cache, center) or _store_all(
+        rows, settings, cache=cache, center=center
+    )
+    numbers = {path: number for number, path in enumerate(dict.fromkeys(paths))}
+    order = [slice_order(text, z) for text, z in zip(rows["slice_order"], slices.tolist())]
     return Stacks(
-        images=[Stored(file) for file in files],
-        which=np.array(which),
-        frames=np.array([frames for frames, _ in shapes]),
-        slices=np.array([slices for _, slices in shapes]),
+        images=[Stored(cache / path) for path in numbers],
+        which=np.array([numbers[path] for path in paths]),
+        frames=frames,
+        slices=slices,
         order=np.array(order),
         subject=np.array(rows["subject"].to_list(), object),
     )
+
+
+Known = tuple[list[str], np.ndarray, np.ndarray]
+"""Of each row: its stored array below the cache, and T and Z."""
+
+
+def _store_all(rows: pl.DataFrame, settings: PreprocessSettings, *, cache: Path, center: Centering) -> Known:
+    """Store what is not yet, and note where everything lies: of a biobank the next look takes seconds."""
+    siblings = _siblings(rows)
+    paths, shapes = [], []
+    for row in rows.iter_rows(named=True):
+        path = _store(row, siblings.get(_heart(row), ()), settings=settings, cache=cache, center=center)
+        paths.append(str(path.relative_to(cache)))
+        shapes.append(np.load(path, mmap_mode="r").shape[:2])
+    frames, slices = np.array(shapes).T
+    if (file := _index_of(rows, settings, cache, center)) is not None:
+        whole = io.BytesIO()
+        np.savez(whole, paths=np.array(paths), frames=frames, slices=slices)
+        with atomic_path(file) as partial:
+            partial.write_bytes(whole.getbuffer())
+    return paths, frames, slices
+
+
+def _known_pool(
+    rows: pl.DataFrame, settings: PreprocessSettings, cache: Path, center: Centering
+) -> Known | None:
+    """What was noted of the same rows, whose files have not changed since; None where nothing was."""
+    file = _index_of(rows, settings, cache, center)
+    if file is None or not file.is_file():
+        return None
+    with np.load(file) as told:
+        paths, frames, slices = (told[name] for name in ("paths", "frames", "slices"))
+    folders = {path[:2] for path in paths.tolist()}
+    there = {f"{folder}/{file.name}" for folder in folders for file in (cache / folder).glob("*")}
+    return (paths.tolist(), frames, slices) if set(paths.tolist()) <= there else None
+
+
+def _index_of(
+    rows: pl.DataFrame, settings: PreprocessSettings, cache: Path, center: Centering
+) -> Path | None:
+    """Where the places of a pool are noted; None where an image is a folder, whose content is looked at."""
+    keys = [file_key(image) for image in rows["image"]]
+    if None in keys:
+        return None
+    names = [name for name in (*HEART, "frames") if name in rows.columns]
+    about = [REVISION, as_described(settings), center, rows.select("modality", *names).rows(), keys]
+    digest = hashlib.sha256(json.dumps(about, sort_keys=True, default=str).encode()).hexdigest()[:32]
+    return cache / "pools" / f"{digest}.npz"
 
 
 def motion_center(frames: Sequence[np.ndarray], spacing_mm: Sequence[float]) -> tuple[float, float] | None:
@@ -120,8 +164,12 @@ def motion_center(frames: Sequence[np.ndarray], spacing_mm: Sequence[float]) -> 
     return float(y), float(x)
 
 
+HEART = ("subject", "study", "view", "slices", "rows", "columns")
+"""Columns by which single-frame files are told to be of one heart on one grid."""
+
+
 def _heart(row: Mapping[str, Any]) -> tuple:
-    return tuple(row[name] for name in ("subject", "study", "view", "slices", "rows", "columns"))
+    return tuple(row[name] for name in HEART)
 
 
 def _siblings(rows: pl.DataFrame) -> dict[tuple, list[dict[str, Any]]]:

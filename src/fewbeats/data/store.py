@@ -9,6 +9,7 @@ from __future__ import annotations
 import io
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
@@ -30,8 +31,21 @@ class Stored:
 
     def __init__(self, path: Path, *, merged: bool = False):
         self.path, self.merged = path, merged
-        header = self._open()
-        self.shape, self.dtype, self.ndim = header.shape, header.dtype, header.ndim
+
+    @cached_property
+    def shape(self) -> tuple[int, ...]:
+        """Of the array; the file's header is read when it is first asked for, as a pool has many."""
+        return self._open().shape
+
+    @property
+    def ndim(self) -> int:
+        """Number of axes."""
+        return len(self.shape)
+
+    @property
+    def dtype(self) -> np.dtype:
+        """Of what is stored."""
+        return self._open().dtype
 
     def __len__(self) -> int:
         return self.shape[0]

@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 
 TABLE = "predictions.csv"
 JOURNAL = ".predictions.jsonl"
+OWN = {TABLE, JOURNAL, PROVENANCE, "run.json"}
+"""Files of a folder that are of no scan."""
 Row = Mapping[str, Any]
 
 
@@ -131,9 +133,11 @@ class LabeledFolder:
             for name in ("run.json", PROVENANCE, TABLE) if fresh else ():
                 remove(self.out / name)
             raise
-        for job in self.jobs:
+        there = {file.name for file in self.out.iterdir()}  # a biobank's names are asked for once
+        for job in self.jobs if there - OWN else ():
             for name in job.files if job.scan not in self.rows else ():
-                remove(self.out / name)
+                if name in there:
+                    remove(self.out / name)
         remove(self.out / "report.html")
         self.begun = True
 
