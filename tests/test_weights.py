@@ -6,6 +6,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+import torch.nn.functional as F
 
 from fewbeats.errors import InputError
 from fewbeats.models.network import NetworkSettings, build_network
@@ -126,3 +127,34 @@ def test_an_encoder_goes_behind_a_learned_stem():
     assert moved.missing == ("encoder.stem.weight", "encoder.stem.bias")
     behind = first.replace("encoder.", "encoder.body.")
     assert torch.equal(network.state_dict()[behind], state[first])
+
+
+def test_a_transformers_patches_must_have_the_size_they_were_learned_with():
+    """All its other tensors would fit, and nobody would see that the first layer is random."""
+    small = NetworkSettings(kind="vit", vit_width=24, vit_depth=1, vit_heads=2, vit_patch_px=8)
+    state = build_network(small, classes=2).state_dict()
+    other = build_network(replace(small, vit_patch_px=16), classes=2)
+    with pytest.raises(
+        InputError, match="patches of 8 pixels, the network has 16; give --network.vit-patch-px 8"
+    ):
+        transfer_weights(other, state, source="encoder")
+
+
+@pytest.mark.parametrize("side", [128, 64, 192])
+def test_weights_serve_images_of_another_size(side):
+    """Positions are interpolated: the grid of 16 x 16 is what is kept, whatever the images' size was."""
+    torch.manual_seed(0)
+    small = NetworkSettings(kind="vit", vit_width=24, vit_depth=1, vit_heads=2, vit_patch_px=8)
+    network = build_network(small, classes=2)
+    assert (
+        len(transfer_weights(network, build_network(small, classes=2).state_dict(), source="x").missing) == 0
+    )
+    model, count = network.encoder.model, side // 8
+    with torch.no_grad():
+        added = model._pos_embed(torch.zeros(1, count, count, 24))[:, 1:]
+        kept = model.pos_embed[:, 1:].reshape(1, 16, 16, 24).permute(0, 3, 1, 2)
+        wanted = (
+            F.interpolate(kept, (count, count), mode="bicubic", antialias=True).flatten(2).transpose(1, 2)
+        )
+    torch.testing.assert_close(added, wanted, atol=1e-5, rtol=1e-4)
+    assert network(torch.zeros(1, 1, side, side)).shape == (1, 2, side, side)

@@ -84,10 +84,11 @@ def transfer_weights(
         encoder_only: leave the decoder at its start.
 
     Raises:
-        InputError: nothing of the encoder fits.
+        InputError: nothing of the encoder fits, or it was made for patches of another size.
     """
     own = network.state_dict()
     state = _as_named(state, own)
+    _check_patches(state, own, source=source)
     fits = {
         name: value
         for name, value in state.items()
@@ -110,6 +111,18 @@ def transfer_weights(
         missing=tuple(name for name in named.values() if name not in fits),
         unused=tuple(n for n in state if n not in fits and (n not in own or n in named.values())),
     )
+
+
+def _check_patches(
+    state: dict[str, torch.Tensor], own: dict[str, torch.Tensor], *, source: Path | str
+) -> None:
+    """Refuse a transformer whose patches have another size: all but its first layer would fit, unseen."""
+    name = "encoder.model.patch_embed.proj.weight"
+    if name in state and name in own and (there := state[name].shape[-1]) != (here := own[name].shape[-1]):
+        raise InputError(
+            f"{source}: made for patches of {there} pixels, the network has {here}; give "
+            f"--network.vit-patch-px {there}"
+        )
 
 
 def _as_named(state: dict[str, torch.Tensor], own: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
