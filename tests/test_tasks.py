@@ -260,3 +260,54 @@ def test_shares_decide_how_often_a_stack_is_drawn():
     sampler = Sampler(stacks, 4000, shares=np.array([0.0, 1.0, 3.0]))
     drawn = sampler(Clock(step=0, total=1)).scan.bincount(minlength=3) / 4000
     assert drawn.tolist() == pytest.approx([0, 0.25, 0.75], abs=0.03)
+
+
+def test_masks_that_are_silent_about_a_points_structures_tell_none_of_it(exams, tmp_path):
+    """As late enhancement without a right ventricle: its slices would be taught to have no point."""
+    from fewbeats.data.points import tells_points
+
+    row = read_cohort(exams).row(0, named=True)
+    assert tells_points(row, ["rv_insertions"])
+    assert not tells_points({**row, "convention": "emidec"}, ["rv_insertions"])
+    assert tells_points({**row, "convention": "emidec"}, ["lv_center"])
+    assert not tells_points({**row, "label_source": "teacher"}, ["lv_center"])
+    assert not tells_points(row, ["apex"])
+    assert tells_points({**row, "points": "somewhere.csv"}, ["apex"])
+
+
+MASKLESS = {
+    "study": ({"kind": "study", "column": "scar", "classes": ["no", "yes"], "present": ["INFARCT"],
+               "where": {"sequence": ["t1map"]}}, "all labeled slices are 'absent'"),
+    "own": ({"kind": "landmarks", "points": ["apex"]}, "no scan of split train tells apex"),
+    "batch": ({"kind": "classification", "column": "view", "classes": ["SAX", "4CH"]}, "needs at least 2"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", MASKLESS)
+def test_tasks_that_would_learn_from_nothing(exams, tmp_path, capsys, name):
+    content, complaint = MASKLESS[name]
+    (tmp_path / "task.yaml").write_text(yaml.safe_dump({"title": name, **content}))
+    asked = ["finetune", str(exams), f"--task={tmp_path / 'task.yaml'}", f"--out={tmp_path / 'run'}", *TINY]
+    assert main([*asked, "--steps=2", "--batch-size=1" if name == "batch" else "--batch-size=2"]) == 2
+    assert complaint in capsys.readouterr().err
+
+
+def test_named_subjects_need_no_masks_where_a_column_is_learned(exams, tmp_path):
+    bare = read_cohort(exams).with_columns(
+        [pl.lit(None, pl.String).alias(n) for n in ("label", "label_source", "convention", "label_frames")]
+    )
+    write_cohort(bare, tmp_path / "cohort.csv")
+    (tmp_path / "names.txt").write_text("phantom000\nphantom002\n")
+    run = fit(tmp_path / "cohort.csv", TASKS / "view.yaml", tmp_path / "run", "--batch-size=4",
+              f"--labeled-subjects={tmp_path / 'names.txt'}")  # fmt: skip
+    assert RunDir(run).read_config().labeled_subjects == ("phantom000", "phantom002")
+
+
+def test_what_is_of_masks_alone_is_refused_of_a_task(exams, tmp_path, capsys):
+    run = fit(exams, TASKS / "view.yaml", tmp_path / "view", "--batch-size=4", steps=1)
+    for flag in ("--smooth=1", "--network=mean", "--runtime=torch"):
+        assert main(["predict", str(run), str(exams), f"--out={tmp_path / 'out'}", flag]) == 2
+        assert "is of masks" in capsys.readouterr().err
+    (run / "network.safetensors").unlink()
+    assert main(["predict", str(run), str(exams), f"--out={tmp_path / 'out'}"]) == 2
+    assert "missing or damaged" in capsys.readouterr().err

@@ -134,9 +134,7 @@ def test_a_transformers_patches_must_have_the_size_they_were_learned_with():
     small = NetworkSettings(kind="vit", vit_width=24, vit_depth=1, vit_heads=2, vit_patch_px=8)
     state = build_network(small, classes=2).state_dict()
     other = build_network(replace(small, vit_patch_px=16), classes=2)
-    with pytest.raises(
-        InputError, match="patches of 8 pixels, the network has 16; give --network"
-    ):
+    with pytest.raises(InputError, match="patches of 8 pixels, the network has 16; give --network"):
         transfer_weights(other, state, source="encoder")
 
 

@@ -99,7 +99,7 @@ class Finetune(LearnsFromLabels):
         needed = task.structures or task.present or structures_behind(task.points)
         return replace(
             labels, structures=self.structures or needed, where=task.where, column=task.column,
-            classes=task.classes, tables=task.kind == "landmarks",
+            classes=task.classes, points=task.points,
         )  # fmt: skip
 
     def localization(self) -> dict[str, Any] | None:

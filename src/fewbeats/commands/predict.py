@@ -69,6 +69,10 @@ class Predict:
             from fewbeats.recipes.examining import examine_scans
 
             examiner = open_examiner(self.model)
+            for name in ("network", "ed_frame", "es_frame", "runtime", "smooth"):
+                if getattr(self, name) != type(self).__dataclass_fields__[name].default:
+                    flag = f"--{name}".replace("_", "-")
+                    raise InputError(f"{flag}: is of masks, the run is of {examiner.task.kind}; take it out")
             found = examine_scans(
                 self._fitting(jobs, examiner.task), examiner, self.out, about=about, executor=executor
             )
@@ -89,7 +93,10 @@ class Predict:
         return self.out
 
     def _fitting(self, jobs: Sequence[Job], task: Task) -> Sequence[Job]:
-        """Of a cohort the scans that a task is about; of a task of studies, those of a study together."""
+        """Of a cohort the scans that a task is about; of a task of studies, those of a study together.
+
+        Of a file or folder nobody says what its scans show; those of one person are one study.
+        """
         from fewbeats.recipes.examining import group_studies
         from fewbeats.recipes.jobs import CohortJobs
         from fewbeats.recipes.pools import rows_where
@@ -98,6 +105,16 @@ class Predict:
         if isinstance(jobs, CohortJobs):
             rows = rows_where(jobs.rows, task.where)
             jobs, study_of = CohortJobs(rows), dict(rows.select("scan", "study").iter_rows())
+        else:
+            if task.where:
+                about = "; ".join(f"{name} {' or '.join(told)}" for name, told in task.where.items())
+                print(
+                    f"{self.input}: taken to be what the task is about ({about}); a cohort table would tell"
+                )
+            people = [job.open().source.people for job in jobs]
+            if len(set(people)) > 1:
+                numbers = {who: number for number, who in enumerate(dict.fromkeys(people), 1)}
+                study_of = {job.scan: f"{job.subject}_{numbers[who]}" for job, who in zip(jobs, people)}
         return group_studies(jobs, study_of) if task.kind == "study" else jobs
 
     @property

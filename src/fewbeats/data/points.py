@@ -105,6 +105,16 @@ def structures_behind(names: Sequence[str]) -> tuple[str, ...]:
     return tuple(dict.fromkeys(s for name in names if name in LANDMARKS for s in LANDMARKS[name].structures))
 
 
+def tells_points(row: Mapping[str, Any], names: Sequence[str]) -> bool:
+    """Whether a cohort's row can tell all of these points: by a table, or by a mask that a person drew and
+    that speaks of every structure which their rules look at."""
+    if row.get("points"):
+        return True
+    if row["label"] is None or row["label_source"] not in (None, "manual") or set(names) - set(LANDMARKS):
+        return False
+    return set(structures_behind(names)) <= set(find_convention(row["convention"]).speaks_of)
+
+
 def open_points(
     row: Mapping[str, Any], scan: Scan, names: Sequence[str]
 ) -> dict[int, Callable[[], np.ndarray]]:
@@ -116,21 +126,16 @@ def open_points(
         names: of `LANDMARKS`, or of the table.
 
     Returns:
-        frame -> what gives its points (Z, K, 2), K of them over all names, NaN where a slice has none.
+        frame -> what gives its points (Z, K, 2), K of them over all names, NaN where a slice has none; no
+        frame where the row cannot tell all of them (`tells_points`).
 
     Raises:
-        InputError: a table or mask that cannot be used, a point outside the image, or one that only a table
-            could tell where there is none.
+        InputError: a table or mask that cannot be used, or a point outside the image.
     """
     if row.get("points"):
         told = read_points(Path(row["points"]), scan, names, scan_name=row["scan"])
         return {t: partial(np.copy, found) for t, found in told.items()}
-    if unknown := [name for name in names if name not in LANDMARKS]:
-        raise InputError(
-            f"{row['image']}: nobody tells its '{unknown[0]}'; name a table in the cohort's column points, "
-            f"or take one of {', '.join(LANDMARKS)}"
-        )
-    if row["label"] is None:
+    if not tells_points(row, names):
         return {}
     convention, labels = find_convention(row["convention"]), open_labels(row, scan)
 
@@ -164,12 +169,14 @@ def read_points(
         InputError: a table that cannot be read, a number that is none, or a point outside the image.
     """
     table = read_columns(file, "point", "x_mm", "y_mm", "z_mm", maybe=("frame", "scan"))
+    table = table.with_row_index("_row", offset=2)
     counts, shape = count_points(names), scan.shape
     if scan_name is not None:
         table = table.filter(pl.col("scan").is_null() | (pl.col("scan") == scan_name))
     first = dict(zip(names, np.cumsum([0, *counts[:-1]])))
     found: dict[int, np.ndarray] = {}
-    for number, row in enumerate(table.filter(pl.col("point").is_in(list(names))).iter_rows(named=True), 2):
+    for row in table.filter(pl.col("point").is_in(list(names))).iter_rows(named=True):
+        number = row["_row"]
         try:
             t = int(row.get("frame") or 0)
             place = np.array([float(row[axis]) for axis in ("x_mm", "y_mm", "z_mm")])

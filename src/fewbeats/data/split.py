@@ -140,7 +140,7 @@ def manual_subjects(cohort: pl.DataFrame, structures: Sequence[str] | None = Non
 def read_subject_list(
     text: str, cohort: pl.DataFrame, *, structures: Sequence[str] | None = None
 ) -> list[str]:
-    """Given labeled subjects.
+    """Given labeled subjects that have manual masks.
 
     Args:
         text: path of a text file with one subject a line; of a CSV with a column subject; or
@@ -150,6 +150,20 @@ def read_subject_list(
 
     Raises:
         InputError: unreadable or empty list; a subject unknown, outside split train or without such labels.
+    """
+    subjects = name_subjects(text, cohort)
+    if unusable := sorted(set(subjects) - set(manual_subjects(cohort, structures))):
+        raise InputError(
+            f"{text}: not in split train, or without manual labels: {name_some(unusable)}; take them out"
+        )
+    return subjects
+
+
+def name_subjects(text: str, cohort: pl.DataFrame) -> list[str]:
+    """Given subjects of a cohort; see `read_subject_list`.
+
+    Raises:
+        InputError: unreadable or empty list, or a subject unknown.
     """
     name, _, flag = text.rpartition(":") if ".csv:" in text else (text, "", "")
     path = Path(name)
@@ -163,11 +177,6 @@ def read_subject_list(
     if subjects.is_empty():
         raise InputError(f"{text}: names no subject; write one a line")
     refuse_unknown(subjects, cohort, file=text)
-    unusable = sorted(set(subjects) - set(manual_subjects(cohort, structures)))
-    if unusable:
-        raise InputError(
-            f"{text}: not in split train, or without manual labels: {name_some(unusable)}; take them out"
-        )
     return subjects.unique(maintain_order=True).to_list()
 
 

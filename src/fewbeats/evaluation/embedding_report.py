@@ -29,8 +29,8 @@ def render_embeddings(table: pl.DataFrame, cohort: pl.DataFrame, *, run: Mapping
         cohort: rows that tell sequence, view and disease.
         run: what made them.
     """
-    key = "scan" if "scan" in table.columns else "study"
-    known = cohort.unique(key, maintain_order=True).select(key, *COLORED)
+    key = ["scan"] if "scan" in table.columns else ["subject", "study"]
+    known = cohort.unique(key, maintain_order=True).select(*key, *COLORED)
     told = table.join(known, on=key, how="left", maintain_order="left")
     chosen = np.random.default_rng(0).permutation(len(told))[:MOST]
     shown = told[np.sort(chosen)]

@@ -129,7 +129,8 @@ def _slices_of(row: Row, rows: Sequence[Row], known: Mapping[str, Row]) -> list[
     if row["level"] == "slice":
         own = [row]
     else:
-        same = [r for r in rows if r["level"] == "slice" and r["subject"] == row["subject"]]
+        whose = (row["subject"], row["study"])
+        same = [r for r in rows if r["level"] == "slice" and (r["subject"], r["study"]) == whose]
         own = [r for r in same if not row["scan"] or r["scan"] == row["scan"]] or [row]
         own = sorted(own, key=lambda r: -float(r.get("attention") or 0))[:STRIP]
     found = []

@@ -128,7 +128,12 @@ def evaluate_task(predictions: Path, cohort: pl.DataFrame, out: Path) -> dict[st
 def _judge_classes(task: Task, rows: Sequence[Row], known: Mapping[str, Row]) -> Judged:
     """Each level that the cohort knows the truth of; classes that the network does not know are left out."""
     slices = _slice_truth(task, {row["scan"] for row in rows}, known)
-    studies = {(row["subject"], row["study"]): str(row.get(task.column)) for row in known.values()}
+    studies = {
+        (row["subject"], row["study"]): str(row[task.column])
+        for row in known.values()
+        if row.get(task.column) is not None
+        and all(str(row.get(column)) in values for column, values in task.where.items())
+    }
     found, left_out = list[Row](), dict[str, int]()
     for row in rows:
         level, truth = row["level"], None

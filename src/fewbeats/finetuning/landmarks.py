@@ -86,5 +86,5 @@ def find_peaks(heat: np.ndarray, count: int) -> tuple[np.ndarray, np.ndarray]:
         columns = slice(max(0, column - radius), column + radius + 1)
         window = left[rows, columns] + 1e-12
         places[number] = [(window * at).sum() / window.sum() for at in (y[rows], x[:, columns])]
-        left = np.where((y - row) ** 2 + (x - column) ** 2 <= (2 * radius) ** 2, 0.0, left)
+        left = np.where((y - row) ** 2 + (x - column) ** 2 <= radius**2, 0.0, left)
     return places, heights

@@ -97,8 +97,8 @@ _LISTS = ("classes", "present", "points", "structures")
 def _words(values: Any, name: str, file: object) -> tuple[str, ...]:
     """A list of texts; one text stands for a list of one."""
     listed = (values,) if isinstance(values, str) else values
-    if not isinstance(listed, Sequence) or not all(isinstance(v, (str, int)) for v in listed):
-        raise InputError(f"{file}: {name} is '{values}'; write a list of names")
+    if not isinstance(listed, Sequence) or not all(type(v) in (str, int) for v in listed):
+        raise InputError(f"{file}: {name} is '{values}'; write a list of names, yes and no in quotes")
     words = tuple(str(v) for v in listed)
     if len(set(words)) < len(words):
         raise InputError(f"{file}: {name} names something twice; take one out")

@@ -5,15 +5,17 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from fewbeats.errors import InputError
+from fewbeats.inference.engine import digest_of
 from fewbeats.models.network import NetworkSettings
 from fewbeats.training.runconfig import RunConfig, restore_settings
-from fewbeats.training.rundir import RunDir
+from fewbeats.training.rundir import RunDir, damaged
 from fewbeats.transforms.inputs import cut_inputs
 from fewbeats.transforms.preprocess import PreprocessSettings, prepare_frame
 
@@ -33,6 +35,8 @@ def open_encoder(run: Path) -> Encoder:
     from fewbeats.data.provenance import load_provenance
 
     config = RunDir(run).read_config()
+    if not (weights := RunDir(run).weights()).is_file():
+        raise damaged(weights)
     told: Mapping[str, Any] = config.settings or config.record
     try:
         network = restore_settings(NetworkSettings, dict(config.network_settings or {}))
@@ -54,10 +58,10 @@ class Encoder:
     config: RunConfig
     provenance: Provenance
 
-    @property
+    @cached_property
     def key(self) -> str:
         """Digest of all that decides its embeddings."""
-        weights = hashlib.sha256(RunDir(self.run).weights().read_bytes()).hexdigest()
+        weights = digest_of(RunDir(self.run).weights())
         return hashlib.sha256(repr((weights, self.network, self.grid)).encode()).hexdigest()[:12]
 
     def describe(self) -> dict[str, Any]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,8 +14,9 @@ import numpy as np
 from fewbeats.errors import InputError
 from fewbeats.finetuning.segmentation import SegmentationSettings
 from fewbeats.finetuning.task import Task, read_task
+from fewbeats.inference.engine import digest_of
 from fewbeats.training.runconfig import RunConfig, restore_settings
-from fewbeats.training.rundir import RunDir
+from fewbeats.training.rundir import RunDir, damaged
 from fewbeats.transforms.preprocess import Grid, prepare_frame
 
 if TYPE_CHECKING:
@@ -40,6 +42,8 @@ def open_examiner(run: Path) -> Examiner:
     config = folder.read_config()
     if config.task not in EXAMINING:
         raise InputError(f"{run}: a run of {config.task}, not one of {', '.join(EXAMINING)}")
+    if not folder.weights().is_file():
+        raise damaged(folder.weights())
     try:
         task = read_task(config.record["target"], file=run / "run.json")
         settings = restore_settings(SegmentationSettings, config.settings)
@@ -58,10 +62,10 @@ class Examiner:
     config: RunConfig
     provenance: Provenance
 
-    @property
+    @cached_property
     def key(self) -> str:
         """Digest of all that decides its rows."""
-        weights = hashlib.sha256(RunDir(self.run).weights().read_bytes()).hexdigest()
+        weights = digest_of(RunDir(self.run).weights())
         return hashlib.sha256(repr((weights, self.task, self.settings)).encode()).hexdigest()[:12]
 
     @property
@@ -124,7 +128,7 @@ class Examiner:
 
         counts = count_points(self.task.points)
         for t, batch, grid in self._frames(scan):
-            heat = 1 / (1 + np.exp(RARE - network(batch)))
+            heat = 1 / (1 + np.exp(RARE - network(batch))) * grid.inside()[:, None]
             for z, maps in enumerate(heat):
                 for point, count, one in zip(self.task.points, counts, maps):
                     for place, sure in zip(*find_peaks(one, count)):

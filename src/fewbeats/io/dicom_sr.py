@@ -5,6 +5,7 @@ Viewers show its points on the slices that they were found in, and its classes a
 
 from __future__ import annotations
 
+import hashlib
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -63,7 +64,7 @@ def write_sr(
         report = hd.sr.MeasurementReport(
             observation_context=context,
             procedure_reported=Code(*PROCEDURE),
-            imaging_measurements=[*_points(rows, headers), *_classes(rows, title)],
+            imaging_measurements=[*_points(rows, headers), *_classes(rows, title)] or None,
         )
         document = hd.sr.ComprehensiveSR(
             evidence=evidence,
@@ -149,7 +150,9 @@ def _code(meaning: str) -> Any:
     """A code of this package's own, as no standard has a word for every class of every task."""
     from pydicom.sr.coding import Code
 
-    value = "".join(c if c.isalnum() else "_" for c in meaning.upper())[:16]
+    value = "".join(c if c.isalnum() else "_" for c in meaning.upper())
+    if len(value) > 16:  # as long as a code may be; what follows tells it from others that begin alike
+        value = f"{value[:9]}_{hashlib.sha256(meaning.encode()).hexdigest()[:6].upper()}"
     return Code(value, SCHEME, meaning[:64])
 
 

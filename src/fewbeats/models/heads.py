@@ -52,7 +52,7 @@ def sum_of_stages(network: nn.Module) -> int:
     with torch.no_grad():
         channels = next(p for p in encoder_of(network).parameters() if p.ndim == 4).shape[1]
         network.eval()
-        width = pool_stages(network, torch.zeros(1, channels, 64, 64)).shape[1]
+        width = pool_stages(network, torch.zeros(1, channels, 256, 256)).shape[1]
         network.train()
     return int(width)
 

@@ -55,25 +55,34 @@ def encode_scans(
     """
     parts = out.with_name(f"{out.stem}_parts")
     fill_folder(jobs, encoder, EncodeWork(encoder), parts, about={}, executor=executor, tell=tell)
-    tables = (pl.read_parquet(parts / job.features) for job in jobs)
-    studies = pl.col("scan").replace_strict(dict(study_of), default=pl.col("subject"), return_dtype=pl.String)
-    whole = pl.concat([_at(table.with_columns(study=studies), level) for table in tables])
+    tables = (
+        pl.read_parquet(parts / job.features).with_columns(
+            study=pl.lit(study_of.get(job.scan, job.subject)), weight=pl.lit(1.0)
+        )
+        for job in jobs
+    )
+    whole = pl.concat([_at(table, level) for table in tables])
     if level == "study":  # of which a study has several
         whole = _at(whole, level)
+    whole = whole.drop("weight")
     with atomic_path(out) as file:
         whole.write_parquet(file)
     return whole
 
 
 def _at(table: pl.DataFrame, level: Level) -> pl.DataFrame:
-    """Embeddings of a level: the mean of those that are of one and the same thing."""
+    """Embeddings of a level: the mean of those that are of one and the same thing, by the slices in each."""
     place, width = PLACE[level], table["features"].dtype.shape[0]  # type: ignore[attr-defined]
     if level == "slice":
-        return table.select(*place, "features")
+        return table.select(*place, "features", "weight")
     rows = []
     for named, own in table.group_by(place, maintain_order=True):
-        rows.append({**dict(zip(place, named)), "features": own["features"].to_numpy().mean(0)})
-    return pl.DataFrame(rows, {**dict.fromkeys(place, pl.String), "features": pl.Array(pl.Float32, width)})
+        weight = own["weight"].to_numpy()
+        mean = np.average(own["features"].to_numpy(), axis=0, weights=weight)
+        rows.append({**dict(zip(place, named)), "features": mean, "weight": float(weight.sum())})
+    kinds: dict[str, Any] = dict.fromkeys(place, pl.String)
+    kinds |= {"features": pl.Array(pl.Float32, width), "weight": pl.Float64}
+    return pl.DataFrame(rows, kinds)
 
 
 @dataclass(frozen=True)

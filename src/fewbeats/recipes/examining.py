@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import csv
 import io
+import re
 import time
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from tempfile import mkdtemp
 from typing import TYPE_CHECKING, Any
 
+from fewbeats.data.cohort import FILE_NAME
 from fewbeats.disk import atomic_path, remove
+from fewbeats.errors import InputError
 from fewbeats.recipes.executors import Executor, serial
 from fewbeats.recipes.jobs import Job
 from fewbeats.recipes.labeling import Task, Written, fill_folder
@@ -64,16 +68,20 @@ def group_studies(jobs: Sequence[Job], study_of: Mapping[str, str]) -> list[Job]
     Args:
         jobs: scans.
         study_of: scan -> its study; one study where it is missing.
+
+    Raises:
+        InputError: a study's name that no file can have.
     """
     grouped: dict[tuple[str, str], list[Job]] = {}
     for job in jobs:
         grouped.setdefault((job.subject, study_of.get(job.scan, job.subject)), []).append(job)
-    names = [study for _, study in grouped]
+    names = Counter(study for _, study in grouped)
+    if bad := [name for name in names if not re.fullmatch(FILE_NAME, name)]:
+        raise InputError(f"study '{bad[0]}' cannot be part of a file's name; rename it in the cohort")
     return [
-        replace(first, scan=study if names.count(study) == 1 else f"{subject}_{study}",
-                others=(first, *others))
+        replace(first, scan=study if names[study] == 1 else f"{subject}_{study}", others=(first, *others))
         for (subject, study), (first, *others) in grouped.items()
-    ]  # fmt: skip
+    ]
 
 
 @dataclass(frozen=True)

@@ -14,6 +14,7 @@ from fewbeats.anatomy import FEWBEATS_VALUES, PART_OF, name_structure
 from fewbeats.data.cohort import read_cohort
 from fewbeats.data.conventions import find_convention
 from fewbeats.data.files import check_files, content_digest
+from fewbeats.data.points import structures_behind, tells_points
 from fewbeats.data.provenance import (
     Provenance,
     by_subject,
@@ -24,7 +25,14 @@ from fewbeats.data.provenance import (
     hash_scans,
     load_provenance,
 )
-from fewbeats.data.split import HELD_OUT, draw_order, is_manual, labeled_subjects, read_subject_list
+from fewbeats.data.split import (
+    HELD_OUT,
+    draw_order,
+    is_manual,
+    labeled_subjects,
+    name_subjects,
+    read_subject_list,
+)
 from fewbeats.errors import InputError, name_some
 
 HELD_BACK = 0.25  # share of the labeled subjects that choose the checkpoint
@@ -51,8 +59,8 @@ class Labels:
     """Column whose entries are learned instead of masks; then a budget counts subjects of each class."""
     classes: tuple[str, ...] = ()
     """The column's entries that are learned."""
-    tables: bool = False
-    """Tables of points, named in the column points, are labels as masks are."""
+    points: tuple[str, ...] = ()
+    """Points that are learned instead of masks, of tables or by rules; see `data.points`."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -139,7 +147,7 @@ def choose_pools(
         for names in find_twins(by_subject(pl.concat([seen, held_out]), hashes)):
             print(f"{file}: {' and '.join(names)} are one heart: frames or slices of theirs are equal")
     guard_ancestors(ancestors, by_subject(held_out, hashes), transductive=transductive)
-    beside = labels is not None and bool(labels.column or labels.tables)
+    beside = labels is not None and bool(labels.column or labels.points)
     told = chosen if beside else chosen.filter(is_manual())
     return Pools(
         structures=structures,
@@ -181,7 +189,7 @@ def _choose_labels(cohort: pl.DataFrame, labels: Labels) -> tuple[tuple[str, ...
     structures = tuple(dict.fromkeys(name_structure(s, file="--structures") for s in labels.structures))
     if labels.column:
         return structures, _choose_classes(cohort, labels), []
-    if labels.tables and "points" in cohort.columns and not cohort["points"].is_null().all():
+    if labels.points:
         return structures, _choose_tables(cohort, labels), []
     if labels.made:
         rows = cohort.filter(pl.col("split") == "train", pl.col("label").is_not_null())
@@ -222,21 +230,22 @@ def _choose_classes(cohort: pl.DataFrame, labels: Labels) -> pl.DataFrame:
     """Rows of split train whose column names a class; a budget takes so many subjects of each."""
     if labels.column not in cohort.columns:
         raise InputError(f"cohort: has no column '{labels.column}', which the task learns; add it")
-    rows = cohort.filter(pl.col("split") == "train", pl.col(labels.column).is_in(list(labels.classes)))
+    told = pl.col(labels.column).cast(pl.String)
+    rows = cohort.filter(pl.col("split") == "train", told.is_in(list(labels.classes)))
     if labels.subjects:
-        rows = rows.filter(pl.col("subject").is_in(read_subject_list(labels.subjects, cohort)))
-    there = set(rows[labels.column])
+        rows = _of_list(rows, labels.subjects, cohort)
+    there = set(rows[labels.column].cast(pl.String))
     if len(there) < 2:
         found = f"only {next(iter(there))}" if there else "none"
         raise InputError(
             f"cohort: of {', '.join(labels.classes)} split train has {found} in its column {labels.column}; "
             "a task needs two classes"
         )
-    if labels.budget is None:
+    if labels.budget is None or labels.subjects:
         return rows
     chosen = []
     for name in labels.classes:
-        own = rows.filter(pl.col(labels.column) == name)
+        own = rows.filter(told == name)
         if len(own):
             kept = _draw(own["subject"].unique(), labels, what=f"of {labels.column} {name}")
             chosen.append(own.filter(pl.col("subject").is_in(kept)))
@@ -244,13 +253,30 @@ def _choose_classes(cohort: pl.DataFrame, labels: Labels) -> pl.DataFrame:
 
 
 def _choose_tables(cohort: pl.DataFrame, labels: Labels) -> pl.DataFrame:
-    """Rows of split train with a table of points, or a manual mask."""
-    rows = cohort.filter(pl.col("split") == "train", pl.col("points").is_not_null() | is_manual())
+    """Rows of split train that can tell all points."""
+    told = [tells_points(row, labels.points) for row in cohort.iter_rows(named=True)]
+    rows = cohort.filter(pl.Series(told, dtype=pl.Boolean), pl.col("split") == "train")
+    if rows.is_empty():
+        raise InputError(
+            f"cohort: no scan of split train tells {', '.join(labels.points)}; name tables in its column "
+            f"points, or masks of all of {', '.join(structures_behind(labels.points)) or 'no structure'}"
+        )
     if labels.subjects:
-        subjects = read_subject_list(labels.subjects, cohort)
-    else:
-        subjects = _draw(rows["subject"].unique(), labels, what="with points")
+        return _of_list(rows, labels.subjects, cohort)
+    subjects = _draw(rows["subject"].unique(), labels, what="with points")
     return rows.filter(pl.col("subject").is_in(subjects))
+
+
+def _of_list(rows: pl.DataFrame, text: str, cohort: pl.DataFrame) -> pl.DataFrame:
+    """The rows of the subjects that a file names.
+
+    Raises:
+        InputError: it names one that has none.
+    """
+    names = name_subjects(text, cohort)
+    if missing := sorted(set(names) - set(rows["subject"])):
+        raise InputError(f"{text}: {name_some(missing)}: nothing to learn from in split train")
+    return rows.filter(pl.col("subject").is_in(names))
 
 
 def _draw(subjects: pl.Series, labels: Labels, *, what: str) -> list[str]:

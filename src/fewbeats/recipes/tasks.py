@@ -102,6 +102,8 @@ def check_task(task: Task, settings: SegmentationSettings) -> None:
         )
     if settings.preprocess.through_plane_mm:
         raise InputError(f"--preprocess.through-plane-mm: {task.kind} keeps the scan's slices; take it out")
+    if settings.batch_size < 2:
+        raise InputError(f"--batch-size {settings.batch_size}: {task.kind} needs at least 2")
     if task.kind == "study" and network.context:
         raise InputError("--network.context: slices of a study are looked at one by one; give 0")
 
@@ -176,6 +178,8 @@ def _labeled_frames(stacks: Stacks, rows: list[dict[str, Any]], tell: Tell) -> S
             which.append(number)
     if not images:
         raise InputError("no labeled frame to learn from; label some, or name other subjects")
+    if told[0].dtype.kind == "f" and all(np.isnan(found).all() for found in told):
+        raise InputError("no labeled frame shows any of the points; name other scans with 'where'")
     at = np.array(which)
     return Stacks(
         images=images,
@@ -229,10 +233,18 @@ def _by_study(stacks: Stacks, rows: list[dict[str, Any]], task: Task) -> Table:
     stacks, told = _apart(stacks), []
     for row, frames, slices in zip(rows, stacks.frames, stacks.slices):
         known = np.full((frames, slices), UNKNOWN)
-        if task.present:
+        if task.present and row["label_source"] in (None, "manual"):
             for t, find in open_presence(row, open_scan(row), task.present).items():
                 known[t] = find()
         told.append(known)
+    seen = {int(value) for known in told for value in np.unique(known)} - {UNKNOWN}
+    if task.present and len(seen) < 2:
+        only = (
+            f"all labeled slices are '{task.slice_classes[seen.pop()]}'" if seen else "no slice has a class"
+        )
+        raise InputError(
+            f"{only} by manual masks of {', '.join(task.present)}; label others, or take present out"
+        )
     return Table(
         stacks=replace(stacks, told=told),
         study=np.array([studies.index(name) for name in names]),

@@ -98,13 +98,16 @@ def check_data(plan: Plan, first: Sequence[Unit], arms: Sequence[Unit]) -> None:
 
     from fewbeats.data.cohort import read_cohort
     from fewbeats.recipes.starts import STARTS
-    from fewbeats.study.trainers import learned_column
+    from fewbeats.study.trainers import learned_columns
     from fewbeats.study.units import open_rows, place, pretraining_of
 
     cohort = read_cohort(plan.cohort)
     judged = cohort.filter(pl.col("split") == plan.split)
-    columns = {learned_column(arm.trainer) for arm in plan.arms.values()}
-    if any(column not in judged.columns or judged[column].is_null().all() for column in columns):
+    for arm in plan.arms.values():
+        main, *more = learned_columns(arm.trainer)
+        own = [main, *(name for name in more if name == "points")]
+        if any(name in judged.columns and judged[name].is_not_null().any() for name in own):
+            continue
         raise InputError(
             f"{plan.cohort}: no labeled scan of split '{plan.split}' to judge by; set the splits"
         )
@@ -131,8 +134,11 @@ def _refuse_labels(plan: Plan, arm: str, init: str, cohort: pl.DataFrame) -> Non
     from fewbeats.data.provenance import by_subject, digests, hash_scans
     from fewbeats.errors import name_some
     from fewbeats.recipes.starts import trace_weights
+    from fewbeats.study.trainers import learned_columns
 
-    rows = cohort.filter(pl.col("split") == "train", pl.col("label").is_not_null())
+    told = [name for name in learned_columns(plan.arms[arm].trainer) if name in cohort.columns]
+    any_told = pl.any_horizontal(pl.col(name).is_not_null() for name in ("label", *told))
+    rows = cohort.filter(pl.col("split") == "train", any_told)
     owners = by_subject(rows, hash_scans(rows, cache=plan.cache / "hashes.json"))
     for run in trace_weights(Path(init)).lineage():
         known = {h for entries in run.labeled.values() for h in digests(entries)}

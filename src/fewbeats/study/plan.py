@@ -20,7 +20,7 @@ from fewbeats.errors import InputError
 from fewbeats.evaluation.scores import SCORES, Score
 from fewbeats.ranges import SEEDS
 from fewbeats.recipes.starts import STARTS, start_digest
-from fewbeats.study.trainers import TRAINERS, Trainer
+from fewbeats.study.trainers import TRAINERS, Trainer, learned_columns
 
 OWN = ("out", "cache", "seed", "labeled", "labeled_subjects", "localizer", "minutes")
 """Settings of the commands that a study decides itself; budgets are steps, so that machines do not matter."""
@@ -88,6 +88,13 @@ class Plan:
         cohort = cohort.sort("subject", "scan")
         known = cohort.select(pl.col(name) for name in SCHEMA if name not in (*PATHS, *DESCRIPTIVE))
         labels = cohort["label"].drop_nulls().map_elements(content_digest, pl.String)
+        learned = sorted({name for arm in self.arms.values() for name in learned_columns(arm.trainer)})
+        beside = [name for name in learned if name in cohort.columns and name not in known.columns]
+        known = known.with_columns(cohort[name] for name in beside if name not in PATHS)
+        if "points" in beside:
+            labels = pl.concat(
+                [labels, cohort["points"].drop_nulls().map_elements(content_digest, pl.String)]
+            )
         meanings = [content_digest(name) if Path(name).is_file() else name
                     for name in cohort["convention"].drop_nulls()]  # fmt: skip
         text = "\n".join([known.write_csv(), *labels, *meanings])

@@ -59,7 +59,10 @@ TRAINERS: dict[str, type[Trainer]] = {"finetune": Finetune, "cotrain": Cotrain, 
 """By the command's name: an arm says which with `command`, the first by default."""
 
 
-def learned_column(trainer: Trainer) -> str:
-    """The column of a cohort that tells what a trainer learns."""
+def learned_columns(trainer: Trainer) -> tuple[str, ...]:
+    """Columns of a cohort that tell what a trainer learns, that one first, and of which scans."""
     task = trainer.from_file if isinstance(trainer, Finetune) else None
-    return task.column if task and task.column else "label"
+    if task is None:
+        return ("label",)
+    own = (task.column,) if task.column else ("label", *(["points"] if task.points else []))
+    return (*own, *task.where)
