@@ -53,7 +53,7 @@ class Predict:
         Raises:
             InputError: the run or the input cannot be used.
         """
-        from fewbeats.inference.examine import EXAMINING
+        from fewbeats.finetuning.task import TABLES
         from fewbeats.inference.labeler import Labeler, open_run
         from fewbeats.inference.smooth import Smoothed
         from fewbeats.ranges import check_ranges
@@ -64,7 +64,7 @@ class Predict:
         jobs, executor = self.find_jobs(), open_executor(self.on, self.jobs)
         check_ranges(self, "", not_negative=("smooth",))
         about = {"split": self.split, "network": self.network}
-        if RunDir(find_run(self.model)).read_config().task in EXAMINING:
+        if RunDir(find_run(self.model)).read_config().task in TABLES:
             from fewbeats.inference.examine import open_examiner
             from fewbeats.recipes.examining import examine_scans
 

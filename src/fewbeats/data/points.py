@@ -19,6 +19,7 @@ from scipy import ndimage
 from fewbeats.anatomy import FEWBEATS_VALUES, PART_OF, relabel
 from fewbeats.data.conventions import find_convention
 from fewbeats.data.files import open_labels
+from fewbeats.data.presence import LEAST_VOXELS
 from fewbeats.data.split import read_columns
 from fewbeats.errors import InputError
 
@@ -27,7 +28,6 @@ if TYPE_CHECKING:
 
 LEAST_CONTACT_DEG = 25.0
 """Angle, seen from the middle of the LV, over which RV and wall must touch for the ends to be points."""
-LEAST_VOXELS = 5  # of a structure in a slice; below, it is a rest
 WHOLES = tuple(name for name in FEWBEATS_VALUES if name not in PART_OF)  # infarcted wall is wall, too
 
 

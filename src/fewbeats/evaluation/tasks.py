@@ -19,10 +19,9 @@ from fewbeats.disk import atomic_path
 from fewbeats.errors import InputError
 from fewbeats.evaluation.classes import Told, summarize_classes
 from fewbeats.evaluation.points import match_points, summarize_errors
-from fewbeats.finetuning.task import PRESENT, Task, read_task
+from fewbeats.finetuning.task import PRESENT, TABLES, Task, read_task
 from fewbeats.training.rundir import RunDir
 
-TABLES = {"classification": "classes.csv", "study": "classes.csv", "landmarks": "points.csv"}
 Row = dict[str, Any]
 
 

@@ -18,6 +18,10 @@ from fewbeats.anatomy import FEWBEATS_VALUES, name_structure
 from fewbeats.errors import InputError
 
 Kind = Literal["segmentation", "classification", "landmarks", "study"]
+TABLES: dict[str, str] = {
+    "classification": "classes.csv", "study": "classes.csv", "landmarks": "points.csv",
+}  # fmt: skip
+"""Kinds of tasks whose answers are no masks -> the file in which a folder of answers holds them."""
 ABSENT, PRESENT = "absent", "present"
 """Classes of a slice in a task that asks whether a structure is in it."""
 

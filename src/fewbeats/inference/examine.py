@@ -13,7 +13,7 @@ import numpy as np
 
 from fewbeats.errors import InputError
 from fewbeats.finetuning.segmentation import SegmentationSettings
-from fewbeats.finetuning.task import Task, read_task
+from fewbeats.finetuning.task import TABLES, Task, read_task
 from fewbeats.inference.engine import digest_of
 from fewbeats.training.runconfig import RunConfig, restore_settings
 from fewbeats.training.rundir import RunDir, damaged
@@ -24,8 +24,6 @@ if TYPE_CHECKING:
     from fewbeats.inference.labeler import Known
     from fewbeats.scan import Scan
 
-EXAMINING = ("classification", "landmarks", "study")
-"""Tasks whose networks put no masks on images."""
 CHUNK = 64  # slices of a study that are encoded together
 Row = dict[str, Any]
 
@@ -40,8 +38,8 @@ def open_examiner(run: Path) -> Examiner:
 
     folder = RunDir(run)
     config = folder.read_config()
-    if config.task not in EXAMINING:
-        raise InputError(f"{run}: a run of {config.task}, not one of {', '.join(EXAMINING)}")
+    if config.task not in TABLES:
+        raise InputError(f"{run}: a run of {config.task}, not one of {', '.join(TABLES)}")
     if not folder.weights().is_file():
         raise damaged(folder.weights())
     try:

@@ -16,15 +16,13 @@ from typing import TYPE_CHECKING, Any
 from fewbeats.data.cohort import FILE_NAME
 from fewbeats.disk import atomic_path, remove
 from fewbeats.errors import InputError
+from fewbeats.finetuning.task import TABLES
 from fewbeats.recipes.executors import Executor, serial
 from fewbeats.recipes.jobs import Job
 from fewbeats.recipes.labeling import Task, Written, fill_folder
 
 if TYPE_CHECKING:
     from fewbeats.inference.examine import Examiner, Row
-
-TABLES = {"classification": "classes.csv", "study": "classes.csv", "landmarks": "points.csv"}
-"""Kind of a task -> the file in which all rows of a folder stand."""
 
 
 def examine_scans(

@@ -47,7 +47,11 @@ class Study:
             raise InputError(f"--jobs {self.jobs}: give at least 1")
         if self.cluster_options and not self.cluster:
             raise InputError("--cluster-options: are for --cluster; give it, or take them out")
+        from fewbeats.study.units import missing_units
+
         plans = read_plans(self.config)
+        for plan in plans if not self.report_only else ():  # whatever is wrong with the last shows at once
+            check_data(plan, *missing_units(plan))
         results = [(plan, *self.carry_out(plan)) for plan in plans]
         if len(plans) == 1:
             return results[0][1]
@@ -62,9 +66,7 @@ class Study:
 
         if not self.report_only:
             executor = _cluster(self.cluster, self.cluster_options, plan) if self.cluster else None
-            waves = missing_units(plan)
-            check_data(plan, *waves)
-            for wave in waves:
+            for wave in missing_units(plan):
                 self._compute(plan, wave, executor)
         report, result = write_report(plan)
         for sentence in result.sentences.values():
