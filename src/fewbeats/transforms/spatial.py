@@ -152,5 +152,6 @@ def move_points(points: Tensor, draw: SpatialDraw, *, source_px: int) -> Tensor:
         steps.append((ends[1] - ends[0]) / (high - low)[..., None])
     rest = torch.linalg.solve(torch.stack(steps, -1), (wanted - there).nan_to_num(0.0))
     moved = torch.stack([row + rest[..., 1], column + rest[..., 0]], -1)
-    shown = (rest.abs() <= 1).all(-1) & draw.keep[item, 0, row, column] & ~points.isnan().any(-1)
+    inside = (moved >= -0.5).all(-1) & (moved[..., 0] <= rows - 0.5) & (moved[..., 1] <= columns - 0.5)
+    shown = inside & (rest.abs() <= 1).all(-1) & draw.keep[item, 0, row, column] & ~points.isnan().any(-1)
     return torch.where(shown[..., None], moved, torch.nan)
