@@ -82,9 +82,13 @@ def prepare_pool(
     """
     if rows.is_empty():
         raise InputError("no unlabeled scan to learn from; give the cohort subjects of split train")
-    paths, frames, slices = _known_pool(rows, settings, cache, center) or _store_all(
-        rows, settings, cache=cache, center=center
-    )
+    index = _index_of(rows, settings, cache, center)
+    known = _known_pool(index, cache)
+    if known is None:
+        known = _store_all(rows, settings, cache=cache, center=center)
+        if index is not None:
+            _note_pool(index, known)
+    paths, frames, slices = known
     numbers = {path: number for number, path in enumerate(dict.fromkeys(paths))}
     order = [slice_order(text, z) for text, z in zip(rows["slice_order"], slices.tolist())]
     return Stacks(
@@ -102,7 +106,7 @@ Known = tuple[list[str], np.ndarray, np.ndarray]
 
 
 def _store_all(rows: pl.DataFrame, settings: PreprocessSettings, *, cache: Path, center: Centering) -> Known:
-    """Store what is not yet, and note where everything lies: of a biobank the next look takes seconds."""
+    """Store what is not yet."""
     siblings = _siblings(rows)
     paths, shapes = [], []
     for row in rows.iter_rows(named=True):
@@ -110,26 +114,27 @@ def _store_all(rows: pl.DataFrame, settings: PreprocessSettings, *, cache: Path,
         paths.append(str(path.relative_to(cache)))
         shapes.append(np.load(path, mmap_mode="r").shape[:2])
     frames, slices = np.array(shapes).T
-    if (file := _index_of(rows, settings, cache, center)) is not None:
-        whole = io.BytesIO()
-        np.savez(whole, paths=np.array(paths), frames=frames, slices=slices)
-        with atomic_path(file) as partial:
-            partial.write_bytes(whole.getbuffer())
     return paths, frames, slices
 
 
-def _known_pool(
-    rows: pl.DataFrame, settings: PreprocessSettings, cache: Path, center: Centering
-) -> Known | None:
+def _note_pool(index: Path, known: Known) -> None:
+    """Note where everything lies: of a biobank the next look takes seconds."""
+    paths, frames, slices = known
+    whole = io.BytesIO()
+    np.savez(whole, paths=np.array(paths), frames=frames, slices=slices)
+    with atomic_path(index) as partial:
+        partial.write_bytes(whole.getbuffer())
+
+
+def _known_pool(index: Path | None, cache: Path) -> Known | None:
     """What was noted of the same rows, whose files have not changed since; None where nothing was."""
-    file = _index_of(rows, settings, cache, center)
-    if file is None or not file.is_file():
+    if index is None or not index.is_file():
         return None
-    with np.load(file) as told:
-        paths, frames, slices = (told[name] for name in ("paths", "frames", "slices"))
-    folders = {path[:2] for path in paths.tolist()}
-    there = {f"{folder}/{file.name}" for folder in folders for file in (cache / folder).glob("*")}
-    return (paths.tolist(), frames, slices) if set(paths.tolist()) <= there else None
+    with np.load(index) as told:
+        paths, frames, slices = told["paths"].tolist(), told["frames"], told["slices"]
+    folders = {path[:2] for path in paths}
+    there = {f"{folder}/{stored.name}" for folder in folders for stored in (cache / folder).glob("*")}
+    return (paths, frames, slices) if set(paths) <= there else None
 
 
 def _index_of(

@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from tempfile import mkdtemp
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import polars as pl
 
-from fewbeats.disk import atomic_path, remove
+from fewbeats.disk import atomic_path
 from fewbeats.recipes.executors import Executor, serial
 from fewbeats.recipes.jobs import Job
-from fewbeats.recipes.labeling import Task, Written, fill_folder
+from fewbeats.recipes.labeling import Made, Task, Written, fill_folder, make_whole
 
 if TYPE_CHECKING:
     from fewbeats.inference.encode import Encoder
@@ -92,25 +90,16 @@ class EncodeWork:
     encoder: Encoder
 
     def __call__(self, task: Task) -> Written:
-        job, begun = task.job, time.perf_counter()
-        source, scan = job.source_key(), job.open()
-        try:
-            frames = list(self.encoder.encode(scan))
-            task.folder.mkdir(parents=True, exist_ok=True)
-            folder = Path(mkdtemp(dir=task.folder))
-            features = np.concatenate([found for _, found in frames])
-            pl.DataFrame({
-                "subject": [job.subject] * len(features),
-                "scan": [job.scan] * len(features),
-                "frame": np.repeat([t for t, _ in frames], [len(found) for _, found in frames]),
-                "slice": np.concatenate([np.arange(len(found)) for _, found in frames]),
-                "features": pl.Series(features, dtype=pl.Array(pl.Float32, features.shape[1])),
-            }).write_parquet(folder / job.features)  # fmt: skip
-        except BaseException:
-            remove(task.folder)
-            raise
-        row: dict[str, Any] = {
-            "scan": job.scan, "subject": job.subject, "image": job.image, "mask": job.features,
-            "seconds": round(time.perf_counter() - begun, 3), "source": source,
-        }  # fmt: skip
-        return Written(folder, row, f"{job.scan}: {len(features)} slices")
+        return make_whole(task, self._encode)
+
+    def _encode(self, job: Job, folder: Path) -> Made:
+        frames = list(self.encoder.encode(job.open()))
+        features = np.concatenate([found for _, found in frames])
+        pl.DataFrame({
+            "subject": [job.subject] * len(features),
+            "scan": [job.scan] * len(features),
+            "frame": np.repeat([t for t, _ in frames], [len(found) for _, found in frames]),
+            "slice": np.concatenate([np.arange(len(found)) for _, found in frames]),
+            "features": pl.Series(features, dtype=pl.Array(pl.Float32, features.shape[1])),
+        }).write_parquet(folder / job.features)  # fmt: skip
+        return Made(job.features, f"{job.scan}: {len(features)} slices")

@@ -5,21 +5,19 @@ from __future__ import annotations
 import csv
 import io
 import re
-import time
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from tempfile import mkdtemp
 from typing import TYPE_CHECKING, Any
 
 from fewbeats.data.cohort import FILE_NAME
-from fewbeats.disk import atomic_path, remove
+from fewbeats.disk import atomic_path
 from fewbeats.errors import InputError
 from fewbeats.finetuning.task import TABLES
 from fewbeats.recipes.executors import Executor, serial
 from fewbeats.recipes.jobs import Job
-from fewbeats.recipes.labeling import Task, Written, fill_folder
+from fewbeats.recipes.labeling import Made, Task, Written, fill_folder, make_whole
 
 if TYPE_CHECKING:
     from fewbeats.inference.examine import Examiner, Row
@@ -89,27 +87,18 @@ class ExamineWork:
     examiner: Examiner
 
     def __call__(self, task: Task) -> Written:
-        job, begun = task.job, time.perf_counter()
-        source, parts = job.source_key(), job.others or (job,)
-        scans = [(part.scan, part.open()) for part in parts]
-        beside = {"subject": job.subject, "study": job.scan if job.others else ""}
-        try:
-            rows = [{**beside, **row} for row in self.examiner.examine(scans)]
-            task.folder.mkdir(parents=True, exist_ok=True)
-            folder = Path(mkdtemp(dir=task.folder))
-            _write(folder / job.table, rows)
-            if any(scan.source.instances for _, scan in scans):
-                from fewbeats.io.dicom_sr import write_sr
+        return make_whole(task, self._examine)
 
-                write_sr(folder / job.report, scans, rows, title=self.examiner.task.title)
-        except BaseException:
-            remove(task.folder)
-            raise
-        row = {
-            "scan": job.scan, "subject": job.subject, "image": job.image, "mask": job.table,
-            "seconds": round(time.perf_counter() - begun, 3), "source": source,
-        }  # fmt: skip
-        return Written(folder, row, f"{job.scan}: {summarize(rows)}")
+    def _examine(self, job: Job, folder: Path) -> Made:
+        scans = [(part.scan, part.open()) for part in job.others or (job,)]
+        beside = {"subject": job.subject, "study": job.scan if job.others else ""}
+        rows = [{**beside, **row} for row in self.examiner.examine(scans)]
+        _write(folder / job.table, rows)
+        if any(scan.source.instances for _, scan in scans):
+            from fewbeats.io.dicom_sr import write_sr
+
+            write_sr(folder / job.report, scans, rows, title=self.examiner.task.title)
+        return Made(job.table, f"{job.scan}: {summarize(rows)}")
 
 
 def summarize(rows: Sequence[Row]) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from tempfile import mkdtemp
 from typing import TYPE_CHECKING, Any, Protocol
@@ -209,6 +209,46 @@ class Written:
 
 
 @dataclass(frozen=True)
+class Made:
+    """What was made of a scan."""
+
+    file: str
+    """Name of its main file; the table's column `mask` names it, whatever it holds."""
+    said: str
+    """For the terminal."""
+    facts: Mapping[str, Any] = field(default_factory=dict)
+    """Further columns of its row."""
+
+
+def make_whole(task: Task, make: Callable[[Job, Path], Made]) -> Written:
+    """Make files of a scan in a hidden folder; where that fails nothing of it stays.
+
+    Args:
+        task: the scan.
+        make: (job, folder) -> what it wrote there.
+    """
+    job, begun = task.job, time.perf_counter()
+    source = job.source_key()
+    try:
+        task.folder.mkdir(parents=True, exist_ok=True)
+        folder = Path(mkdtemp(dir=task.folder))  # of this attempt: a lost worker may have begun one
+        made = make(job, folder)
+    except BaseException:
+        remove(task.folder)
+        raise
+    row = {
+        "scan": job.scan,
+        "subject": job.subject,
+        "image": job.image,
+        "mask": made.file,
+        **made.facts,
+        "seconds": round(time.perf_counter() - begun, 3),
+        "source": source,
+    }
+    return Written(folder, row, made.said)
+
+
+@dataclass(frozen=True)
 class LabelWork:
     """Labels a scan, wherever it is done."""
 
@@ -216,27 +256,17 @@ class LabelWork:
     confidence: bool = False
 
     def __call__(self, task: Task) -> Written:
-        job, begun = task.job, time.perf_counter()
-        source, scan = job.source_key(), job.open()
-        try:
-            task.folder.mkdir(parents=True, exist_ok=True)
-            folder = Path(mkdtemp(dir=task.folder))  # of this attempt: a lost worker may have begun one
-            prediction = label_scan(job, scan, self.labeler, folder, confidence=self.confidence)
-        except BaseException:
-            remove(task.folder)
-            raise
-        row = {
-            "scan": job.scan,
-            "subject": job.subject,
-            "image": job.image,
-            "mask": job.mask,
-            "ed_frame": prediction.ed_frame,
-            "es_frame": prediction.es_frame,
-            "warnings": ";".join(prediction.warnings),
-            "seconds": round(time.perf_counter() - begun, 3),
-            "source": source,
+        return make_whole(task, self._label)
+
+    def _label(self, job: Job, folder: Path) -> Made:
+        scan = job.open()
+        found = label_scan(job, scan, self.labeler, folder, confidence=self.confidence)
+        facts = {
+            "ed_frame": found.ed_frame,
+            "es_frame": found.es_frame,
+            "warnings": ";".join(found.warnings),
         }
-        return Written(folder, row, summarize(job, prediction, slices=scan.shape[1]))
+        return Made(job.mask, summarize(job, found, slices=scan.shape[1]), facts)
 
 
 def label_scan(
