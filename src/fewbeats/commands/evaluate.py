@@ -33,16 +33,19 @@ class Evaluate:
         from fewbeats.data.cohort import read_cohort
         from fewbeats.evaluation.evaluate import evaluate
         from fewbeats.evaluation.predictions import read_predictions
-        from fewbeats.evaluation.tasks import is_of_task
+        from fewbeats.evaluation.tasks import is_of_task, scans_of
         from fewbeats.recipes.pools import refuse_seen
 
-        cohort = read_cohort(self.cohort)
-        if is_of_task(self.predictions):
-            return self._judge_task(cohort)
+        cohort, of_task = read_cohort(self.cohort), is_of_task(self.predictions)
         writable = os.access(self.predictions, os.W_OK)  # an archive may be closed; the cache only saves time
-        scans = [scan.scan for scan in read_predictions(self.predictions)[0]]
+        if of_task:
+            scans = scans_of(self.predictions)
+        else:
+            scans = [scan.scan for scan in read_predictions(self.predictions)[0]]
         cache = self.predictions / "hashes.json" if writable else None
         refuse_seen(self.predictions, cohort, scans, cache=cache)
+        if of_task:
+            return self._judge_task(cohort)
         summary = evaluate(self.predictions, cohort, self.out)
         dice = summary["dice"]
         parts = ", ".join(
@@ -61,11 +64,8 @@ class Evaluate:
 
     def _judge_task(self, cohort: pl.DataFrame) -> dict:
         """The same of classes or points; returns the summary."""
-        from fewbeats.evaluation.tasks import evaluate_task, scans_of
-        from fewbeats.recipes.pools import refuse_seen
+        from fewbeats.evaluation.tasks import evaluate_task
 
-        names = set(scans_of(self.predictions))
-        refuse_seen(self.predictions, cohort, sorted(names & set(cohort["scan"])), cache=None)
         summary = evaluate_task(self.predictions, cohort, self.out)
         if "points" in summary:
             of_all = summary["points"]["mean"]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -72,7 +73,7 @@ class Finetune(LearnsFromLabels):
         print(f"{run.path}: trained on {name_some(pools.labeled_subjects)}")
         return run.path
 
-    @property
+    @cached_property
     def from_file(self) -> Task | None:
         """The task as its file says it.
 

@@ -84,8 +84,9 @@ class SelfTrain:
         ]  # fmt: skip
 
     def run(self) -> Path:
-        """Carry out the rounds; returns the best student's run folder, where no student bettered a teacher
-        that is a run that one's, else `out`.
+        """Carry out the rounds; returns the run folder of the best student.
+
+        Where none bettered the teacher, that one's folder, or `out` where the teacher is no run.
 
         Raises:
             InputError: the cohort, the teachers or the settings cannot be used.

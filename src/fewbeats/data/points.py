@@ -183,8 +183,7 @@ def read_points(
         except (TypeError, ValueError) as error:
             raise InputError(f"{file}: row {number}: not a frame and a place in mm; mend it") from error
         x, y, z = np.linalg.solve(scan.affine[:3, :3], place - scan.affine[:3, 3])
-        sizes, at = (shape[0], *shape[1:]), (t, z, y, x)
-        if not all(-0.5 <= value <= size - 0.5 for value, size in zip(at, sizes)):
+        if not all(-0.5 <= at <= size - 0.5 for at, size in zip((t, z, y, x), shape)):
             raise InputError(f"{file}: row {number}: '{row['point']}' lies outside the image; mend it")
         points = found.setdefault(t, np.full((shape[1], sum(counts), 2), np.nan))
         begin, count = first[row["point"]], counts[list(names).index(row["point"])]

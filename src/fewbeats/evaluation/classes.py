@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -152,12 +152,3 @@ def interval_over_subjects(told: Told, figure: Figure, *, seed: int = 0) -> Inte
         return None
     low, high = np.percentile(values, [2.5, 97.5])
     return float(low), float(high)
-
-
-def join_told(parts: Sequence[Told]) -> Told:
-    """Several as one."""
-    return Told(
-        classes=parts[0].classes,
-        **{name: np.concatenate([getattr(part, name) for part in parts])
-           for name in ("subject", "truth", "shares")},
-    )  # fmt: skip

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import polars as pl
 
-from fewbeats.evaluation.task_report import picture_slice
+from fewbeats.evaluation.task_report import open_shown, picture_slice
 from fewbeats.pages.charts import Chart
 from fewbeats.pages.page import as_markup, flatten, render_page
 
@@ -90,7 +90,7 @@ def neighbors(shown: pl.DataFrame, features: np.ndarray, cohort: pl.DataFrame) -
         rows = [shown.row(int(i), named=True) for i in (item, *others)]
         cosines = ["", *(f", {value:.2f}" for value in alike)]
         found.append([
-            {"src": picture_slice(images[row["scan"]], row["frame"], row["slice"]),
+            {"src": picture_slice(open_shown(images[row["scan"]]), row["frame"], row["slice"]),
              "alt": f"{row['scan']}, slice {row['slice']}{cosine}"}
             for row, cosine in zip(rows, cosines)
         ])  # fmt: skip

@@ -37,6 +37,7 @@ class Pictured:
         self.masks = ScanMasks(measured.source)
         self.image = _read_image(measured.source.image, self.masks.scan)
         _, self.row_mm, self.column_mm = self.image.spacing_mm
+        self.pixel_mm = self.row_mm, self.column_mm
 
     def image_frame(self, t: int) -> np.ndarray:
         """(Z, Y, X) gray values of frame t."""
@@ -73,10 +74,10 @@ def overlay_frame(pictured: Pictured, t: int, *, slices: int = 5) -> list[Pictur
     union = _union([predicted, manual])
     box, chosen = _heart_box(pictured, union), _spread(union, slices)
     image = pictured.image_frame(t)
-    window = _window(image, union)
+    window = gray_window(image, union)
     pictures = []
     for z in chosen:
-        gray = _tile(image[z], pictured, box=box, window=window, side=TILE_PIXELS)
+        gray = draw_tile(image[z], pictured.pixel_mm, box=box, window=window, side=TILE_PIXELS)
         pictures.append(
             Picture(
                 src=encode_webp(gray), width=TILE_PIXELS, height=TILE_PIXELS, alt=f"slice {z}",
@@ -103,7 +104,7 @@ def cine_frames(pictured: Pictured, *, against: Pictured | None = None) -> dict[
     others = [against.predicted_masks(t) if against else {} for t in frames]
     union = _union([*masks, *others])
     box, chosen = _heart_box(pictured, union), _spread(union, CINE_SLICES)
-    window = _window(pictured.image_frame(frames[0]), union)
+    window = gray_window(pictured.image_frame(frames[0]), union)
     return {
         "frames": frames,
         "pictures": [
@@ -130,7 +131,7 @@ def _montage(
     image = pictured.image_frame(t)
     for i, z in enumerate(chosen):
         top, left = i // columns * side, i % columns * side
-        tile = _tile(image[z], pictured, box=box, window=window, side=side)
+        tile = draw_tile(image[z], pictured.pixel_mm, box=box, window=window, side=side)
         canvas[top : top + side, left : left + side] = tile
         for own, drawn in ((masks, paths), (others, other_paths)):
             found = _outlines(own, z, pictured=pictured, box=box, side=side, offset=(left, top))
@@ -173,8 +174,8 @@ def _spread(union: np.ndarray | None, count: int) -> list[int]:
     return [int(z) for z in np.unique(np.rint(places).astype(int))]
 
 
-def _window(image: np.ndarray, union: np.ndarray | None) -> tuple[float, float]:
-    """Gray values shown as black and as white."""
+def gray_window(image: np.ndarray, union: np.ndarray | None = None) -> tuple[float, float]:
+    """Gray values shown as black and as white: of the whole image, or of the rows and columns of a mask."""
     if union is not None:
         rows, columns = (np.flatnonzero(union.any(axis=axes)) for axes in ((0, 2), (0, 1)))
         image = image[:, rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]
@@ -182,17 +183,26 @@ def _window(image: np.ndarray, union: np.ndarray | None) -> tuple[float, float]:
     return float(low), float(max(high, low + 1e-6))
 
 
-def _tile(
-    gray: np.ndarray, pictured: Pictured, *, box: Box, window: tuple[float, float], side: int
+def draw_tile(
+    gray: np.ndarray, pixel_mm: tuple[float, float], *, box: Box, window: tuple[float, float], side: int
 ) -> np.ndarray:
-    """(side, side) uint8 picture of the box, square pixels, black beyond the image."""
+    """(side, side) uint8 picture of the box, square pixels, black beyond the image.
+
+    Args:
+        gray: (Y, X) of a slice.
+        pixel_mm: between its rows and between its columns.
+        box: what is shown.
+        window: gray values shown as black and as white.
+        side: of the picture, pixels.
+    """
     from PIL import Image
 
     low, high = window
     shown = (np.clip((gray - low) / (high - low), 0, 1) * 255).astype(np.uint8)
     y, x, half = box
-    left, top = (x - half) / pictured.column_mm, (y - half) / pictured.row_mm
-    width, height = 2 * half / pictured.column_mm, 2 * half / pictured.row_mm
+    row_mm, column_mm = pixel_mm
+    left, top = (x - half) / column_mm, (y - half) / row_mm
+    width, height = 2 * half / column_mm, 2 * half / row_mm
     pad = ceil(max(0.0, -left, -top, left + width - gray.shape[1], top + height - gray.shape[0]))
     padded = Image.fromarray(np.pad(shown, pad))
     corners = (left + pad, top + pad, left + pad + width, top + pad + height)

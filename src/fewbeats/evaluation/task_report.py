@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from datetime import date
+from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -11,12 +12,14 @@ import numpy as np
 
 from fewbeats.data.files import open_image
 from fewbeats.evaluation.classes import Told, reliability, roc_curve
+from fewbeats.evaluation.pictures import Box, draw_tile, gray_window
 from fewbeats.pages.charts import Chart
 from fewbeats.pages.page import as_markup, flatten, render_page
 from fewbeats.pages.pictures import encode_webp
 
 if TYPE_CHECKING:
     from fewbeats.evaluation.tasks import Judged, Row
+    from fewbeats.scan import Scan
 
 TEMPLATE = Path(__file__).with_name("task.html.j2")
 SHOWN = 8  # worst cases
@@ -139,8 +142,8 @@ def _slices_of(row: Row, rows: Sequence[Row], known: Mapping[str, Row]) -> list[
             continue
         t, z = int(one["frame"] or 0), int(one["slice"] or 0)
         counts = f", counts {100 * float(one['attention']):.0f} %" if one.get("attention") else ""
-        found.append({"src": picture_slice(known[one["scan"]]["image"], t, z), "alt": f"slice {z}{counts}",
-                      "points": []})  # fmt: skip
+        shown = picture_slice(open_shown(known[one["scan"]]["image"]), t, z)
+        found.append({"src": shown, "alt": f"slice {z}{counts}", "points": []})
     return found
 
 
@@ -152,41 +155,41 @@ def worst_points(judged: Judged, known: Mapping[str, Row]) -> list[dict[str, Any
     worst = sorted(by_slice.items(), key=lambda item: -max(float(r["error_mm"]) for r in item[1]))[:SHOWN]
     found = []
     for (scan, t, z), rows in worst:
-        image = open_image(known[scan]["image"])
+        image = open_shown(known[scan]["image"])
         most = max(float(row["error_mm"]) for row in rows)
         told = [[float(row[axis]) for axis in ("x_mm", "y_mm", "z_mm")] for row in rows]
         true = [row["true_mm"] for row in rows]
         points = [*_on_picture(told, image, "told"), *_on_picture(true, image, "true")]
         says = f"{scan}, slice {z}: up to {most:.1f} mm"
-        found.append({"src": picture_slice(known[scan]["image"], t, z), "alt": says, "points": points})
+        found.append({"src": picture_slice(image, t, z), "alt": says, "points": points})
     return [{"name": "", "says": "", "wrong": False, "pictures": found}]
 
 
-def _on_picture(places: Sequence[Sequence[float]], image: Any, kind: str) -> list[dict[str, Any]]:
+def _whole(image: Scan) -> Box:
+    """The square round a slice."""
+    tall, wide = image.shape[2] * image.spacing_mm[1], image.shape[3] * image.spacing_mm[2]
+    return tall / 2, wide / 2, max(tall, wide) / 2
+
+
+def _on_picture(places: Sequence[Sequence[float]], image: Scan, kind: str) -> list[dict[str, Any]]:
     """Places in mm as pixels of a slice's picture."""
-    back = np.linalg.inv(image.affine)
-    side = max(image.shape[2] * image.spacing_mm[1], image.shape[3] * image.spacing_mm[2])
+    back, (middle_y, middle_x, half) = np.linalg.inv(image.affine), _whole(image)
     found = []
     for place in places:
         x, y, *_ = back @ [*place, 1.0]
-        down = (y + 0.5) * image.spacing_mm[1] + (side - image.shape[2] * image.spacing_mm[1]) / 2
-        across = (x + 0.5) * image.spacing_mm[2] + (side - image.shape[3] * image.spacing_mm[2]) / 2
-        found.append({"x": across * SIDE / side, "y": down * SIDE / side, "kind": kind})
+        down = (y + 0.5) * image.spacing_mm[1] - (middle_y - half)
+        across = (x + 0.5) * image.spacing_mm[2] - (middle_x - half)
+        found.append({"x": across * SIDE / (2 * half), "y": down * SIDE / (2 * half), "kind": kind})
     return found
 
 
-def picture_slice(image: str, t: int, z: int) -> str:
-    """A slice as a square picture, square pixels, black beside it."""
-    from PIL import Image
+open_shown = lru_cache(maxsize=4)(open_image)
+"""`open_image` for pictures of one scan after the other: a case shows several of its slices."""
 
-    scan = open_image(image)
-    gray = scan.frame(t)[z]
-    low, high = np.percentile(gray, [1, 99.5])
-    shown = (np.clip((gray - low) / max(high - low, 1e-6), 0, 1) * 255).astype(np.uint8)
-    tall, wide = shown.shape[0] * scan.spacing_mm[1], shown.shape[1] * scan.spacing_mm[2]
-    size = [max(1, round(SIDE * mm / max(tall, wide))) for mm in (wide, tall)]
-    canvas = np.zeros((SIDE, SIDE), np.uint8)
-    drawn = np.asarray(Image.fromarray(shown).resize((size[0], size[1]), Image.Resampling.BICUBIC))
-    top, left = (SIDE - size[1]) // 2, (SIDE - size[0]) // 2
-    canvas[top : top + size[1], left : left + size[0]] = drawn
-    return encode_webp(canvas)
+
+def picture_slice(image: Scan, t: int, z: int) -> str:
+    """A slice as a square picture, square pixels, black beside it."""
+    gray, (_, *pixel_mm) = image.frame(t)[z], image.spacing_mm
+    return encode_webp(
+        draw_tile(gray, (pixel_mm[0], pixel_mm[1]), box=_whole(image), window=gray_window(gray), side=SIDE)
+    )

@@ -53,9 +53,7 @@ def scans_of(predictions: Path) -> list[str]:
     Raises:
         InputError: it cannot be read.
     """
-    task, _, rows = read_answers(predictions)
-    column = "study" if task.kind == "study" else "scan"
-    return sorted({row["scan"] or row[column] for row in rows})
+    return sorted({row["scan"] for row in read_answers(predictions)[2] if row["scan"]})
 
 
 def read_answers(predictions: Path) -> tuple[Task, dict[str, Any], list[Row]]:
@@ -141,11 +139,13 @@ def _judge_classes(task: Task, rows: Sequence[Row], known: Mapping[str, Row]) ->
         elif level == "study":
             truth = studies.get((row["subject"], row["study"])) or _named(studies, row["study"])
         elif task.column and not task.present and task.kind == "classification" and row["scan"] in known:
-            truth = str(known[row["scan"]].get(task.column))
+            truth = known[row["scan"]].get(task.column)
         classes = task.classes if level == "study" else task.slice_classes
-        if truth not in (None, "None") and truth not in classes:
+        if truth is None:
+            continue
+        if truth not in classes:
             left_out[truth] = left_out.get(truth, 0) + 1
-        elif truth not in (None, "None"):
+        else:
             found.append({**row, "truth": truth})
     levels = [level for level in ("study", "scan", "slice") if any(r["level"] == level for r in found)]
     told = {level: _items(task, [r for r in found if r["level"] == level], level) for level in levels}

@@ -5,13 +5,12 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
 from fewbeats.errors import InputError
+from fewbeats.inference.asked import Asked, open_once
 from fewbeats.inference.engine import digest_of
 from fewbeats.models.network import NetworkSettings
 from fewbeats.training.runconfig import RunConfig, restore_settings
@@ -20,10 +19,11 @@ from fewbeats.transforms.inputs import cut_inputs
 from fewbeats.transforms.preprocess import PreprocessSettings, prepare_frame
 
 if TYPE_CHECKING:
+    import numpy as np
+    from torch import nn
+
     from fewbeats.data.provenance import Provenance
     from fewbeats.scan import Scan
-
-BATCH = 64  # slices that are encoded together
 
 
 def open_encoder(run: Path) -> Encoder:
@@ -66,9 +66,8 @@ class Encoder:
 
     def describe(self) -> dict[str, Any]:
         """What is noted beside its embeddings."""
-        record = self.config.record
         return {
-            **{name: record.get(name) for name in ("format", "versions", "git_commit", "machine")},
+            **self.config.origin,
             "task": "encoding",
             "model": self.run,
             "network": self.network,
@@ -84,41 +83,29 @@ class Encoder:
         Raises:
             InputError: a frame cannot be read, or is empty; or weights that do not fit.
         """
-        ask = _open(self)
+        from fewbeats.models.heads import pool_features
+
+        network = _open(self)
         for t in range(scan.shape[0]):
             image, _ = prepare_frame(
                 scan.shown(t), scan.spacing_mm, self.grid, modality=scan.modality or "MR"
             )
             slices = cut_inputs(image, dims=2, context=self.network.context, multiple=1)
-            parts = [ask(slices[at : at + BATCH]) for at in range(0, len(slices), BATCH)]
-            yield t, np.concatenate(parts)
+            yield t, network(slices, call=partial(pool_features, network.network))
 
 
-_OPEN: dict[str, Any] = {}
-"""The encoder that was asked last."""
+def _open(encoder: Encoder) -> Asked:
+    def build() -> nn.Module:
+        import torch
 
+        from fewbeats.models.network import build_network
+        from fewbeats.models.weights import read_weights, transfer_weights
 
-def _open(encoder: Encoder) -> Any:
-    import torch
-
-    from fewbeats.models.heads import pool_features
-    from fewbeats.models.network import build_network
-    from fewbeats.models.weights import read_weights, transfer_weights
-
-    if encoder.key not in _OPEN:
         network = build_network(encoder.network, classes=2)
         state = read_weights(RunDir(encoder.run).weights())
         taken = transfer_weights(network, state, source=encoder.run, encoder_only=True)
         if left := [name for name in taken.missing if name.startswith("encoder.")]:
             raise InputError(f"{encoder.run}: its weights lack {left[0]}; restore the run folder")
-        device = "cuda" if torch.cuda.is_available() else "cpu"
-        network.to(device).to(memory_format=torch.channels_last).eval()
+        return network.to(memory_format=torch.channels_last)
 
-        @torch.inference_mode()
-        def ask(slices: np.ndarray) -> np.ndarray:
-            given = torch.from_numpy(np.ascontiguousarray(slices, np.float32)).to(device)
-            return pool_features(network, given).float().cpu().numpy()
-
-        _OPEN.clear()
-        _OPEN[encoder.key] = ask
-    return _OPEN[encoder.key]
+    return open_once(encoder.key, build)

@@ -10,21 +10,23 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from scipy.special import expit, softmax
 
 from fewbeats.errors import InputError
 from fewbeats.finetuning.segmentation import SegmentationSettings
 from fewbeats.finetuning.task import TABLES, Task, read_task
+from fewbeats.inference.asked import Asked, open_once
 from fewbeats.inference.engine import digest_of
 from fewbeats.training.runconfig import RunConfig, restore_settings
 from fewbeats.training.rundir import RunDir, damaged
 from fewbeats.transforms.preprocess import Grid, prepare_frame
 
 if TYPE_CHECKING:
+    from torch import nn
+
     from fewbeats.data.provenance import Provenance
-    from fewbeats.inference.labeler import Known
     from fewbeats.scan import Scan
 
-CHUNK = 64  # slices of a study that are encoded together
 Row = dict[str, Any]
 
 
@@ -66,16 +68,12 @@ class Examiner:
         weights = digest_of(RunDir(self.run).weights())
         return hashlib.sha256(repr((weights, self.task, self.settings)).encode()).hexdigest()[:12]
 
-    @property
-    def known(self) -> Known | None:
-        return None
-
     def describe(self) -> dict[str, Any]:
         """What a folder of its rows says of it in `run.json`."""
         aside = ("versions", "machine", "fingerprint")
         record = self.config.record
         return {
-            **{name: record.get(name) for name in ("format", "versions", "git_commit", "machine")},
+            **self.config.origin,
             "task": self.task.kind,
             "target": self.task,
             "model": self.run,
@@ -109,24 +107,24 @@ class Examiner:
             )
             yield t, self.settings.cut(image), grid
 
-    def _classes(self, network: Any, name: str, scan: Scan) -> Iterator[Row]:
+    def _classes(self, network: Asked, name: str, scan: Scan) -> Iterator[Row]:
         """Each slice's class, then that of the scan: the mean of its slices."""
         rows, told = list[Row](), []
         for t, batch, _ in self._frames(scan):
-            for z, share in enumerate(_softmax(network(batch))):
+            for z, share in enumerate(softmax(network(batch), axis=-1)):
                 told.append(share)
                 rows.append({"level": "slice", "scan": name, "frame": t, "slice": z,
                              **_shares(share, self.task.slice_classes)})  # fmt: skip
         yield {"level": "scan", "scan": name, **_shares(np.mean(told, 0), self.task.slice_classes)}
         yield from rows
 
-    def _points(self, network: Any, name: str, scan: Scan) -> Iterator[Row]:
+    def _points(self, network: Asked, name: str, scan: Scan) -> Iterator[Row]:
         from fewbeats.data.points import count_points
         from fewbeats.finetuning.landmarks import RARE, find_peaks
 
         counts = count_points(self.task.points)
         for t, batch, grid in self._frames(scan):
-            heat = 1 / (1 + np.exp(RARE - network(batch))) * grid.inside()[:, None]
+            heat = expit(network(batch) - RARE) * grid.inside()[:, None]
             for z, maps in enumerate(heat):
                 for point, count, one in zip(self.task.points, counts, maps):
                     for place, sure in zip(*find_peaks(one, count)):
@@ -135,18 +133,18 @@ class Examiner:
                         yield {"scan": name, "frame": t, "slice": z, "point": point, "x_mm": x_mm,
                                "y_mm": y_mm, "z_mm": z_mm, "confidence": float(sure)}  # fmt: skip
 
-    def _study(self, network: Any, scans: Sequence[tuple[str, Scan]]) -> Iterator[Row]:
+    def _study(self, network: Asked, scans: Sequence[tuple[str, Scan]]) -> Iterator[Row]:
         """The study's class, then each slice with its attention and, where slices have classes, its own."""
         places, features = list[Row](), []
         for name, scan in scans:
             for t, batch, _ in self._frames(scan):
-                features.append(network.encode(batch))
+                features.append(network(batch, call=network.network.encode))
                 places += [
                     {"level": "slice", "scan": name, "frame": t, "slice": z} for z in range(len(batch))
                 ]
-        told = network.decide(np.concatenate(features))
-        yield {"level": "study", **_shares(_softmax(told["study"])[0], self.task.classes)}
-        slices = _softmax(told["slices"][0]) if "slices" in told else [None] * len(places)
+        told = network.whole(np.concatenate(features)[None], call=network.network.decide)
+        yield {"level": "study", **_shares(softmax(told["study"], axis=-1)[0], self.task.classes)}
+        slices = softmax(told["slices"][0], axis=-1) if "slices" in told else [None] * len(places)
         for place, attention, share in zip(places, told["attention"][0], slices):
             own = {} if share is None else _shares(share, self.task.slice_classes)
             yield {**place, "attention": float(attention), **own}
@@ -159,52 +157,11 @@ def _shares(share: np.ndarray, classes: Sequence[str]) -> Row:
     return {"class": classes[best], "confidence": float(share[best]), **each}
 
 
-def _softmax(logits: np.ndarray) -> np.ndarray:
-    powers = np.exp(logits - logits.max(-1, keepdims=True))
-    return powers / powers.sum(-1, keepdims=True)
-
-
-@dataclass(frozen=True)
-class Asked:
-    """A torch network that takes and gives arrays."""
-
-    network: Any
-
-    def __call__(self, batch: np.ndarray) -> np.ndarray:
-        """(N, C, Y, X) -> logits."""
-        return self._ask(self.network, batch)
-
-    def encode(self, batch: np.ndarray) -> np.ndarray:
-        """Slices of a study (N, 1, Y, X) -> (N, D)."""
-        parts = range(0, len(batch), CHUNK)
-        return np.concatenate([self._ask(self.network.encode, batch[at : at + CHUNK]) for at in parts])
-
-    def decide(self, features: np.ndarray) -> dict[str, np.ndarray]:
-        """Features of a study (N, D) -> what is told of it and of its slices."""
-        return self._ask(self.network.decide, features[None])
-
-    def _ask(self, call: Any, given: np.ndarray) -> Any:
-        import torch
-
-        device = next(self.network.parameters()).device
-        with torch.inference_mode():
-            told = call(torch.from_numpy(np.ascontiguousarray(given, np.float32)).to(device))
-        if isinstance(told, dict):
-            return {name: value.float().cpu().numpy() for name, value in told.items()}
-        return told.float().cpu().numpy()
-
-
-_OPEN: dict[str, Asked] = {}
-"""The network that was asked last: executors hand the same run to a process again and again."""
-
-
 def _open(examiner: Examiner) -> Asked:
-    import torch
+    def build() -> nn.Module:
+        from fewbeats.finetuning.network import build_task_network
+        from fewbeats.models.weights import read_weights
 
-    from fewbeats.finetuning.network import build_task_network
-    from fewbeats.models.weights import read_weights
-
-    if examiner.key not in _OPEN:
         network = build_task_network(examiner.task, examiner.settings.network)
         try:
             network.load_state_dict(read_weights(RunDir(examiner.run).weights()))
@@ -212,7 +169,6 @@ def _open(examiner: Examiner) -> Asked:
             raise InputError(
                 f"{examiner.run}: its weights do not fit its settings; restore the run folder"
             ) from error
-        device = "cuda" if torch.cuda.is_available() else "cpu"
-        _OPEN.clear()
-        _OPEN[examiner.key] = Asked(network.to(device).eval())
-    return _OPEN[examiner.key]
+        return network
+
+    return open_once(examiner.key, build)

@@ -147,10 +147,10 @@ class RunLabeler:
 
     def describe(self) -> dict[str, Any]:
         config = self.model.segmenter.config
-        same = ("format", "versions", "git_commit", "machine", "structures")
         aside = ("versions", "machine", "fingerprint")
         return {
-            **{name: config.record.get(name) for name in same},
+            **config.origin,
+            "structures": config.record.get("structures"),
             "model": self.model.segmenter.run,
             "training": {name: value for name, value in config.record.items() if name not in aside},
             "labeled_subjects": config.labeled_subjects,

@@ -230,11 +230,13 @@ def _choose_classes(cohort: pl.DataFrame, labels: Labels) -> pl.DataFrame:
     """Rows of split train whose column names a class; a budget takes so many subjects of each."""
     if labels.column not in cohort.columns:
         raise InputError(f"cohort: has no column '{labels.column}', which the task learns; add it")
-    told = pl.col(labels.column).cast(pl.String)
+    if cohort.schema[labels.column] != pl.String:
+        raise InputError(f"cohort: column '{labels.column}' holds no names; a task learns one of texts")
+    told = pl.col(labels.column)
     rows = cohort.filter(pl.col("split") == "train", told.is_in(list(labels.classes)))
     if labels.subjects:
         rows = _of_list(rows, labels.subjects, cohort)
-    there = set(rows[labels.column].cast(pl.String))
+    there = set(rows[labels.column])
     if len(there) < 2:
         found = f"only {next(iter(there))}" if there else "none"
         raise InputError(

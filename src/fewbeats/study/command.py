@@ -50,23 +50,23 @@ class Study:
         from fewbeats.study.units import missing_units
 
         plans = read_plans(self.config)
-        for plan in plans if not self.report_only else ():  # whatever is wrong with the last shows at once
-            check_data(plan, *missing_units(plan))
-        results = [(plan, *self.carry_out(plan)) for plan in plans]
+        missing = [((), ()) if self.report_only else missing_units(plan) for plan in plans]
+        for plan, waves in zip(plans, missing) if not self.report_only else ():
+            check_data(plan, *waves)  # whatever is wrong with the last shows before the first is computed
+        results = [(plan, *self.carry_out(plan, waves)) for plan, waves in zip(plans, missing)]
         if len(plans) == 1:
             return results[0][1]
         overview = write_overview(plans[0].out.parent / f"{self.config.stem}.html", results)
         print(f"all of them: {overview}")
         return overview
 
-    def carry_out(self, plan: Plan) -> tuple[Path, Result]:
-        """Compute what one study lacks and report it; returns its page and what came out."""
+    def carry_out(self, plan: Plan, waves: Sequence[Sequence[Unit]]) -> tuple[Path, Result]:
+        """Compute what one study lacks, wave by wave, and report it; returns its page and what came out."""
         from fewbeats.study.report import write_report
-        from fewbeats.study.units import missing_units
 
         if not self.report_only:
             executor = _cluster(self.cluster, self.cluster_options, plan) if self.cluster else None
-            for wave in missing_units(plan):
+            for wave in waves:
                 self._compute(plan, wave, executor)
         report, result = write_report(plan)
         for sentence in result.sentences.values():

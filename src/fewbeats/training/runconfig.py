@@ -80,6 +80,11 @@ class RunConfig:
     """All that the file holds."""
 
     @property
+    def origin(self) -> dict[str, Any]:
+        """By what software, where and in which format the run was made."""
+        return {name: self.record.get(name) for name in ("format", "versions", "git_commit", "machine")}
+
+    @property
     def network_settings(self) -> Mapping[str, Any] | None:
         """Kind and size of the network, None where the folder has none of its own."""
         return self.network or self.settings.get("network")
