@@ -52,6 +52,9 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
     parser.add_argument("--only-teacher", action="store_true", help="the gate: no student")
     parser.add_argument("--arm", default="plain", help="name of the student's rows")
+    parser.add_argument(
+        "--oracle", default="", help="kind of spoiled truth that teaches in place of a network"
+    )
     parser.add_argument("--flags", nargs=argparse.REMAINDER, default=[], help="of fewbeats selftrain")
     given = parser.parse_args()
     human = make_cohort(given.work / "human", subjects=24, frames=4, seed=100, draw=(1, 0, 0))
@@ -64,15 +67,23 @@ def main() -> None:
             table = make_cohort(
                 folder / "pigs", *pigs, subjects=PIGS, frames=FRAMES, seed=seed, draw=(2 / 3, 0, 1 / 3)
             )
-            judge(teacher, table, folder / "teacher", arm="teacher", gap=gap, seed=seed)
+            spec = f"oracle:{given.oracle}" if given.oracle else f"run:{teacher}"
+            taught = folder / (given.oracle or "teacher")
+            if given.oracle:
+                call("audit", table, "--teacher", spec, "--split", "dev", "--out", taught)
+                judge(None, table, taught / "teacher1", arm=f"oracle-{given.oracle}", gap=gap, seed=seed)
+            else:
+                judge(teacher, table, taught, arm="teacher", gap=gap, seed=seed)
             if given.only_teacher:
                 continue
             rounds = folder / given.arm
             call(
-                "selftrain", table, "--teacher", f"run:{teacher}", "--rounds", ROUNDS, "--settled", 1,
+                "selftrain", table, "--teacher", spec, "--rounds", ROUNDS, "--settled", 1,
                 "--seed", seed, "--init", teacher, "--out", rounds, *NETWORK, *STUDENT, *given.flags,
             )  # fmt: skip
             best = json.loads((rounds / "self_training.json").read_text())["best"]
+            if not best and given.oracle:
+                continue  # its masks are judged
             run = rounds / "best" if best else teacher  # whose masks no student bettered
             judge(run, table, rounds / "held_out", arm=given.arm, gap=gap, seed=seed, best=best)
 
@@ -86,12 +97,15 @@ def make_cohort(folder: Path, *flags: Any, subjects: int, frames: int, seed: int
     return table
 
 
-def judge(run: Path, table: Path, masks: Path, *, arm: str, gap: float, seed: int, best: int = 0) -> None:
-    """Rows of every held-out pig; `best` is the round whose network it is."""
+def judge(
+    run: Path | None, table: Path, masks: Path, *, arm: str, gap: float, seed: int, best: int = 0
+) -> None:
+    """Rows of every held-out pig; `best` is the round whose network it is; without a run masks are there."""
     key: dict[str, Any] = {"arm": arm, "gap": gap, "seed": seed}
     if is_recorded(TABLE, **key):
         return
-    call("predict", run, table, "--split", "dev", "--out", masks)
+    if run is not None:
+        call("predict", run, table, "--split", "dev", "--out", masks)
     rows = []
     for scan in read_cohort(table).filter(pl.col("split") == "dev").iter_rows(named=True):
         found, truth = (read_masks(file) for file in (masks / f"{scan['scan']}.nii.gz", scan["label"]))

@@ -10,7 +10,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fewbeats.data.cohort import COLUMNS, new_cohort, read_cohort, write_cohort
+from fewbeats.cli import main
+from fewbeats.data.cohort import COLUMNS, join_cohorts, new_cohort, read_cohort, write_cohort
 from fewbeats.data.files import check_files, open_labels, open_scan
 from fewbeats.errors import InputError
 from small_nifti import image, label, rows_of
@@ -224,3 +225,30 @@ def test_indexing_again_keeps_what_was_edited_by_hand(tmp_path, capsys):
         assert main(command) == 0
         assert (table.read_bytes(), kept.read_bytes()) == (written, edited)
     assert capsys.readouterr().out.count(f"{kept}: the table that was there") == 1
+
+
+def test_tables_are_joined_by_source(tmp_path):
+    one, other = make_table(2), make_table(3)
+    with pytest.raises(InputError, match="stands in two tables"):
+        join_cohorts({"a": one, "b": other})
+    joined = join_cohorts({"a": one, "b": other}, apart=True)
+    assert joined["subject"].n_unique() == 5
+    assert joined.group_by("source").len().sort("source").rows() == [("a", 2), ("b", 3)]
+    write_cohort(joined, tmp_path / "joined.csv")
+    assert read_cohort(tmp_path / "joined.csv")["source"].to_list() == ["a"] * 2 + ["b"] * 3
+
+
+def test_a_person_of_two_tables_is_of_one_split():
+    one = make_table(1).with_columns(split=pl.lit("train"))
+    other = one.with_columns(scan=pl.lit("another"), split=pl.lit("dev"))
+    with pytest.raises(InputError, match="in two splits"):
+        join_cohorts({"a": one, "b": other})
+
+
+def test_two_tables_of_one_name_cannot_be_joined(tmp_path, capsys):
+    assert main(["join", "a/scans.csv", "b/scans.csv", f"--out={tmp_path / 'c.csv'}"]) == 2
+    assert "of one name" in capsys.readouterr().err
+
+
+def make_table(scans: int) -> pl.DataFrame:
+    return new_cohort({"subject": f"s{i}", "image": f"/data/s{i}.nii.gz"} for i in range(scans))

@@ -92,3 +92,25 @@ def test_a_cohort_that_tells_no_class_cannot_judge(phantoms, tmp_path, capsys):
     write_cohort(read_cohort(table).drop("heart"), table)
     assert main(["study", str(file)]) == 2
     assert "to judge by" in capsys.readouterr().err
+
+
+def test_studies_share_a_pretraining_on_scans_of_their_own(phantoms, tmp_path, capfd):
+    file, config = two_tasks(phantoms, tmp_path), tmp_path / "encoder.yaml"
+    config.write_text(yaml.safe_dump({"network": NETWORK, "preprocess": GRID, "batch-size": 8}))
+    other = read_cohort(phantoms).with_columns(subject="other-" + pl.col("subject"))
+    write_cohort(other, tmp_path / "other.csv")
+    joined = ["join", str(tmp_path / "cohort.csv"), str(tmp_path / "other.csv"), "--apart"]
+    assert main([*joined, f"--out={tmp_path / 'pool.csv'}"]) == 0
+    encoder = {"method": "mim", "cohort": str(tmp_path / "pool.csv"), "config": str(config), "steps": 2,
+               "weights": ["cohort=3", "other=1"]}  # fmt: skip
+    content = yaml.safe_load(file.read_text())
+    content |= {"pretrainings": {"encoder": encoder}}
+    content["arms"] = {"scratch": {}, "encoder": {"init": "encoder"}}
+    file.write_text(yaml.safe_dump(content, sort_keys=False))
+    one, two = read_plans(file)
+    assert one.pretrained == two.pretrained == tmp_path / "studies" / "pretrained"
+    assert main(["study", str(file)]) == 0
+    assert capfd.readouterr().out.count("encoder: mim saw") == 1
+    told = json.loads((tmp_path / "studies" / "pretrained" / "encoder" / "run.json").read_text())
+    assert told["pool_subjects"] is None
+    assert told["weights"] == ["cohort=3", "other=1"]

@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import json
 import shutil
+from types import SimpleNamespace
 
+import numpy as np
 import polars as pl
 import pytest
 
 from fewbeats.cli import main
 from fewbeats.commands.pretrain import Pretrain
-from fewbeats.data.cohort import read_cohort
+from fewbeats.data.cohort import read_cohort, write_cohort
 from fewbeats.data.split import labeled_subjects
 from fewbeats.models.network import NetworkSettings, build_network
 from fewbeats.models.weights import read_weights, transfer_weights
+from fewbeats.recipes.encoder import share_sources
 
 LITTLE = (
     "--network.kind=unet2d", "--network.base-channels=4", "--network.levels=4", "--preprocess.size=64",
@@ -178,3 +181,35 @@ def test_a_pool_of_unknown_sizes_is_judged_once_it_is_read(phantoms, tmp_path, c
     told = capfd.readouterr().err
     assert "slices are fewer than --batch-size 400; lower it" in told
     assert not (tmp_path / "run").exists()
+
+
+def test_sources_are_drawn_as_their_weights_say(phantoms, tmp_path, capfd):
+    cohort = read_cohort(phantoms).with_columns(
+        source=pl.when(pl.col("subject") == "phantom000").then(pl.lit("one")).otherwise(pl.lit("others"))
+    )
+    write_cohort(cohort, tmp_path / "cohort.csv")
+    rows = cohort.filter(pl.col("split") == "train")
+    counts = np.arange(1, len(rows) + 1)
+    stacks = SimpleNamespace(frames=counts, slices=2 * counts)
+    shares = share_sources(rows, stacks, {"one": 3.0, "others": 1.0})
+    mine = (rows["source"] == "one").to_numpy()
+    assert shares[mine].sum() == pytest.approx(3)
+    assert shares[~mine].sum() == pytest.approx(1)
+    within = shares[~mine] / counts[~mine] ** 2  # slices of one source are alike
+    assert within == pytest.approx(np.full(len(within), within[0]))
+    assert share_sources(rows, stacks, {}) is None
+    command = [
+        "pretrain",
+        "mim",
+        str(tmp_path / "cohort.csv"),
+        f"--out={tmp_path / 'run'}",
+        "--steps=2",
+        *LITTLE,
+    ]
+    assert main([*command, "--weights", "one=1"]) == 2
+    assert "'others' has none" in capfd.readouterr().err
+    assert main([*command, "--weights", "one=1", "others=-2"]) == 2
+    assert "write SOURCE=NUMBER" in capfd.readouterr().err
+    assert main([*command, "--weights", "one=1", "others=2", "third=1"]) == 2
+    assert "there is no 'third'" in capfd.readouterr().err
+    assert main([*command, "--weights", "one=1", "others=2"]) == 0

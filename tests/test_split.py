@@ -14,6 +14,7 @@ from fewbeats.data.split import (
     apply_split_file,
     check_splits,
     draw_splits,
+    fold_splits,
     labeled_subjects,
     read_subject_list,
 )
@@ -153,3 +154,30 @@ def test_broken_list(tmp_path, name, text, flag, complaint):
 def test_missing_list(tmp_path):
     with pytest.raises(InputError, match="missing or cannot be read"):
         read_subject_list(str(tmp_path / "none.txt"), make_cohort(2))
+
+
+@given(st.integers(2, 6), st.integers(0, 3), st.integers(6, 30))
+def test_folds_cover_every_subject_once_and_are_balanced(folds, repeat, subjects):
+    cohort = make_cohort(subjects)
+    parts = []
+    for fold in range(folds):
+        cut = fold_splits(cohort, folds=folds, draw=repeat * folds + fold, held_out="dev")
+        check_splits(cut)
+        assert set(cut["split"]) == {"train", "dev"}
+        held = cut.filter(pl.col("split") == "dev").unique("subject")
+        parts.append(list(held["subject"]))
+        groups = Counter(held["group"])
+        assert max(groups.values()) - min(groups["A"], groups["B"]) <= 1
+    assert sorted(name for part in parts for name in part) == sorted(set(cohort["subject"]))
+    assert max(map(len, parts)) - min(map(len, parts)) <= 1
+
+
+def test_another_repeat_cuts_otherwise():
+    cohort = make_cohort(20)
+    one, other = (fold_splits(cohort, folds=5, draw=draw, held_out="dev") for draw in (0, 5))
+    assert not one["split"].equals(other["split"])
+
+
+def test_more_folds_than_subjects():
+    with pytest.raises(InputError, match="there are 3 subjects"):
+        fold_splits(make_cohort(3), folds=5, draw=0, held_out="dev")

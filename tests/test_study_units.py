@@ -295,3 +295,56 @@ def test_clusters_that_are_none_are_refused(flags, phantoms, tmp_path, capfd):
     told = capfd.readouterr()
     assert told.err.count("\n") == 1
     assert "to do:" not in told.out
+
+
+@pytest.mark.usefixtures("no_onnx")
+def test_a_pretraining_can_be_drawn_with_the_labels(phantoms, tmp_path, capfd):
+    """Then each draw has its own, with the draw's seed, and a change of it is a change of settings."""
+    pretrainings = {"mim": {"method": "mim", "seed": "draw"}}
+    settings = content(phantoms, tmp_path, labeled=[1], seeds=[0, 3], pretrainings=pretrainings, primary=None)
+    file = write(tmp_path, settings)
+    assert main(["study", file]) == 0
+    assert capfd.readouterr().out.count("to do:") == 2 + 2 + 4  # a pretraining and a localizer a draw
+    for seed in (0, 3):
+        folder = tmp_path / "study" / "pretrained" / f"mim_seed{seed}"
+        assert json.loads((folder / "run.json").read_text())["seed"] == seed
+    drawn = read_plan(Path(file))
+    once = read_plan(Path(write(tmp_path, settings | {"pretrainings": {"mim": {"method": "mim"}}})))
+    assert drawn.digest(drawn.arms["mim"]) != once.digest(once.arms["mim"])
+    page = (tmp_path / "study" / "tiny.html").read_text()
+    assert "share one pretraining each" not in page
+
+
+@pytest.mark.usefixtures("no_onnx")
+def test_folds_judge_every_subject_once_in_each_repeat(phantoms, tmp_path):
+    settings = content(
+        phantoms, tmp_path, labeled=["all"], seeds=[0, 1, 2, 3], folds=2, pretrainings={}, primary=None,
+        arms={"scratch": {}, "slow": {"optim": {"learning-rate": 1e-4}}},
+    )  # fmt: skip
+    file = write(tmp_path, settings)
+    assert main(["study", file]) == 0
+    rows, everybody = read_rows(tmp_path / "rows" / "rows.csv"), set(read_cohort(phantoms)["subject"])
+    for repeat in (0, 1):
+        halves = [set(rows.filter(pl.col("seed") == 2 * repeat + fold)["subject"]) for fold in (0, 1)]
+        assert halves[0] | halves[1] == everybody
+        assert not halves[0] & halves[1]
+    for seed in range(4):
+        run = tmp_path / "study" / "arms" / f"scratch_all_seed{seed}" / "run.json"
+        trained = set(json.loads(run.read_text())["labeled_subjects"])
+        assert trained == everybody - set(rows.filter(pl.col("seed") == seed)["subject"])
+    cells = json.loads((tmp_path / "study" / "tiny.json").read_text())["cells"]
+    assert [sorted(map(int, cell["draws"])) for cell in cells] == [[0, 1], [0, 1]]
+    assert {cell["subjects"] for cell in cells} == {len(everybody)}
+    page = (tmp_path / "study" / "tiny.html").read_text()
+    assert "2-fold cross-validation" in page
+    assert "With all labeled subjects" in page
+    rows.filter(pl.col("seed") != 3).write_csv(tmp_path / "rows" / "rows.csv")  # half of a repeat is none
+    assert main(["study", file, "--report-only"]) == 0
+    cells = json.loads((tmp_path / "study" / "tiny.json").read_text())["cells"]
+    assert [list(cell["draws"]) for cell in cells] == [["0"], ["0"]]
+
+
+def test_folds_that_are_none(phantoms, tmp_path):
+    for folds in (1, -2, "five"):
+        with pytest.raises(InputError, match="folds"):
+            read_plan(Path(write(tmp_path, content(phantoms, tmp_path, folds=folds))))

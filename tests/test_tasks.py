@@ -311,3 +311,20 @@ def test_what_is_of_masks_alone_is_refused_of_a_task(exams, tmp_path, capsys):
     (run / "network.safetensors").unlink()
     assert main(["predict", str(run), str(exams), f"--out={tmp_path / 'out'}"]) == 2
     assert "missing or damaged" in capsys.readouterr().err
+
+
+def test_a_start_that_saw_held_out_images_is_refused_or_told(exams, tmp_path, capfd):
+    """A pretraining that knows no split has seen the images of those who are held out."""
+    everyone = tmp_path / "everyone.csv"
+    write_cohort(read_cohort(exams).with_columns(split=pl.lit("train")), everyone)
+    network = [flag for flag in TINY if flag.startswith(("--network", "--preprocess"))]
+    asked = ["pretrain", "mim", str(everyone), "--steps=2", "--batch-size=4", "--mim.patch-px=8", *network]
+    assert main([*asked, f"--out={tmp_path / 'encoder'}"]) == 0
+    flags = (*TINY[1:], f"--init={tmp_path / 'encoder'}", "--steps=2")
+    asked = ["finetune", str(exams), f"--task={TASKS / 'view.yaml'}", f"--out={tmp_path / 'view'}", *flags]
+    assert main(asked) == 2
+    assert "has seen held-out subjects" in capfd.readouterr().err
+    assert main([*asked, "--transductive"]) == 0
+    told = answer(tmp_path / "view", exams)
+    assert summary_of(told)["subjects_seen_unlabeled"] == 2
+    assert "Transductive" in (told / "report" / "report.html").read_text()

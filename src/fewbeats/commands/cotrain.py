@@ -93,7 +93,12 @@ class Cotrain(LearnsFromLabels):
         return part_of(self.method)
 
     def choose(
-        self, *, pool: Pool | None = None, hold_back: bool = False, others: tuple[str, ...] = ()
+        self,
+        *,
+        pool: Pool | None = None,
+        hold_back: bool = False,
+        others: tuple[str, ...] = (),
+        transductive: bool = False,
     ) -> Pools:
         from fewbeats.recipes.pools import Pool
 

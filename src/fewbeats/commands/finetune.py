@@ -13,7 +13,7 @@ from fewbeats.commands.flags import flags_of, settings_of
 from fewbeats.commands.labeled import LearnsFromLabels
 from fewbeats.commands.task_file import is_task_file, named_task, open_task
 from fewbeats.errors import InputError, name_some
-from fewbeats.ranges import as_described, check_ranges
+from fewbeats.ranges import as_described, check_ranges, later
 from fewbeats.recipes.run import Length
 from fewbeats.recipes.segmenter import train_localizer_alone, train_segmenter
 from fewbeats.recipes.starts import settle_rate
@@ -33,6 +33,9 @@ class Finetune(LearnsFromLabels):
     task: str = "segmentation"
     """What is learned: segmentation; localization: only where the heart is, for other runs to take with
     --localizer; or a task's YAML file, as in configs/tasks."""
+    transductive: bool = later(False)
+    """The weights it starts from may have seen images of held-out subjects, not their labels; reports of such
+    runs say so."""
     select: Literal["last", "best"] = "last"
     """best: hold back a quarter of the labeled subjects to choose the checkpoint by their Dice."""
 
@@ -51,7 +54,8 @@ class Finetune(LearnsFromLabels):
         length, task = Length(steps=self.steps, minutes=self.minutes), self.from_file
         pools, request = self.choose(), {"settings": self.describe()}
         own: dict[str, Any] = {"seed": self.seed, "request": request}
-        about = {"cohort": self.cohort, "select": self.select}
+        told = {"cohort": self.cohort} | (pools.provenance.describe_seen() if self.transductive else {})
+        about = {**told, "select": self.select}
         if self.task == "localization":
             run = train_localizer_alone(
                 self.out, pools, self.model, init=self.init, steps=self.localizer_steps, phase=self.phase,
@@ -62,7 +66,7 @@ class Finetune(LearnsFromLabels):
 
             run = train_task(
                 self.out, pools, task, settle_rate(self.model, self.init, tell=print), start=self.start,
-                length=length, workers=self.workers, about={"cohort": self.cohort}, **own,
+                length=length, workers=self.workers, about=told, **own,
             )  # fmt: skip
         else:
             run = train_segmenter(
@@ -87,9 +91,17 @@ class Finetune(LearnsFromLabels):
         return open_task(Path(self.task))[0]
 
     def choose(
-        self, *, pool: Pool | None = None, hold_back: bool = False, others: tuple[str, ...] = ()
+        self,
+        *,
+        pool: Pool | None = None,
+        hold_back: bool = False,
+        others: tuple[str, ...] = (),
+        transductive: bool = False,
     ) -> Pools:
-        return super().choose(pool=pool, hold_back=hold_back or self.select == "best", others=others)
+        return super().choose(
+            pool=pool, hold_back=hold_back or self.select == "best", others=others,
+            transductive=self.transductive,
+        )  # fmt: skip
 
     def name_labels(self, *, hold_back: bool) -> Labels:
         from fewbeats.data.points import structures_behind

@@ -89,7 +89,12 @@ class LearnsFromLabels(ABC):
         check_length(self.steps, self.minutes)
 
     def choose(
-        self, *, pool: Pool | None = None, hold_back: bool = False, others: tuple[str, ...] = ()
+        self,
+        *,
+        pool: Pool | None = None,
+        hold_back: bool = False,
+        others: tuple[str, ...] = (),
+        transductive: bool = False,
     ) -> Pools:
         """What this command learns from.
 
@@ -97,6 +102,7 @@ class LearnsFromLabels(ABC):
             pool: scans without labels.
             hold_back: keep labeled subjects to choose the checkpoint by.
             others: further starts, of other networks.
+            transductive: starts may have seen images of held-out subjects.
 
         Raises:
             InputError: a budget or labels that cannot be used, or a held-out subject among them.
@@ -108,7 +114,7 @@ class LearnsFromLabels(ABC):
         ancestors += [run for init in others for run in find_ancestors(init)]
         return choose_pools(
             self.cohort, labels=self.name_labels(hold_back=hold_back), pool=pool, ancestors=ancestors,
-            out=self.out, cache=self.cache,
+            transductive=transductive, out=self.out, cache=self.cache,
         )  # fmt: skip
 
     def name_labels(self, *, hold_back: bool) -> Labels:

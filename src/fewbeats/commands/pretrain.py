@@ -44,6 +44,9 @@ class Pretrain:
     """Wall-clock budget of the whole command instead, turned into steps by timing."""
     pool_subjects: int | None = None
     """Number of subjects to learn from, drawn by the seed and nested; all of split train by default."""
+    weights: tuple[str, ...] = later(())
+    """SOURCE=NUMBER for each entry of the cohort's column source (`fewbeats join`): how often its slices are
+    drawn against those of others. By default all slices are drawn alike, and the largest source most."""
     center: Literal["image", "motion"] = "motion"
     """Middle of the field of view: image, or motion (what changes over the beat)."""
     growth: float = later(0.0)
@@ -134,7 +137,26 @@ class Pretrain:
         return EncoderSettings(
             network=self.network, preprocess=self.preprocess, spatial=self.spatial, intensity=self.intensity,
             optim=self.optim, batch_size=self.batch_size, center=self.center, growth=self.growth,
+            weights=self.source_weights,
         )  # fmt: skip
+
+    @property
+    def source_weights(self) -> dict[str, float]:
+        """Source -> weight.
+
+        Raises:
+            InputError: something else than weights.
+        """
+        found = {}
+        for word in self.weights:
+            source, _, number = word.rpartition("=")
+            try:
+                found[source] = float(number)
+            except ValueError:
+                found[source] = -1.0
+            if not source or not 0 < found[source] < float("inf"):
+                raise InputError(f"--weights {word}: write SOURCE=NUMBER, the number above 0")
+        return found
 
     def describe(self) -> dict[str, Any]:
         """What decides the outcome: all but places, and of the methods the chosen one."""

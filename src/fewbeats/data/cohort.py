@@ -155,6 +155,35 @@ def new_cohort(rows: Iterable[Mapping[str, Any]]) -> pl.DataFrame:
     return table.drop("_row")
 
 
+def join_cohorts(tables: Mapping[str, pl.DataFrame], *, apart: bool = False) -> pl.DataFrame:
+    """Several tables as one.
+
+    Args:
+        tables: name of a source -> its table.
+        apart: put the source before names of subjects, studies and scans.
+
+    Returns:
+        all rows, with a column `source`; what one table has no column for is empty.
+
+    Raises:
+        InputError: a scan that stands in two tables, or a subject in two splits.
+    """
+    parts = []
+    for source, table in tables.items():
+        if apart:
+            names = pl.col("subject", "study", "scan")
+            table = table.with_columns(pl.concat_str(pl.lit(f"{source}-"), names))
+        parts.append(table.with_columns(source=pl.lit(source)))
+    joined = pl.concat(parts, how="diagonal")
+    if twice := joined.filter(pl.col("scan").is_duplicated())["scan"].to_list():
+        raise InputError(
+            f"scan '{twice[0]}' stands in two tables; take it out of one, or give --apart where they are "
+            "different persons'"
+        )
+    check_splits(joined, file="tables")
+    return joined
+
+
 def _read_text_columns(path: Path) -> pl.DataFrame:
     if not path.is_file():
         raise InputError(f"{path}: no such table; write one with `fewbeats index`")

@@ -13,7 +13,7 @@ import hashlib
 import json
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import polars as pl
@@ -64,6 +64,11 @@ class Provenance:
         yield self
         for ancestor in self.ancestors:
             yield from ancestor.lineage()
+
+    def describe_seen(self) -> dict[str, Any]:
+        """What a transductive run says of itself: whose images it and its ancestors saw without labels."""
+        seen = {subject for run in self.lineage() for subject in run.unlabeled}
+        return {"transductive": self.transductive, "unlabeled_subjects": sorted(seen - set(self.labeled))}
 
     def save(self, folder: Path) -> None:
         """Write `provenance.json` into a run folder, ancestors included, so that the folder can travel."""

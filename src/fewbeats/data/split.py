@@ -90,6 +90,28 @@ def draw_splits(cohort: pl.DataFrame, *, fractions: Mapping[str, float], seed: i
     return cohort.with_columns(pl.col("subject").replace_strict(drawn, return_dtype=pl.String).alias("split"))
 
 
+def fold_splits(cohort: pl.DataFrame, *, folds: int, draw: int, held_out: str) -> pl.DataFrame:
+    """One of the cuts of repeated cross-validation, by subject, balanced over the groups.
+
+    Args:
+        cohort: the table; splits in it are replaced.
+        folds: parts that the subjects are cut into.
+        draw: which cut: draws 0 to folds - 1 hold out each part of one partition, the next ones of another.
+        held_out: split of the part that is held out; the others are `train`.
+
+    Raises:
+        InputError: fewer subjects than folds.
+    """
+    groups = {s: g or "" for s, g in cohort.select("subject", "group").sort("group").iter_rows()}
+    if len(groups) < folds:
+        raise InputError(f"folds {folds}: there are {len(groups)} subjects; ask for fewer folds")
+    repeat, fold = divmod(draw, folds)
+    ordered = sorted(draw_order(groups, repeat, purpose="folds "), key=lambda subject: groups[subject])
+    held = ordered[fold::folds]  # of each group every K-th one, so that each part has its share
+    split = pl.when(pl.col("subject").is_in(held)).then(pl.lit(held_out)).otherwise(pl.lit("train"))
+    return cohort.with_columns(split=split)
+
+
 def labeled_subjects(
     cohort: pl.DataFrame, n: int | None, seed: int, *, structures: Sequence[str] | None = None
 ) -> list[str]:

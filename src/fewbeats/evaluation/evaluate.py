@@ -12,7 +12,7 @@ import polars as pl
 from fewbeats.disk import atomic_path
 from fewbeats.errors import InputError
 from fewbeats.evaluation.measure import Heartbeat, MeasuredScan, find_heartbeats, measure_scan
-from fewbeats.evaluation.predictions import PredictedScan, join_cohort, read_predictions
+from fewbeats.evaluation.predictions import PredictedScan, join_cohort, read_predictions, seen_unlabeled
 from fewbeats.evaluation.report import render_report
 from fewbeats.evaluation.summary import summarize, tabulate_heartbeats
 
@@ -102,8 +102,7 @@ def _count_caveats(
         if (row.get("split") or "") in splits and row["scan"] not in names
     ]
     trained_on = set(map(str, run.get("labeled_subjects") or ()))
-    training = run.get("training") or {}
-    seen = set(map(str, training.get("unlabeled_subjects") or ())) if training.get("transductive") else set()
+    seen = seen_unlabeled(run)
     return {
         "warned_scans": sum(bool(s.warnings) for s in scans),
         "withheld_heartbeats": sum(bool(b.withheld) for b in beats),

@@ -56,6 +56,16 @@ class PredictedScan:
     """False where the true voxel size is lost: then there are no mm and no mL."""
 
 
+def seen_unlabeled(run: Mapping[str, Any]) -> set[str]:
+    """Subjects whose images, not labels, a transductive run has seen.
+
+    Args:
+        run: `run.json` of a predictions folder.
+    """
+    training = run.get("training") or run
+    return set(map(str, training.get("unlabeled_subjects") or ())) if training.get("transductive") else set()
+
+
 def read_predictions(folder: Path) -> tuple[list[PredictedScan], dict[str, Any]]:
     """The scans of a predictions folder, and the run they came from (`run.json`).
 

@@ -19,6 +19,7 @@ from fewbeats.disk import atomic_path
 from fewbeats.errors import InputError
 from fewbeats.evaluation.classes import Told, summarize_classes
 from fewbeats.evaluation.points import match_points, summarize_errors
+from fewbeats.evaluation.predictions import seen_unlabeled
 from fewbeats.finetuning.task import PRESENT, TABLES, Task, read_task
 from fewbeats.training.rundir import RunDir
 
@@ -95,6 +96,8 @@ def judge_task(predictions: Path, cohort: pl.DataFrame) -> Judged:
         what = "points" if task.kind == "landmarks" else f"classes in {task.column or 'its masks'}"
         raise InputError(f"{predictions}: the cohort tells no {what} of these scans; nothing to judge by")
     judged.summary["task"] = task.title
+    if seen := {row["subject"] for row in judged.rows} & seen_unlabeled(run):
+        judged.summary["subjects_seen_unlabeled"] = len(seen)
     return replace(judged, run=run, every=rows)
 
 

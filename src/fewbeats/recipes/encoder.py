@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+import numpy as np
 
 from fewbeats.clock import Clock
 from fewbeats.disk import atomic_path
@@ -51,6 +53,8 @@ class EncoderSettings:
     """Middle of the field of view: image or motion."""
     growth: float = 0.0
     """Share of the steps in which views grow from weak to strong."""
+    weights: Mapping[str, float] = field(default_factory=dict)
+    """Source -> how often its slices are drawn against those of others; all slices alike where empty."""
 
     @property
     def views(self) -> ViewSettings:
@@ -185,7 +189,10 @@ def pretraining(
     stacks = prepare_pool(pools.unlabeled, settings.preprocess, cache=pools.cache, center=settings.center)
     sizes = stacks.frames.tolist(), stacks.slices.tolist()
     check_slices(*sizes, recipe=recipe, batch_size=settings.batch_size, cohort="the pool")
-    sampler = Sampler(stacks, settings.batch_size, settings.network.in_channels, seed=seed, epochs=False)
+    shares = share_sources(pools.unlabeled, stacks, settings.weights)
+    sampler = Sampler(
+        stacks, settings.batch_size, settings.network.in_channels, seed=seed, epochs=False, shares=shares
+    )
     batches = GrowingViews(sampler, views, settings.views, seed, settings.growth)
 
     def write(network: nn.Module, folder: RunDir) -> dict[str, Any]:
@@ -208,6 +215,29 @@ def pretraining(
         exports={"network": Exported(about={**about, "slices": len(stacks)}, write=write)},
         finish=finish,
     )
+
+
+def share_sources(rows: pl.DataFrame, stacks: Stacks, weights: Mapping[str, float]) -> np.ndarray | None:
+    """How often each stack is drawn, so that sources come as their weights say, and slices of one alike.
+
+    Args:
+        rows: of the pool, one a stack.
+        stacks: its slices.
+        weights: source -> weight; empty for no shares.
+
+    Raises:
+        InputError: no column source, or another set of sources.
+    """
+    if not weights:
+        return None
+    sources = rows["source"].to_list() if "source" in rows.columns else []
+    if other := {str(name) for name in sources} ^ set(weights):
+        name = min(other)
+        what = f"there is no '{name}'" if name in weights else f"'{name}' has none"
+        raise InputError(f"--weights: {what}; give one for each entry of the cohort's column source")
+    items = stacks.frames * stacks.slices
+    whole = {name: sum(n for n, own in zip(items, sources) if own == name) for name in weights}
+    return np.array([weights[name] * n / whole[name] for name, n in zip(sources, items)])
 
 
 def check_pool(rows: pl.DataFrame, *, recipe: Recipe, batch_size: int, cohort: Path) -> None:

@@ -115,6 +115,7 @@ def choose_pools(
     labels: Labels | None = None,
     pool: Pool | None = None,
     ancestors: Sequence[Provenance] = (),
+    transductive: bool = False,
     out: Path,
     cache: Path | None = None,
 ) -> Pools:
@@ -125,6 +126,7 @@ def choose_pools(
         labels: manual labels; none are opened where None, and no start may have seen any then.
         pool: scans without labels.
         ancestors: what the run starts from (`recipes.starts`).
+        transductive: they may have seen held-out images, as they may where the pool is transductive.
         out: run folder, whose name goes into its provenance.
         cache: folder of prepared scans and of hashes of files; `sample-cache` beside the run by default.
 
@@ -141,8 +143,9 @@ def choose_pools(
     held_out = cohort.filter(pl.col("split").is_in(HELD_OUT))
     seen = pl.concat([chosen, unlabeled]).unique("scan", maintain_order=True)
     hashes = hash_scans(pl.concat([seen, held_out]), cache=cache / "hashes.json")
-    transductive = pool is not None and pool.transductive
-    guard_training(cohort, labeled=chosen, unlabeled=unlabeled, hashes=hashes, transductive=transductive)
+    open_pool = pool is not None and pool.transductive
+    guard_training(cohort, labeled=chosen, unlabeled=unlabeled, hashes=hashes, transductive=open_pool)
+    transductive = transductive or open_pool
     if labels:
         for names in find_twins(by_subject(pl.concat([seen, held_out]), hashes)):
             print(f"{file}: {' and '.join(names)} are one heart: frames or slices of theirs are equal")

@@ -101,10 +101,10 @@ def check_data(plan: Plan, first: Sequence[Unit], arms: Sequence[Unit]) -> None:
     from fewbeats.data.cohort import read_cohort
     from fewbeats.recipes.starts import STARTS
     from fewbeats.study.trainers import learned_columns
-    from fewbeats.study.units import open_rows, place, pretraining_of
+    from fewbeats.study.units import cohort_of, open_rows, place, pretraining_of, subjects_of
 
     cohort = read_cohort(plan.cohort)
-    judged = cohort.filter(pl.col("split") == plan.split)
+    judged = cohort if plan.folds else cohort.filter(pl.col("split") == plan.split)
     for arm in plan.arms.values():
         main, *more = learned_columns(arm.trainer)
         own = [main, *(name for name in more if name == "points")]
@@ -119,13 +119,14 @@ def check_data(plan: Plan, first: Sequence[Unit], arms: Sequence[Unit]) -> None:
         by_start.setdefault("scratch" if arm.pretraining else arm.trainer.init, []).append(unit)
     for init, units in by_start.items():
         for unit in (units[0], units[-1]):  # the narrowest and the widest budget
-            trainer, budget = plan.arms[unit.name].trainer, {"labeled": unit.labeled, "seed": unit.seed}
-            place(trainer, init=init, cache=plan.cache, **budget).preflight()
+            trainer, budget = plan.arms[unit.name].trainer, {"labeled": subjects_of(unit), "seed": unit.seed}
+            where = {"cohort": cohort_of(plan, unit.seed), "cache": plan.cache}
+            place(trainer, init=init, **where, **budget).preflight()
         if init not in STARTS:
             _refuse_labels(plan, unit.name, init, cohort)
     for unit in first:
         if unit.kind == "pretraining":
-            pretraining_of(plan, unit.name).preflight()
+            pretraining_of(plan, unit).preflight()
     open_rows(plan.rows)
 
 
@@ -140,7 +141,8 @@ def _refuse_labels(plan: Plan, arm: str, init: str, cohort: pl.DataFrame) -> Non
 
     told = [name for name in learned_columns(plan.arms[arm].trainer) if name in cohort.columns]
     any_told = pl.any_horizontal(pl.col(name).is_not_null() for name in ("label", *told))
-    rows = cohort.filter(pl.col("split") == "train", any_told)
+    rows = cohort.filter(any_told)
+    rows = rows if plan.folds else rows.filter(pl.col("split") == "train")
     owners = by_subject(rows, hash_scans(rows, cache=plan.cache / "hashes.json"))
     for run in trace_weights(Path(init)).lineage():
         known = {h for entries in run.labeled.values() for h in digests(entries)}

@@ -22,6 +22,7 @@ from fewbeats.evaluation.statistics import (
     compare_paired,
     cross_draws,
 )
+from fewbeats.study.budget import name_budget
 
 LEVEL = 0.05
 
@@ -163,7 +164,9 @@ def compare_arms(
     a, b = by_draw(mine), by_draw(base)
     differences = a.with_columns(own=a["value"], value=a["value"] - b["value"])
     if len(differences) != differences["subject"].n_unique() * len(shared):
-        raise InputError(f"rows of '{arm}', {labeled} labeled: its seeds were judged on different subjects")
+        raise InputError(
+            f"rows of '{arm}', {name_budget(labeled)} labeled: its seeds were judged on different subjects"
+        )
     whole = _weigh(differences, arm, labeled, baseline=baseline, primary=primary)
     if whole.difference.extreme is None:
         return whole

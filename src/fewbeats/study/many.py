@@ -22,7 +22,7 @@ PANEL = (360, 260)
 def read_plans(path: Path) -> list[Plan]:
     """The study of a file, or the studies under its `studies`, each over what stands beside them.
 
-    There `out` and `rows` are folders, in which each study has its own.
+    There `out` and `rows` are folders, in which each study has its own; pretrainings they share.
 
     Raises:
         InputError: as `read_plan`; or studies that are none.
@@ -38,6 +38,8 @@ def read_plans(path: Path) -> list[Plan]:
 
 def _inside(common: Mapping[str, Any], name: str, own: Mapping[str, Any], path: Path) -> dict[str, Any]:
     content = merged(common, own, path)
+    if isinstance(content.get("out"), str):
+        content = {"pretrained": str(Path(content["out"]) / "pretrained")} | content
     for key, file in (("out", name), ("rows", f"{name}.csv")):
         if isinstance(content.get(key), str):
             content[key] = str(Path(content[key]) / file)

@@ -20,10 +20,13 @@ from fewbeats.errors import InputError
 from fewbeats.evaluation.scores import SCORES, Score
 from fewbeats.ranges import SEEDS
 from fewbeats.recipes.starts import STARTS, start_digest
+from fewbeats.study.budget import ALL, name_budget
 from fewbeats.study.trainers import TRAINERS, Trainer, learned_columns
 
 OWN = ("out", "cache", "seed", "labeled", "labeled_subjects", "localizer", "minutes")
 """Settings of the commands that a study decides itself; budgets are steps, so that machines do not matter."""
+DRAW = "draw"
+"""As the seed of a pretraining: one for each draw, with the draw's seed."""
 DESCRIPTIVE = ("group", "height_cm", "weight_kg", "sequence", "modality", "frame_time_ms")
 """Columns of a cohort that no mask depends on."""
 
@@ -63,6 +66,13 @@ class Plan:
     primary: tuple[str, int] | None
     """Arm and budget of the one contrast to the baseline that was named beforehand."""
     pretrainings: dict[str, Pretrain]
+    drawn: frozenset[str] = frozenset()
+    """Pretrainings that are done anew for each draw, with its seed."""
+    pretrained: Path
+    """Folder of the pretrainings, which studies of one file share."""
+    folds: int = 0
+    """Subjects of all splits are judged by cross-validation in so many parts, each draw one of them; 0: those
+    of `split`."""
     arms: dict[str, Arm]
 
     @property
@@ -84,9 +94,13 @@ class Plan:
         from fewbeats.data.cohort import PATHS, SCHEMA, read_cohort
         from fewbeats.data.files import content_digest
 
-        cohort = read_cohort(self.cohort).filter(pl.col("split").is_in(["train", self.split]))
+        cohort, left_out = read_cohort(self.cohort), {*PATHS, *DESCRIPTIVE}
+        if self.folds:
+            left_out.add("split")
+        else:
+            cohort = cohort.filter(pl.col("split").is_in(["train", self.split]))
         cohort = cohort.sort("subject", "scan")
-        known = cohort.select(pl.col(name) for name in SCHEMA if name not in (*PATHS, *DESCRIPTIVE))
+        known = cohort.select(pl.col(name) for name in SCHEMA if name not in left_out)
         labels = cohort["label"].drop_nulls().map_elements(content_digest, pl.String)
         learned = sorted({name for arm in self.arms.values() for name in learned_columns(arm.trainer)})
         beside = [name for name in learned if name in cohort.columns and name not in known.columns]
@@ -114,6 +128,7 @@ class Plan:
         if arm.pretraining:
             before = self.pretrainings[arm.pretraining]
             about["init"] = before.describe() | {"init": start_digest(before.init)}
+            about["init"] |= {"seed": DRAW} if arm.pretraining in self.drawn else {}
         else:
             about["init"] = start_digest(arm.trainer.init)
         flat = getattr(arm.trainer, "flat_init", "natural")
@@ -143,8 +158,8 @@ def read_content(content: Mapping[str, Any], path: Path, *, name: str) -> Plan:
     Raises:
         InputError: as `read_plan`.
     """
-    known = ("title", "cohort", "out", "rows", "split", "labeled", "seeds", "baseline", "primary",
-             "score", "may_differ", "pretrain", *TRAINERS, "pretrainings", "arms")  # fmt: skip
+    known = ("title", "cohort", "out", "rows", "split", "folds", "labeled", "seeds", "baseline", "primary",
+             "score", "may_differ", "pretrain", *TRAINERS, "pretrainings", "pretrained", "arms")  # fmt: skip
     for key in content:
         if key not in known:
             raise InputError(f"{path}: no setting '{key}'; {_nearest(key, known)}")
@@ -153,10 +168,14 @@ def read_content(content: Mapping[str, Any], path: Path, *, name: str) -> Plan:
             raise InputError(f"{path}: '{key}' is missing; add it")
     if content["split"] not in ("tune", "dev", "test"):
         raise InputError(f"{path}: split: '{content['split']}' is none of tune, dev, test")
-    cohort = Path(_text(content, "cohort", path))
-    pretrainings = {
-        name: _read_pretraining(name, merged(content.get("pretrain"), own, path), cohort, path)
+    cohort, out = Path(_text(content, "cohort", path)), Path(_text(content, "out", path))
+    asked = {
+        name: _with_config(merged(content.get("pretrain"), own, path), path)
         for name, own in named(content.get("pretrainings"), "pretrainings", path).items()
+    }
+    drawn = frozenset(name for name, own in asked.items() if own.get("seed") == DRAW)
+    pretrainings = {
+        name: _read_pretraining(name, own, cohort, path, drawn=name in drawn) for name, own in asked.items()
     }
     arms = {name: _read_arm(name, own, content, cohort, pretrainings, path)
             for name, own in named(content["arms"], "arms", path).items()}  # fmt: skip
@@ -164,7 +183,7 @@ def read_content(content: Mapping[str, Any], path: Path, *, name: str) -> Plan:
         name=name,
         title=str(content.get("title", "")),
         cohort=cohort,
-        out=Path(_text(content, "out", path)),
+        out=out,
         rows=Path(_text(content, "rows", path)),
         split=content["split"],
         baseline=_text(content, "baseline", path),
@@ -172,20 +191,33 @@ def read_content(content: Mapping[str, Any], path: Path, *, name: str) -> Plan:
         may_differ=_read_names(content.get("may_differ", []), "may_differ", path),
         primary=_read_primary(content.get("primary"), path),
         pretrainings=pretrainings,
+        drawn=drawn,
+        pretrained=Path(_text({"pretrained": str(out / "pretrained")} | dict(content), "pretrained", path)),
+        folds=_read_folds(content.get("folds", 0), path),
         arms=arms,
     )
     _check(plan, path)
     return plan
 
 
-def _read_pretraining(name: str, settings: Mapping[str, Any], cohort: Path, path: Path) -> Pretrain:
+def _with_config(settings: dict[str, Any], path: Path) -> dict[str, Any]:
+    """Settings over those of the file that their `config` names."""
+    file = settings.pop("config", None)
+    return merged(read_yaml(Path(str(file))), settings, path) if file else settings
+
+
+def _read_pretraining(
+    name: str, settings: Mapping[str, Any], cohort: Path, path: Path, *, drawn: bool
+) -> Pretrain:
     where = f"pretrainings.{name}"
     if name in STARTS:
         raise InputError(f"{path}: {where}: is the name of a start; choose another")
     settings = dict(settings)
     method = settings.pop("method", None)
+    if drawn:
+        del settings["seed"]
     _refuse_own(settings, where, path, OWN[:2] + OWN[-1:])
-    words = [str(method), str(cohort), "--out=."]
+    words = [str(method), str(settings.pop("cohort", cohort)), "--out=."]
     command = _parse(Pretrain, words, settings, f"{path}: {where}")
     if not command.steps or command.steps < 1:
         raise InputError(f"{path}: {where}.steps: give at least 1, to it or to 'pretrain' for all")
@@ -202,7 +234,7 @@ def _read_arm(
 ) -> Arm:
     where = f"arms.{name}"
     own = dict(own)
-    labeled = _numbers(own.pop("labeled", content["labeled"]), f"{where}.labeled", path)
+    labeled = _numbers(_budgets(own.pop("labeled", content["labeled"])), f"{where}.labeled", path)
     seeds = _numbers(own.pop("seeds", content["seeds"]), f"{where}.seeds", path)
     if max(seeds) >= SEEDS:
         raise InputError(f"{path}: {where}.seeds: give numbers below {SEEDS}")
@@ -221,6 +253,12 @@ def _read_arm(
     if not trainer.steps or trainer.steps < 1:
         raise InputError(f"{path}: {where}.steps: give at least 1, to each arm or to '{command}' for all")
     return Arm(name=name, trainer=trainer, pretraining=pretraining, labeled=labeled, seeds=seeds)
+
+
+def _read_folds(given: Any, path: Path) -> int:
+    if type(given) is not int or given < 0 or given == 1:
+        raise InputError(f"{path}: folds: '{given}'; give 2 or more, or 0 for none")
+    return given
 
 
 def _read_score(given: Any, path: Path) -> Score:
@@ -260,7 +298,8 @@ def _check(plan: Plan, path: Path) -> None:
             )
         if labeled not in plan.arms[name].labeled or labeled not in base.labeled:
             raise InputError(
-                f"{path}: primary: {labeled} labeled is no budget of both '{name}' and the baseline"
+                f"{path}: primary: {name_budget(labeled)} labeled is no budget of both '{name}' and "
+                f"'{plan.baseline}'"
             )
     for arm in plan.arms.values():
         found = _differences(base.trainer.protocol(), arm.trainer.protocol())
@@ -337,6 +376,11 @@ def _numbers(value: Any, name: str, path: Path) -> tuple[int, ...]:
     if not sound or len(set(listed)) < len(listed):
         raise InputError(f"{path}: {name}: give different whole numbers from 0 on")
     return tuple(listed)
+
+
+def _budgets(value: Any) -> Any:
+    """With `all` as the number that stands for it."""
+    return [ALL if one == "all" else one for one in (value if isinstance(value, list) else [value])]
 
 
 def _text(content: Mapping[str, Any], key: str, path: Path) -> str:

@@ -16,11 +16,12 @@ from fewbeats.evaluation.scores import Score
 from fewbeats.pages.charts import Chart
 from fewbeats.pages.page import as_markup, flatten, render_page
 from fewbeats.recipes.starts import STARTS
+from fewbeats.study.budget import name_budget
 from fewbeats.study.contrast import Cell
 from fewbeats.study.plan import Plan
 from fewbeats.study.result import MISSED, Result, analyze, arm_of
 from fewbeats.study.sentences import ROUGH, describe, spread_of, tell_hinge, tell_p, tell_range
-from fewbeats.study.units import missing_arms, own_rows
+from fewbeats.study.units import by_repeat, missing_arms, own_rows
 
 COLORS = 12  # of the page; further arms share them
 
@@ -32,15 +33,21 @@ def write_report(plan: Plan) -> tuple[Path, Result]:
         InputError: there is no row of this study's split yet.
     """
     rows = own_rows(plan)
-    if rows.is_empty():
-        raise InputError(f"{plan.rows}: no row of split '{plan.split}' yet; run the study first")
+    whole = by_repeat(rows, plan.folds)
+    if whole.is_empty():
+        what = f"repeat of {plan.folds} folds is complete" if plan.folds else f"row of split '{plan.split}'"
+        raise InputError(f"{plan.rows}: no {what} yet; run the study first")
     result = analyze(
-        rows,
+        whole,
         list(plan.arms),
         baseline=plan.baseline,
         score=plan.score,
         primary=plan.primary,
-        shared=[arm.name for arm in plan.arms.values() if arm.pretraining and len(arm.seeds) > 1],
+        shared=[
+            arm.name
+            for arm in plan.arms.values()
+            if arm.pretraining and arm.pretraining not in plan.drawn and len(arm.seeds) > 1
+        ],
     )
     waiting = len(missing_arms(plan, rows))
     page = render_page(Path(__file__).parent / "study.html.j2", _context(plan, rows, result, waiting=waiting))
@@ -90,8 +97,10 @@ def _context(plan: Plan, rows: pl.DataFrame, result: Result, *, waiting: int) ->
         "starts": starts,
         "photographs": (first := base.localization()) is not None and first["init"] == "natural",
         "elsewhere": sorted(starts - set(STARTS)),
+        "seen": [arm for arm in arms if getattr(plan.arms[arm_of(arm)].trainer, "transductive", False)],
         "level": lambda value: "–" if value is None else plan.score.text(value),
         "describe": describe,
+        "name_budget": name_budget,
         "spread_of": spread_of,
         "tell_hinge": tell_hinge,
         "tell_p": tell_p,
@@ -126,7 +135,7 @@ def draw_budgets(
     chart = Chart((-0.5, len(budgets) - 0.5), y, width=size[0], height=size[1])
     chart.y_axis(score.axis)
     for at, labeled in enumerate(budgets):
-        chart.text(chart.x(at), chart.bottom + 16, str(labeled))
+        chart.text(chart.x(at), chart.bottom + 16, name_budget(labeled))
     chart.text((chart.left + chart.right) / 2, chart.height - 4, "labeled subjects", kind="axis-title")
     beside = {labeled: [arm for arm in arms if any((c.arm, c.labeled) == (arm, labeled) for c in cells)]
               for labeled in budgets}  # fmt: skip
@@ -144,6 +153,6 @@ def draw_budgets(
             if cell.ci95:
                 chart.line(x, cell.ci95[0], x, cell.ci95[1], kind=f"whisker {kind}")
                 interval = f" ({score.text(cell.ci95[0])} to {score.text(cell.ci95[1])})"
-            says = f"{arm}, {cell.labeled} labeled: {score.text(cell.mean)}{interval}"
+            says = f"{arm}, {name_budget(cell.labeled)} labeled: {score.text(cell.mean)}{interval}"
             chart.dot(x, cell.mean, kind=f"dot {kind}", says=says)
     return chart.svg(f"{score.title} against labeled subjects")

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping, Sequence
 
 from fewbeats.evaluation.scores import Score
+from fewbeats.study.budget import name_budget
 from fewbeats.study.contrast import Cell, Contrast
 
 ROUGH = 4
@@ -33,7 +34,7 @@ def say(
         shared: arms whose draws share one pretraining.
     """
     labeled = cells[0].labeled
-    at = f"With {labeled} labeled subject{'s' if labeled != 1 else ''}"
+    at = f"With {name_budget(labeled)} labeled subject{'s' if labeled != 1 else ''}"
     if len(cells) == 1:
         return f"{at}: {cells[0].arm} alone was tried, {score.told(cells[0].mean)}."
     if not contrasts:

@@ -15,6 +15,7 @@ from fewbeats.commands.pretrain import Pretrain
 from fewbeats.disk import append_locked, atomic_path
 from fewbeats.errors import InputError
 from fewbeats.evaluation.scores import SCORES
+from fewbeats.study.budget import ALL, name_budget
 from fewbeats.study.judged import read_scores
 from fewbeats.study.plan import Plan
 from fewbeats.study.trainers import Trainer
@@ -49,11 +50,9 @@ class Unit:
     seed: int = 0
 
     def __str__(self) -> str:
-        return (
-            self.name
-            if self.kind == "pretraining"
-            else f"{self.name}, {self.labeled} labeled, seed {self.seed}"
-        )
+        if self.kind == "pretraining":
+            return f"{self.name}, seed {self.seed}" if self.seed else self.name
+        return f"{self.name}, {name_budget(self.labeled)} labeled, seed {self.seed}"
 
 
 def arms_of(plan: Plan) -> list[Unit]:
@@ -79,8 +78,7 @@ def missing_units(plan: Plan) -> tuple[list[Unit], list[Unit]]:
             "'rows', or take them out"
         )
     arms = missing_arms(plan, rows)
-    starts = {plan.arms[unit.name].pretraining for unit in arms} - {None}
-    first = [Unit("pretraining", name) for name in plan.pretrainings if name in starts]
+    first = _pretrainings_for(plan, arms)
     if plan.arms[plan.baseline].trainer.localization():
         takers = [unit for unit in arms if plan.arms[unit.name].trainer.localization()]
         pairs = sorted({(unit.labeled, unit.seed) for unit in takers})
@@ -101,21 +99,54 @@ def run_unit(plan: Plan, unit: Unit) -> None:
         InputError: cohort, scans or settings cannot be used.
     """
     if unit.kind == "pretraining":
-        pretraining_of(plan, unit.name).run()
+        pretraining_of(plan, unit).run()
     elif unit.kind == "localizer" and (localizer := localizer_of(plan, unit)):
         localizer.run()
     else:
         _compute_arm(plan, unit)
 
 
-def pretraining_of(plan: Plan, name: str) -> Pretrain:
-    """The command of a pretraining, with its places."""
-    return replace(plan.pretrainings[name], cohort=plan.cohort, out=pretrained(plan, name), cache=plan.cache)
+def _pretrainings_for(plan: Plan, arms: Sequence[Unit]) -> list[Unit]:
+    """What these arms start from, in the plan's order: one, or one a draw."""
+    found = []
+    for name in plan.pretrainings:
+        seeds = {unit.seed for unit in arms if plan.arms[unit.name].pretraining == name}
+        found += [Unit("pretraining", name, seed=s) for s in sorted(seeds if name in plan.drawn else ())]
+        found += [Unit("pretraining", name)] if seeds and name not in plan.drawn else []
+    return found
 
 
-def pretrained(plan: Plan, name: str) -> Path:
-    """Run folder of a pretraining."""
-    return plan.out / "pretrained" / name
+def pretraining_of(plan: Plan, unit: Unit) -> Pretrain:
+    """The command of a pretraining, with its places; one a draw leaves out whom that draw holds out."""
+    command = plan.pretrainings[unit.name]
+    places: dict[str, Any] = {"out": pretrained(plan, unit.name, unit.seed), "cache": plan.cache}
+    if unit.name not in plan.drawn:
+        return replace(command, **places)
+    own = cohort_of(plan, unit.seed) if command.cohort == plan.cohort else command.cohort
+    return replace(command, **places, cohort=own, seed=unit.seed)
+
+
+def pretrained(plan: Plan, name: str, seed: int) -> Path:
+    """Run folder of a pretraining; of one that is done anew for each draw, that of a draw."""
+    return plan.pretrained / (f"{name}_seed{seed}" if name in plan.drawn else name)
+
+
+def cohort_of(plan: Plan, seed: int) -> Path:
+    """The cohort of a draw: the study's, or one of its cuts into folds.
+
+    Raises:
+        InputError: the cohort cannot be used.
+    """
+    if not plan.folds:
+        return plan.cohort
+    from fewbeats.data.cohort import read_cohort, write_cohort
+    from fewbeats.data.split import fold_splits
+
+    file = plan.out / "folds" / f"draw{seed}.csv"
+    file.parent.mkdir(parents=True, exist_ok=True)
+    cohort = read_cohort(plan.cohort)
+    write_cohort(fold_splits(cohort, folds=plan.folds, draw=seed, held_out=plan.split), file)
+    return file
 
 
 def localizer_of(plan: Plan, unit: Unit) -> Finetune | None:
@@ -126,10 +157,11 @@ def localizer_of(plan: Plan, unit: Unit) -> Finetune | None:
     phases = {arm.trainer.describe().get("phase") for arm in plan.arms.values()}
     return replace(
         Finetune(**first),
-        labeled=unit.labeled,
+        labeled=subjects_of(unit),
         seed=unit.seed,
+        cohort=cohort_of(plan, unit.seed),
         phase=phases.pop() if len(phases) == 1 else None,
-        out=plan.out / "localizers" / f"{unit.labeled}_seed{unit.seed}",
+        out=plan.out / "localizers" / f"{name_budget(unit.labeled)}_seed{unit.seed}",
         cache=plan.cache,
     )
 
@@ -140,13 +172,19 @@ def trainer_of(plan: Plan, unit: Unit) -> Trainer:
     localizer = localizer_of(plan, unit) if arm.trainer.localization() else None
     return place(
         arm.trainer,
-        labeled=unit.labeled,
+        labeled=subjects_of(unit),
         seed=unit.seed,
-        init=str(pretrained(plan, arm.pretraining)) if arm.pretraining else arm.trainer.init,
+        cohort=cohort_of(plan, unit.seed),
+        init=str(pretrained(plan, arm.pretraining, unit.seed)) if arm.pretraining else arm.trainer.init,
         localizer=localizer.out if localizer else None,
-        out=plan.out / "arms" / f"{unit.name}_{unit.labeled}_seed{unit.seed}",
+        out=plan.out / "arms" / f"{unit.name}_{name_budget(unit.labeled)}_seed{unit.seed}",
         cache=plan.cache,
     )
+
+
+def subjects_of(unit: Unit) -> int | None:
+    """Labeled subjects of a run as commands take them; None for all."""
+    return None if unit.labeled == ALL else unit.labeled
 
 
 def place(trainer: Trainer, **given: Any) -> Trainer:
@@ -162,12 +200,13 @@ def _compute_arm(plan: Plan, unit: Unit) -> None:
 
     trainer, reports = trainer_of(plan, unit), dict[str, Path]()
     run, home = trainer.run(), Path(trainer.out)  # what is judged may lie elsewhere: a teacher
+    cohort = cohort_of(plan, unit.seed)
     names = RunDir(run).read_config().networks
     for network in (*names, "mean") if len(names) > 1 else names:
         of = "" if network == NETWORK else f"_{network}"
         found = home.with_name(f"{home.name}{of}_{plan.split}")
-        Predict(model=run, network=network, input=plan.cohort, split=plan.split, out=found).run()
-        Evaluate(predictions=found, cohort=plan.cohort, out=found / "report").run()
+        Predict(model=run, network=network, input=cohort, split=plan.split, out=found).run()
+        Evaluate(predictions=found, cohort=cohort, out=found / "report").run()
         reports[network] = found / "report"
     append_rows(plan, unit, run, reports)
 
@@ -182,7 +221,8 @@ def append_rows(plan: Plan, unit: Unit, run: Path, reports: Mapping[str, Path]) 
         reports: network -> folder of its evaluation.
     """
     arm, about = plan.arms[unit.name], RunDir(run).read_config()
-    before = RunDir(pretrained(plan, arm.pretraining)).read_config() if arm.pretraining else None
+    start = pretrained(plan, arm.pretraining, unit.seed) if arm.pretraining else None
+    before = RunDir(start).read_config() if start else None
     tags = {
         "arm": unit.name, "labeled": unit.labeled, "seed": unit.seed, "split": plan.split,
         "settings": plan.digest(arm), "data": plan.data, "steps": about.steps,
@@ -227,15 +267,34 @@ def own_rows(plan: Plan) -> pl.DataFrame:
         raise InputError(f"{plan.rows}: has rows of different subjects or labels; take out those of one")
     for (arm, labeled), own in rows.group_by("arm", "labeled", maintain_order=True):
         counts = own.group_by("seed").agg((pl.col("metric") == plan.score.name).sum())["metric"]
-        if counts.n_unique() > 1:
+        if counts.n_unique() > 1 and not plan.folds:
             raise InputError(
-                f"{plan.rows}: lacks rows of a seed of '{arm}', {labeled} labeled; take out its others"
+                f"{plan.rows}: lacks rows of a seed of '{arm}', {name_budget(labeled)} labeled; take out its "
+                "others"
             )
         if not counts[0]:
             raise InputError(
-                f"{plan.rows}: has no {plan.score.name} of '{arm}', {labeled} labeled; name another score"
+                f"{plan.rows}: has no {plan.score.name} of '{arm}', {name_budget(labeled)} labeled; name "
+                "another score"
             )
     return rows.drop("asked")
+
+
+def by_repeat(rows: pl.DataFrame, folds: int) -> pl.DataFrame:
+    """Rows of a cross-validation with its repeats as draws, in each of which every subject is judged once.
+
+    Args:
+        rows: of one study.
+        folds: of it; 0 where it is none, and rows stay as they are.
+
+    Returns:
+        those of repeats that are complete.
+    """
+    if not folds:
+        return rows
+    cut = rows.with_columns(repeat=pl.col("seed") // folds)
+    whole = pl.col("seed").n_unique().over("arm", "labeled", "repeat") == folds
+    return cut.filter(whole).with_columns(seed="repeat").drop("repeat")
 
 
 def read_rows(file: Path) -> pl.DataFrame:
@@ -273,7 +332,8 @@ def read_rows(file: Path) -> pl.DataFrame:
     if (twice := rows.select(CELL).is_duplicated()).any():
         arm, labeled, seed, split = rows.filter(twice).select(KEY).row(0)
         raise InputError(
-            f"{file}: has rows of '{arm}', {labeled} labeled, seed {seed}, {split} twice; take out one"
+            f"{file}: has rows of '{arm}', {name_budget(labeled)} labeled, seed {seed}, {split} twice; take "
+            "out one"
         )
     return rows
 
