@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 import numpy as np
+import polars as pl
 import pydicom
 import pytest
 
@@ -298,3 +299,18 @@ def test_pixels_outside_of_the_image_are_dark(tmp_path, kind):
     for slice_ in frame:
         borders = (slice_[:2], slice_[-2:], slice_[:, :2], slice_[:, -2:])
         assert any((border == slice_.min()).all() for border in borders)
+
+
+def test_scans_of_two_visits_are_two_studies(tmp_path):
+    """A folder a person, who came twice: what is told of a study is told of a visit."""
+    for visit in (1, 2):
+        for series in (1, 2):
+            uid = {"StudyInstanceUID": f"1.2.{visit}", "SeriesInstanceUID": f"1.2.{visit}.{series}",
+                   "FrameOfReferenceUID": f"1.2.{visit}.9", "SeriesNumber": series}  # fmt: skip
+            write_cine(tmp_path / "source" / "anna" / f"v{visit}s{series}", **uid)
+    write_cine(tmp_path / "source" / "bob")
+    cohort = index(tmp_path / "source", layout="dicom").sort("image", "scan")
+    anna = cohort.filter(pl.col("subject") == "anna")
+    assert len(anna) == 4
+    assert anna.group_by("study").len().sort("study").rows() == [("anna_study1", 2), ("anna_study2", 2)]
+    assert cohort.filter(pl.col("subject") == "bob")["study"].to_list() == ["bob"]

@@ -219,6 +219,8 @@ class Source:
     """DICOM only: why its frames are no phases of one beat; empty where they may be."""
     people: tuple[str, ...] = ()
     """DICOM only: digests of PatientID, to compare and never to write."""
+    study: str = ""
+    """DICOM only: StudyInstanceUID, to compare and never to write."""
 
 
 @dataclass(frozen=True, kw_only=True)

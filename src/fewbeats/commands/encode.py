@@ -37,7 +37,7 @@ class Encode:
             InputError: the run or the cohort cannot be used.
         """
         from fewbeats.disk import atomic_path
-        from fewbeats.evaluation.embedding_report import render_embeddings
+        from fewbeats.evaluation.embedding_report import count_embeddings, render_embeddings
         from fewbeats.inference.encode import open_encoder
         from fewbeats.recipes.encoding import encode_scans
         from fewbeats.recipes.executors import open_executor
@@ -47,13 +47,13 @@ class Encode:
             raise InputError(f"--out {self.out}: embeddings are written as .parquet; name such a file")
         jobs, encoder = jobs_of_cohort(self.cohort, self.split), open_encoder(self.model)
         study_of = dict(jobs.rows.select("scan", "study").iter_rows())
-        table = encode_scans(
+        encode_scans(
             jobs, encoder, self.out, level=self.level, study_of=study_of,
             executor=open_executor(self.on, self.jobs),
         )  # fmt: skip
         page = self.out.with_suffix(".html")
         with atomic_path(page) as file:
-            file.write_text(render_embeddings(table, jobs.rows, run=encoder.describe()), encoding="utf-8")
-        print(f"{self.out}: {len(table)} embeddings of {len(table['features'][0])} numbers")
+            file.write_text(render_embeddings(self.out, jobs.rows, run=encoder.describe()), encoding="utf-8")
+        print(f"{self.out}: {count_embeddings(self.out)} embeddings")
         print(f"report: {page}")
         return self.out

@@ -102,11 +102,27 @@ def _measure_all(
         tried = list(pool.map(partial(_try_measure, check_pixels=check_pixels), rows))
     refuse_bad([one for one in tried if isinstance(one, InputError)], leave_out=leave_out, tell=tell)
     measured = [row for found in tried if not isinstance(found, InputError) for row in found]
-    kept = tell_odd(measured, tell)
+    kept = name_visits(tell_odd(measured, tell))
     numbers = {id(row) for row in kept}
     aside = [row for row, found in zip(rows, tried) if isinstance(found, InputError)]
     aside += [row for row in measured if id(row) not in numbers]
     return kept, [Path(row[name]) for row in aside for name in ("image", "label") if row.get(name)]
+
+
+def name_visits(rows: list[Row]) -> list[Row]:
+    """Rows with studies numbered in order of their files, where a subject's DICOM files are of several."""
+    visits: dict[str, list[str]] = {}
+    for row in rows:
+        own = visits.setdefault(row["subject"], [])
+        if row.get("_visit") and row["_visit"] not in own:
+            own.append(row["_visit"])
+    named = []
+    for row in rows:
+        own, uid = visits[row["subject"]], row.get("_visit")
+        if len(own) > 1 and uid and not row.get("study"):
+            row = {**row, "study": f"{row['subject']}_study{own.index(uid) + 1}"}
+        named.append(row)
+    return named
 
 
 def _try_measure(row: Row, *, check_pixels: bool) -> list[Row] | InputError:
@@ -185,7 +201,7 @@ def measure(row: Row, *, check_pixels: bool) -> list[Row]:
         if scan.modality not in ("", *ALLOWED["modality"]):
             raise InputError(f"{scan.source.path}: modality {scan.modality}; only MR and CT can be used")
         one = {**one, **_geometry(scan), "modality": scan.modality or one.get("modality")}
-        one["_people"] = scan.source.people
+        one["_people"], one["_visit"] = scan.source.people, scan.source.study
         one["slice_order"] = _slice_order(one.get("slice_order"), scan)
         if one.get("label"):
             one = measure_label({"label_frames": _frame_of_single(one["label"], scan), **one}, scan)

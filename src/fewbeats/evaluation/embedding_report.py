@@ -21,19 +21,31 @@ COLORED = {"sequence": "Sequence", "view": "View", "group": "Disease"}
 COLORS = 8
 
 
-def render_embeddings(table: pl.DataFrame, cohort: pl.DataFrame, *, run: Mapping[str, Any]) -> str:
+def count_embeddings(table: Path) -> int:
+    """Rows of a table of `encode_scans`; its embeddings are not read."""
+    return int(pl.scan_parquet(table).select(pl.len()).collect().item())
+
+
+def draw_embeddings(table: Path, most: int = MOST) -> pl.DataFrame:
+    """Rows of a table in its order, at most so many, drawn by chance; no others are kept in memory."""
+    total = count_embeddings(table)
+    chosen = pl.Series(np.sort(np.random.default_rng(0).permutation(total)[:most]), dtype=pl.UInt32)
+    rows = pl.scan_parquet(table).with_row_index("_at").filter(pl.col("_at").is_in(chosen.implode()))
+    return rows.drop("_at").collect(engine="streaming")
+
+
+def render_embeddings(table: Path, cohort: pl.DataFrame, *, run: Mapping[str, Any]) -> str:
     """The page as HTML.
 
     Args:
-        table: of `encode_scans`.
+        table: Parquet file of `encode_scans`.
         cohort: rows that tell sequence, view and disease.
         run: what made them.
     """
-    key = ["scan"] if "scan" in table.columns else ["subject", "study"]
+    drawn = draw_embeddings(table)
+    key = ["scan"] if "scan" in drawn.columns else ["subject", "study"]
     known = cohort.unique(key, maintain_order=True).select(*key, *COLORED)
-    told = table.join(known, on=key, how="left", maintain_order="left")
-    chosen = np.random.default_rng(0).permutation(len(told))[:MOST]
-    shown = told[np.sort(chosen)]
+    shown = drawn.join(known, on=key, how="left", maintain_order="left")
     features = np.asarray(shown["features"].to_numpy())
     places, explained = project(features)
     maps = [
@@ -46,13 +58,13 @@ def render_embeddings(table: pl.DataFrame, cohort: pl.DataFrame, *, run: Mapping
         TEMPLATE,
         {
             "today": date.today().isoformat(),
-            "count": len(table),
+            "count": count_embeddings(table),
             "width": features.shape[1],
-            "subjects": table["subject"].n_unique(),
+            "subjects": cohort["subject"].n_unique(),
             "maps": maps,
             "shown": len(shown),
             "explained": explained,
-            "asked": neighbors(shown, features, cohort) if "slice" in table.columns else [],
+            "asked": neighbors(shown, features, cohort) if "slice" in drawn.columns else [],
             "settings": list(flatten({n: v for n, v in run.items() if n not in ("versions", "machine")})),
         },
     )

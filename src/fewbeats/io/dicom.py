@@ -240,6 +240,7 @@ def _build(stack: Stack) -> Scan:
             plane=_plane(stack),
             part=stack.part,
             people=tuple(sorted({frame.person for frame in frames} - {""})),
+            study=first.study_uid,
             no_beat=ONCE_A_BEAT if any(ONCE_A_BEAT in note for note in time_notes) else "",
         ),
     )

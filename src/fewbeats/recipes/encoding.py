@@ -22,6 +22,8 @@ Level = Literal["slice", "scan", "study"]
 PLACE = {"slice": ("subject", "study", "scan", "frame", "slice"), "scan": ("subject", "study", "scan"),
          "study": ("subject", "study")}  # fmt: skip
 """Level -> columns that say what an embedding is of."""
+ROWS = 4096
+"""Embeddings that are in memory at a time while the slices of many scans are put together."""
 
 
 def encode_scans(
@@ -33,8 +35,10 @@ def encode_scans(
     study_of: Mapping[str, str],
     executor: Executor = serial,
     tell: Callable[[str], None] = print,
-) -> pl.DataFrame:
+) -> None:
     """Encode scans; what was encoded before, from the same files, is not encoded again.
+
+    Slices are put together piece by piece, as a biobank's do not fit into memory.
 
     Args:
         jobs: the scans.
@@ -45,34 +49,35 @@ def encode_scans(
         executor: who does it.
         tell: is given one line a scan.
 
-    Returns:
-        the table: where an embedding comes from, and `features`, (D,) float32.
+    Writes:
+        subject, study, and by level scan, frame and slice; `features`, (D,) float32.
 
     Raises:
         InputError: scans that cannot be read, or a folder that holds something else.
     """
     parts = out.with_name(f"{out.stem}_parts")
     fill_folder(jobs, encoder, EncodeWork(encoder), parts, about={}, executor=executor, tell=tell)
-    tables = (
-        pl.read_parquet(parts / job.features).with_columns(
-            study=pl.lit(study_of.get(job.scan, job.subject)), weight=pl.lit(1.0)
-        )
-        for job in jobs
-    )
-    whole = pl.concat([_at(table, level) for table in tables])
-    if level == "study":  # of which a study has several
-        whole = _at(whole, level)
-    whole = whole.drop("weight")
+    files = [parts / job.features for job in jobs]
+    told = [(job.scan, study_of.get(job.scan, job.subject)) for job in jobs]
+    visits = pl.DataFrame(told, {"scan": pl.String, "study": pl.String}, orient="row")
     with atomic_path(out) as file:
-        whole.write_parquet(file)
-    return whole
+        if level == "slice":
+            slices = pl.scan_parquet(files).join(visits.lazy(), on="scan", how="left", maintain_order="left")
+            slices.select(*PLACE[level], "features").sink_parquet(file, row_group_size=ROWS)
+            return
+        read = (pl.read_parquet(one).with_columns(weight=pl.lit(1.0)) for one in files)
+        tables = [
+            _at(table.with_columns(study=pl.lit(visit)), level) for table, visit in zip(read, visits["study"])
+        ]
+        whole = pl.concat(tables)
+        if level == "study":  # of which a study has several scans
+            whole = _at(whole, level)
+        whole.drop("weight").write_parquet(file)
 
 
 def _at(table: pl.DataFrame, level: Level) -> pl.DataFrame:
     """Embeddings of a level: the mean of those that are of one and the same thing, by the slices in each."""
     place, width = PLACE[level], table["features"].dtype.shape[0]  # type: ignore[attr-defined]
-    if level == "slice":
-        return table.select(*place, "features", "weight")
     rows = []
     for named, own in table.group_by(place, maintain_order=True):
         weight = own["weight"].to_numpy()

@@ -1,0 +1,138 @@
+"""Cohorts of the nine tasks, and what can be told without looking at a heart.
+
+    python benchmarks/nine_tasks.py --data ../shared/data --out runs cohorts
+    fewbeats study configs/nine_tasks.yaml
+    python benchmarks/nine_tasks.py --data ../shared/data --out runs confounds
+
+`cohorts` writes acdc.csv and emidec.csv (real scans), exams.csv (phantoms that are judged, of other settings
+than those that are learned from) and pool.csv, of which the encoders learn. `confounds` asks a linear model
+that sees geometry, gray values of whole slices and how these go along the heart, and no more, for sequences,
+late enhancement and diseases, with the subjects that a network of the same draw has.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from datetime import date
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import polars as pl
+from sklearn.linear_model import LogisticRegression
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler
+
+from fewbeats.commands.finetune import Finetune
+from fewbeats.data.cohort import join_cohorts, read_cohort, write_cohort
+from fewbeats.data.files import open_scan
+from fewbeats.study.many import read_plans
+from fewbeats.study.plan import Plan
+from fewbeats.study.units import Unit, arms_of, cohort_of, trainer_of
+from fewbeats.training.rundir import machine
+from record import append, call, is_recorded
+
+HERE = Path(__file__).parent
+CONFIG = HERE.parent / "configs" / "nine_tasks.yaml"
+TABLE = "confounds.csv"
+TASKS = ("sequence", "lge_detection", "disease")
+PERCENTILES = (5, 25, 50, 75, 95)
+
+
+def main() -> None:
+    """Carry out what is asked."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser.add_argument("--data", type=Path, required=True, help="folder of acdc, emidec, ...")
+    parser.add_argument("--out", type=Path, required=True, help="folder for cohorts")
+    parser.add_argument("what", choices=["cohorts", "confounds"])
+    given = parser.parse_args()
+    if given.what == "cohorts":
+        make_cohorts(given.data, given.out)
+        return
+    for plan in read_plans(CONFIG):
+        if plan.name in TASKS:
+            judge_confounds(plan)
+
+
+def make_cohorts(data: Path, out: Path) -> None:
+    """Write the tables; phantoms are made where they are not there."""
+    splits = data / "splits"
+    index = {
+        "acdc": (data / "acdc", "acdc", "--split", splits / "acdc_study.csv"),
+        "emidec": (data / "emidec", "folder", "--convention", "emidec", "--split", splits / "emidec.csv"),
+        "cine4d": (data / "cine4d", "folder", "--convention", HERE / "cine4d_convention.csv"),
+        "pig": (data / "preclinical", "folder"),
+        "volunteer": (data / "lge_t1_dicom", "dicom"),
+    }
+    for name, (folder, layout, *flags) in index.items():
+        call("index", folder, "--layout", layout, *flags, "--out", out / f"{name}.csv")
+    emidec = read_cohort(out / "emidec.csv")
+    infarct = pl.col("subject").str.starts_with("Case_P")
+    group = pl.when(infarct).then(pl.lit("infarct")).otherwise(pl.lit("normal"))
+    write_cohort(emidec.with_columns(group=group), out / "emidec.csv")
+    exams = {  # judged: another scanner's contrast, smaller pixels, other subjects
+        "exams": ("--subjects", 48, "--seed", 7, "--contrast", "dark", "--pixel-mm", 1.3, 1.5),
+        "exams_seen": ("--subjects", 24, "--seed", 70, "--contrast", "bright", "--pixel-mm", 1.6, 2.0),
+    }
+    for name, flags in exams.items():
+        if not (out / name).is_dir():
+            call("phantom", out / name, "--exam", "--frames", 4, "--matrix", 128, *flags)
+        draw = (0.5, 0.1, 0.4) if name == "exams" else (1, 0, 0)
+        call("index", out / name, "--layout", "phantom", "--draw", *draw, "--out", out / f"{name}.csv")
+    learned = {}
+    for name in ("acdc", "emidec", "cine4d", "pig", "volunteer", "exams_seen"):
+        table = read_cohort(out / f"{name}.csv").with_columns(pl.col("split").fill_null("train"))
+        learned[name] = table.filter(pl.col("split") == "train")
+    others = pl.concat([learned.pop(name) for name in ("cine4d", "pig", "volunteer")], how="diagonal")
+    write_cohort(join_cohorts({**learned, "others": others}, apart=True), out / "pool.csv")
+
+
+def judge_confounds(plan: Plan) -> None:
+    """Rows of each draw of a study's baseline."""
+    for unit in arms_of(plan):
+        if unit.name == plan.baseline:
+            key = {"task": plan.name, "labeled": unit.labeled, "seed": unit.seed}
+            if not is_recorded(TABLE, **key):
+                append(TABLE, pl.DataFrame([{**key, **row} for row in judge_draw(plan, unit)]))
+
+
+def judge_draw(plan: Plan, unit: Unit) -> list[dict[str, Any]]:
+    """One row a subject: whether the class of its study (else the share of its scans) was told."""
+    trainer = trainer_of(plan, unit)
+    assert isinstance(trainer, Finetune)
+    task = trainer.from_file
+    assert task is not None
+    cohort = read_cohort(cohort_of(plan, unit.seed))
+    judged = cohort.filter(pl.col("split") == plan.split, pl.col(task.column).is_in(list(task.classes)))
+    for column, values in task.where.items():
+        judged = judged.filter(pl.col(column).is_in(list(values)))
+    x, y = look_at(trainer.choose().labeled, task.column)
+    model = make_pipeline(StandardScaler(), LogisticRegression(C=0.1, max_iter=2000)).fit(x, y)
+    own, truth = look_at(judged, task.column)
+    right = judged.with_columns(right=pl.Series(model.predict(own) == truth).cast(pl.Float64))
+    told = right.group_by("subject", "study", maintain_order=True).agg(pl.col("right").mean())
+    scans = told.group_by("subject", maintain_order=True).agg(pl.col("right").mean())
+    about = {"machine": machine(), "date": date.today().isoformat()}
+    return [{"subject": subject, "accuracy": value, **about} for subject, value in scans.iter_rows()]
+
+
+def look_at(rows: pl.DataFrame, column: str) -> tuple[np.ndarray, Sequence[str]]:
+    """(N, F) what is seen of each scan, and its class."""
+    return np.stack([see(row) for row in rows.iter_rows(named=True)]), rows[column].to_list()
+
+
+def see(row: dict[str, Any]) -> np.ndarray:
+    """(F,) geometry of a scan, and how its slices' gray values go along the heart."""
+    image = open_scan(row).frame(0)
+    geometry = [row[name] or 0 for name in ("spacing_z_mm", "spacing_y_mm", "spacing_x_mm", "slices", "rows",
+                                            "columns", "frames")]  # fmt: skip
+    scale = max(1e-6, float(np.percentile(image, 99)))
+    slices = np.stack([[*np.percentile(z, PERCENTILES), z.mean(), z.std()] for z in image]) / scale
+    heights = np.linspace(-1, 1, len(slices)) if len(slices) > 1 else np.zeros(1)
+    slope = (heights[:, None] * (slices - slices.mean(0))).mean(0)
+    return np.array([*geometry, scale, *slices.mean(0), *slices.std(0), *slope])
+
+
+if __name__ == "__main__":
+    main()
