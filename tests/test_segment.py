@@ -7,6 +7,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from fewbeats.anatomy import FEWBEATS_VALUES
 from fewbeats.inference.localize import Region, whole_image
 from fewbeats.inference.segment import Model, find_region, keep_largest, segment_frames, widen_grid
 from fewbeats.scan import ArrayPixels, Scan
@@ -119,3 +120,15 @@ def test_one_part_is_left_as_it_is_and_nothing_is_nothing():
     np.testing.assert_array_equal(keep_largest(mask.copy(), HEART), mask)
     empty = np.zeros((2, 5, 5), np.uint8)
     np.testing.assert_array_equal(keep_largest(empty.copy(), HEART), empty)
+
+
+def test_a_vessel_that_the_field_of_view_parts_keeps_its_limbs():
+    """The aorta goes up and comes down again; a speck is none of it."""
+    mask = np.zeros((6, 30, 30), np.uint8)
+    mask[:, 3:9, 3:9], mask[:, 20:24, 20:24], mask[0, 15, 3:6] = 6, 6, 6
+    assert FEWBEATS_VALUES["AO"] == 6
+    wanted = mask.copy()
+    wanted[0, 15] = 0
+    np.testing.assert_array_equal(keep_largest(mask.copy(), ("AO",)), wanted)
+    chamber = np.where(mask == 6, FEWBEATS_VALUES["LA"], 0).astype(np.uint8)
+    assert (keep_largest(chamber, ("LA",)) > 0).sum() == 6 * 36

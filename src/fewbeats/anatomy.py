@@ -33,6 +33,9 @@ FULL_NAMES = {
 PART_OF = {"INFARCT": "MYO", "NO_REFLOW": "MYO"}
 """A structure that is part of another: it counts as its whole unless it is itself asked for."""
 
+VESSELS = ("AO", "PA")
+"""What leaves the image: a field of view cuts these, and may part them, as the two limbs of the aorta."""
+
 OTHER = "OTHER"
 """In a convention: tissue that is none of the structures, so it counts as background."""
 

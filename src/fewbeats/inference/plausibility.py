@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from fewbeats.anatomy import FEWBEATS_VALUES
+from fewbeats.anatomy import FEWBEATS_VALUES, VESSELS
 from fewbeats.inference.fingerprint import describe_gray
 from fewbeats.metrics import enclosed_share
 from fewbeats.scan import TURNED_DEGREES, slice_normal
@@ -56,7 +56,7 @@ class Inspector:
         self.region: Region | None = None
         self.volumes_ml = {s: np.zeros(scan.shape[0]) for s in structures}
         self._enclosed: list[float] = []
-        self._cut_mm = dict.fromkeys(structures, 0.0)
+        self._cut_mm = dict.fromkeys((s for s in structures if s not in VESSELS), 0.0)
 
     def see(self, t: int, labeled: Labeled) -> np.ndarray:
         """Note volumes and shape of the mask (Z, Y, X) of frame t; returns the mask."""

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from scipy import ndimage, special
 
-from fewbeats.anatomy import FEWBEATS_VALUES
+from fewbeats.anatomy import FEWBEATS_VALUES, VESSELS
 from fewbeats.errors import InputError
 from fewbeats.inference.engine import Engine, load_engine
 from fewbeats.inference.localize import Region, locate_heart, whole_image
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from fewbeats.scan import Scan
     from fewbeats.transforms.preprocess import PreprocessSettings
 
-ALONE = 4  # see `keep_largest`
+ALONE, LIMB = 4, 0.2  # see `keep_largest`
 SLAB = 16  # slices that pass the network, and are resampled and decided on, together
 ROOM = 1.2  # the field of view is at least this many times the heart
 MOST_ZOOM = 1.5  # beyond it hearts would look smaller than augmentation ever showed them
@@ -181,11 +181,13 @@ def keep_largest(mask: np.ndarray, structures: tuple[str, ...]) -> np.ndarray:
     """Keep one connected part (3D, faces and edges) of each structure; changes `mask` in place.
 
     The largest one; of such as are apart from all other structures one `ALONE` times as large as a part that
-    adjoins them, since what lies alone in a corner of an image is seldom of the heart.
+    adjoins them, since what lies alone in a corner of an image is seldom of the heart. Of a vessel, which the
+    field of view may part, also parts of at least `LIMB` of that one's size.
     """
     touching = ndimage.generate_binary_structure(3, 2)
     extents = ndimage.find_objects(mask) if mask.size else []
-    for value in (FEWBEATS_VALUES[structure] for structure in structures):
+    for structure in structures:
+        value = FEWBEATS_VALUES[structure]
         extent = extents[value - 1] if value <= len(extents) else None
         if extent is None:
             continue
@@ -197,5 +199,8 @@ def keep_largest(mask: np.ndarray, structures: tuple[str, ...]) -> np.ndarray:
             others = _widen((part != 0) & (part != value), touching)
             adjoin = np.bincount(labels[others], minlength=count + 1)[1:] > 0
             chosen = 1 + int(np.argmax(sizes * np.where(adjoin, ALONE, 1)))
-            part[(labels != 0) & (labels != chosen)] = 0
+            keep = np.arange(count + 1) == chosen
+            if structure in VESSELS:
+                keep[1:] |= sizes >= LIMB * sizes[chosen - 1]
+            part[(labels != 0) & ~keep[labels]] = 0
     return mask

@@ -10,6 +10,7 @@ from typing import Literal
 
 import polars as pl
 
+from fewbeats.anatomy import VESSELS
 from fewbeats.evaluation.temporal import beating
 from fewbeats.inference.plausibility import LEAST_ENCLOSED, LONGEST_CUT_MM
 from fewbeats.ranges import check_ranges
@@ -84,11 +85,12 @@ def _empty_scans(table: pl.DataFrame) -> pl.DataFrame:
 def implausible(table: pl.DataFrame, species: Species) -> pl.DataFrame:
     """Frames whose mask no heart has, one at a time."""
     name, ml = pl.col("structure"), pl.col("ml")
+    leaves = name.is_in(VESSELS)  # the image, in pieces or not
     lv_slices = pl.col("slices").filter(name == "LV").first().over("scan", "frame")
     checks = [
         (ml == 0, pl.format("no {} was found", name)),
-        (pl.col("largest_part") < LEAST_PART, pl.format("{} is in pieces", name)),
-        (pl.col("cut_mm") > LONGEST_CUT_MM, pl.format("{} is cut by the image's border", name)),
+        (~leaves & (pl.col("largest_part") < LEAST_PART), pl.format("{} is in pieces", name)),
+        (~leaves & (pl.col("cut_mm") > LONGEST_CUT_MM), pl.format("{} is cut by the image's border", name)),
         (pl.col("enclosed") < LEAST_ENCLOSED, pl.lit("the LV is not enclosed by myocardium")),
         (
             name.is_in(["MYO", "RV"]) & (pl.col("slices") < LEAST_SLICES * lv_slices),
