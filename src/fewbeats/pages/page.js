@@ -70,6 +70,7 @@ for (const cine of document.querySelectorAll(".cine")) {
   slider.addEventListener("input", () => { pause(); show(Number(slider.value)); });
   cine.querySelector(".show").addEventListener("change", (event) => cine.classList.toggle("bare", !event.target.checked));
   show(0);
+  for (const control of [button, slider, output]) control.hidden = pictures.length < 2;
 
   // Plays by itself the first time it is seen, unless the reader asked for less motion.
   if (pictures.length > 1 && !matchMedia("(prefers-reduced-motion: reduce)").matches) {
