@@ -181,3 +181,17 @@ def test_another_repeat_cuts_otherwise():
 def test_more_folds_than_subjects():
     with pytest.raises(InputError, match="there are 3 subjects"):
         fold_splits(make_cohort(3), folds=5, draw=0, held_out="dev")
+
+
+def test_subjects_that_are_one_heart_stay_in_one_part():
+    cohort = make_cohort(12)
+    twins = [("p00", "p04", "p07"), ("p02", "p03")]
+    seen = []
+    for draw in range(4):
+        cut = fold_splits(cohort, folds=4, draw=draw, held_out="dev", together=twins)
+        held = set(cut.filter(pl.col("split") == "dev")["subject"])
+        assert all(held.isdisjoint(names) or held.issuperset(names) for names in twins)
+        seen += held
+    assert sorted(seen) == sorted(set(cohort["subject"]))
+    with pytest.raises(InputError, match="there are 2 subjects"):
+        fold_splits(make_cohort(3), folds=3, draw=0, held_out="dev", together=[("p00", "p01")])

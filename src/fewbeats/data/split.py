@@ -90,7 +90,14 @@ def draw_splits(cohort: pl.DataFrame, *, fractions: Mapping[str, float], seed: i
     return cohort.with_columns(pl.col("subject").replace_strict(drawn, return_dtype=pl.String).alias("split"))
 
 
-def fold_splits(cohort: pl.DataFrame, *, folds: int, draw: int, held_out: str) -> pl.DataFrame:
+def fold_splits(
+    cohort: pl.DataFrame,
+    *,
+    folds: int,
+    draw: int,
+    held_out: str,
+    together: Iterable[tuple[str, ...]] = (),
+) -> pl.DataFrame:
     """One of the cuts of repeated cross-validation, by subject, balanced over the groups.
 
     Args:
@@ -98,17 +105,21 @@ def fold_splits(cohort: pl.DataFrame, *, folds: int, draw: int, held_out: str) -
         folds: parts that the subjects are cut into.
         draw: which cut: draws 0 to folds - 1 hold out each part of one partition, the next ones of another.
         held_out: split of the part that is held out; the others are `train`.
+        together: subjects that are one heart (`provenance.find_twins`), which stay in one part.
 
     Raises:
         InputError: fewer subjects than folds.
     """
     groups = {s: g or "" for s, g in cohort.select("subject", "group").sort("group").iter_rows()}
-    if len(groups) < folds:
-        raise InputError(f"folds {folds}: there are {len(groups)} subjects; ask for fewer folds")
+    heart = {name: names[0] for names in together for name in names}
+    hearts = {heart.get(name, name) for name in groups}
+    if len(hearts) < folds:
+        raise InputError(f"folds {folds}: there are {len(hearts)} subjects; ask for fewer folds")
     repeat, fold = divmod(draw, folds)
-    ordered = sorted(draw_order(groups, repeat, purpose="folds "), key=lambda subject: groups[subject])
-    held = ordered[fold::folds]  # of each group every K-th one, so that each part has its share
-    split = pl.when(pl.col("subject").is_in(held)).then(pl.lit(held_out)).otherwise(pl.lit("train"))
+    ordered = sorted(draw_order(hearts, repeat, purpose="folds "), key=lambda name: groups[name])
+    held = set(ordered[fold::folds])  # of each group every K-th one, so that each part has its share
+    out = [name for name in groups if heart.get(name, name) in held]
+    split = pl.when(pl.col("subject").is_in(out)).then(pl.lit(held_out)).otherwise(pl.lit("train"))
     return cohort.with_columns(split=split)
 
 

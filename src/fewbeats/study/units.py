@@ -132,7 +132,7 @@ def pretrained(plan: Plan, name: str, seed: int) -> Path:
 
 
 def cohort_of(plan: Plan, seed: int) -> Path:
-    """The cohort of a draw: the study's, or one of its cuts into folds.
+    """The cohort of a draw: the study's, or one of its cuts into folds, none of which parts one heart.
 
     Raises:
         InputError: the cohort cannot be used.
@@ -140,12 +140,15 @@ def cohort_of(plan: Plan, seed: int) -> Path:
     if not plan.folds:
         return plan.cohort
     from fewbeats.data.cohort import read_cohort, write_cohort
+    from fewbeats.data.provenance import by_subject, find_twins, hash_scans
     from fewbeats.data.split import fold_splits
 
     file = plan.out / "folds" / f"draw{seed}.csv"
     file.parent.mkdir(parents=True, exist_ok=True)
     cohort = read_cohort(plan.cohort)
-    write_cohort(fold_splits(cohort, folds=plan.folds, draw=seed, held_out=plan.split), file)
+    twins = find_twins(by_subject(cohort, hash_scans(cohort, cache=plan.cache / "hashes.json")))
+    cut = fold_splits(cohort, folds=plan.folds, draw=seed, held_out=plan.split, together=twins)
+    write_cohort(cut, file)
     return file
 
 
