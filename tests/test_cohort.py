@@ -232,7 +232,8 @@ def test_tables_are_joined_by_source(tmp_path):
     with pytest.raises(InputError, match="stands in two tables"):
         join_cohorts({"a": one, "b": other})
     joined = join_cohorts({"a": one, "b": other}, apart=True)
-    assert joined["subject"].n_unique() == 5
+    assert joined["subject"].to_list() == ["a-s0", "a-s1", "b-s0", "b-s1", "b-s2"]
+    assert set(joined.columns) == {*one.columns, "source"}
     assert joined.group_by("source").len().sort("source").rows() == [("a", 2), ("b", 3)]
     write_cohort(joined, tmp_path / "joined.csv")
     assert read_cohort(tmp_path / "joined.csv")["source"].to_list() == ["a"] * 2 + ["b"] * 3
@@ -248,6 +249,8 @@ def test_a_person_of_two_tables_is_of_one_split():
 def test_two_tables_of_one_name_cannot_be_joined(tmp_path, capsys):
     assert main(["join", "a/scans.csv", "b/scans.csv", f"--out={tmp_path / 'c.csv'}"]) == 2
     assert "of one name" in capsys.readouterr().err
+    assert main(["join", f"--out={tmp_path / 'c.csv'}"]) == 2
+    assert "no table to join" in capsys.readouterr().err
 
 
 def make_table(scans: int) -> pl.DataFrame:

@@ -19,7 +19,7 @@ from fewbeats.pretraining.methods import FILES as RECIPES
 from fewbeats.pretraining.methods import find_recipe
 from fewbeats.semi_supervised.methods import METHODS, part_of
 from fewbeats.study.many import read_plans
-from fewbeats.study.plan import read_plan
+from fewbeats.study.reading import read_plan
 from fewbeats.study.report import find_factors
 from tiny_training import method_of
 

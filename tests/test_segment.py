@@ -130,5 +130,7 @@ def test_a_vessel_that_the_field_of_view_parts_keeps_its_limbs():
     wanted = mask.copy()
     wanted[0, 15] = 0
     np.testing.assert_array_equal(keep_largest(mask.copy(), ("AO",)), wanted)
+    small, corner = (6, (0, slice(12, 14), slice(24, 28))), (6, (2, slice(30, 38), slice(30, 38)))
+    assert (keep_largest(heart_with(small, corner), ("LV", "MYO", "AO")) == 6).sum() == 64  # not of the heart
     chamber = np.where(mask == 6, FEWBEATS_VALUES["LA"], 0).astype(np.uint8)
     assert (keep_largest(chamber, ("LA",)) > 0).sum() == 6 * 36

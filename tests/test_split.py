@@ -185,7 +185,7 @@ def test_more_folds_than_subjects():
 
 def test_subjects_that_are_one_heart_stay_in_one_part():
     cohort = make_cohort(12)
-    twins = [("p00", "p04", "p07"), ("p02", "p03")]
+    twins = [("p00", "p04"), ("p04", "p07"), ("p02", "p03")]
     seen = []
     for draw in range(4):
         cut = fold_splits(cohort, folds=4, draw=draw, held_out="dev", together=twins)

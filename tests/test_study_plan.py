@@ -12,7 +12,7 @@ import pytest
 from fewbeats.cli import main
 from fewbeats.data.cohort import read_cohort, write_cohort
 from fewbeats.errors import InputError
-from fewbeats.study.plan import read_plan
+from fewbeats.study.reading import read_plan
 from small_study import GRID, NETWORK, content, write
 
 

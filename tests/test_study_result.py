@@ -12,7 +12,7 @@ from fewbeats.errors import InputError
 from fewbeats.evaluation.scores import SCORES
 from fewbeats.evaluation.statistics import adjust_holm
 from fewbeats.study.contrast import by_subject
-from fewbeats.study.plan import read_plan
+from fewbeats.study.reading import read_plan
 from fewbeats.study.report import write_report
 from fewbeats.study.result import Result, analyze
 from fewbeats.study.sentences import spread_of, tell_range

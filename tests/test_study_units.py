@@ -16,10 +16,11 @@ from fewbeats.data.cohort import read_cohort, write_cohort
 from fewbeats.disk import append_locked
 from fewbeats.errors import InputError
 from fewbeats.evaluation.scores import SCORES
-from fewbeats.study.plan import read_plan
+from fewbeats.study.reading import read_plan
 from fewbeats.study.units import (
     COLUMNS,
     Unit,
+    by_repeat,
     localizer_of,
     missing_arms,
     missing_units,
@@ -348,3 +349,44 @@ def test_folds_that_are_none(phantoms, tmp_path):
     for folds in (1, -2, "five"):
         with pytest.raises(InputError, match="folds"):
             read_plan(Path(write(tmp_path, content(phantoms, tmp_path, folds=folds))))
+    with pytest.raises(InputError, match="no whole repeats of 2 folds"):
+        read_plan(Path(write(tmp_path, content(phantoms, tmp_path, folds=2, seeds=[0, 1, 2]))))
+
+
+def test_other_folds_and_other_groups_are_other_data(phantoms, tmp_path):
+    def data(cohort, folds):
+        settings = content(cohort, tmp_path, folds=folds, seeds=list(range(max(1, folds))))
+        return read_plan(Path(write(tmp_path, settings))).data
+
+    regrouped = tmp_path / "regrouped.csv"
+    write_cohort(read_cohort(phantoms).with_columns(group=pl.lit("one")), regrouped)
+    assert len({data(phantoms, 0), data(phantoms, 2), data(phantoms, 3), data(regrouped, 2)}) == 4
+    assert data(regrouped, 0) == data(phantoms, 0)  # no mask depends on it
+    rows = pl.DataFrame({"arm": "a", "labeled": 1, "seed": [0, 1], "subject": ["s", "s"]})
+    with pytest.raises(InputError, match="judge s twice in one repeat of 2 folds"):
+        by_repeat(rows, 2)
+
+
+def test_a_pretraining_that_saw_the_judged_is_refused_before_it_runs(phantoms, tmp_path, capsys):
+    """With folds everybody is judged, so a pool of all is known to hold them by content, by any name."""
+    renamed = tmp_path / "renamed.csv"
+    everyone = read_cohort(phantoms).with_columns(subject="x-" + pl.col("subject"), split=pl.lit("train"))
+    write_cohort(everyone, renamed)
+    pretrainings = {"mim": {"method": "mim", "cohort": str(renamed)}}
+    settings = content(phantoms, tmp_path, folds=2, seeds=[0, 1], primary=None, pretrainings=pretrainings)
+    assert main(["study", write(tmp_path, settings)]) == 2
+    assert "learns from images of those who are judged, phantom000" in capsys.readouterr().err
+    assert not (tmp_path / "study" / "pretrained").exists()
+    one = read_plan(tmp_path / "tiny.yaml")
+    before = one.digest(one.arms["mim"])
+    write_cohort(everyone.head(4), renamed)
+    assert read_plan(tmp_path / "tiny.yaml").digest(one.arms["mim"]) != before
+
+
+def test_all_labels_are_no_budget_of_self_training(phantoms, tmp_path):
+    arms = {"scratch": {}, "none": {"command": "selftrain", "teacher": ["synthetic"], "steps": 2}}
+    settings = content(
+        phantoms, tmp_path, labeled=["all"], arms=arms, primary={"arm": "none", "labeled": "all"}
+    )
+    with pytest.raises(InputError, match="give numbers"):
+        read_plan(Path(write(tmp_path, settings)))

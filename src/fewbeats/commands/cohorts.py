@@ -159,6 +159,8 @@ class Join:
         from fewbeats.data.cohort import join_cohorts, read_cohort, write_cohort
 
         sources = [path.stem for path in self.cohorts]
+        if not sources:
+            raise InputError("no table to join; name one or more before --out")
         if len(set(sources)) < len(sources):
             raise InputError("two tables of one name; rename one, as names become those of sources")
         tables = {path.stem: read_cohort(path) for path in self.cohorts}

@@ -54,7 +54,9 @@ class Finetune(LearnsFromLabels):
         length, task = Length(steps=self.steps, minutes=self.minutes), self.from_file
         pools, request = self.choose(), {"settings": self.describe()}
         own: dict[str, Any] = {"seed": self.seed, "request": request}
-        told = {"cohort": self.cohort} | (pools.provenance.describe_seen() if self.transductive else {})
+        told: dict[str, Any] = {"cohort": self.cohort}
+        if self.transductive:
+            told |= {"transductive": True, "unlabeled_subjects": pools.seen}
         about = {**told, "select": self.select}
         if self.task == "localization":
             run = train_localizer_alone(

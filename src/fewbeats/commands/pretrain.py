@@ -97,7 +97,10 @@ class Pretrain:
         """
         from fewbeats.recipes.pools import Pool, choose_pools
 
-        check = partial(check_pool, recipe=self.recipe, batch_size=self.batch_size, cohort=self.cohort)
+        check = partial(
+            check_pool, recipe=self.recipe, batch_size=self.batch_size, cohort=self.cohort,
+            weights=self.source_weights,
+        )  # fmt: skip
         return choose_pools(
             self.cohort,
             pool=Pool(subjects=self.pool_subjects, seed=self.seed, check=check),
@@ -151,11 +154,12 @@ class Pretrain:
         for word in self.weights:
             source, _, number = word.rpartition("=")
             try:
-                found[source] = float(number)
+                weight = float(number)
             except ValueError:
-                found[source] = -1.0
-            if not source or not 0 < found[source] < float("inf"):
-                raise InputError(f"--weights {word}: write SOURCE=NUMBER, the number above 0")
+                weight = -1.0
+            if not source or source in found or not 0 < weight < float("inf"):
+                raise InputError(f"--weights {word}: write SOURCE=NUMBER once for each, the number above 0")
+            found[source] = weight
         return found
 
     def describe(self) -> dict[str, Any]:

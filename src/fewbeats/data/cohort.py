@@ -163,7 +163,8 @@ def join_cohorts(tables: Mapping[str, pl.DataFrame], *, apart: bool = False) -> 
         apart: put the source before names of subjects, studies and scans.
 
     Returns:
-        all rows, with a column `source`; what one table has no column for is empty.
+        all rows, with a column `source`, unless a table has one already; what one table has no column for is
+        empty.
 
     Raises:
         InputError: a scan that stands in two tables, or a subject in two splits.
@@ -171,9 +172,10 @@ def join_cohorts(tables: Mapping[str, pl.DataFrame], *, apart: bool = False) -> 
     parts = []
     for source, table in tables.items():
         if apart:
-            names = pl.col("subject", "study", "scan")
-            table = table.with_columns(pl.concat_str(pl.lit(f"{source}-"), names))
-        parts.append(table.with_columns(source=pl.lit(source)))
+            table = table.with_columns(
+                pl.concat_str(pl.lit(f"{source}-"), name).alias(name) for name in ("subject", "study", "scan")
+            )
+        parts.append(table if "source" in table.columns else table.with_columns(source=pl.lit(source)))
     joined = pl.concat(parts, how="diagonal")
     if twice := joined.filter(pl.col("scan").is_duplicated())["scan"].to_list():
         raise InputError(

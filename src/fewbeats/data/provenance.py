@@ -13,7 +13,7 @@ import hashlib
 import json
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import polars as pl
@@ -64,11 +64,6 @@ class Provenance:
         yield self
         for ancestor in self.ancestors:
             yield from ancestor.lineage()
-
-    def describe_seen(self) -> dict[str, Any]:
-        """What a transductive run says of itself: whose images it and its ancestors saw without labels."""
-        seen = {subject for run in self.lineage() for subject in run.unlabeled}
-        return {"transductive": self.transductive, "unlabeled_subjects": sorted(seen - set(self.labeled))}
 
     def save(self, folder: Path) -> None:
         """Write `provenance.json` into a run folder, ancestors included, so that the folder can travel."""
@@ -282,17 +277,21 @@ def guard_ancestors(
     Raises:
         InputError: naming the subjects and the run that saw them.
     """
-    owner = {digest: subject for subject, hashes in held_out.items() for digest in digests(hashes)}
     for start in ancestors:
         for run in start.lineage():
             pools = (run.labeled,) if transductive else (run.labeled, run.unlabeled)
-            known = (digest for pool in pools for hashes in pool.values() for digest in digests(hashes))
-            seen = sorted({owner[digest] for digest in known if digest in owner})
-            if seen:
+            if seen := find_seen(pools, held_out):
                 through = "" if run is start else f" (an ancestor of '{start.run}')"
                 raise InputError(
                     f"run '{run.run}'{through} has seen held-out subjects: {name_some(seen)}; {mend}"
                 )
+
+
+def find_seen(pools: Iterable[Hashes], subjects: Mapping[str, Iterable[str]]) -> list[str]:
+    """Those of some subjects, subject -> content hashes, whose scans are in any of the pools, by any name."""
+    owner = {digest: subject for subject, hashes in subjects.items() for digest in digests(hashes)}
+    known = (digest for pool in pools for hashes in pool.values() for digest in digests(hashes))
+    return sorted({owner[digest] for digest in known if digest in owner})
 
 
 def _hash_frame(frame: np.ndarray) -> tuple[str, list[bytes]]:

@@ -111,14 +111,17 @@ def fold_splits(
         InputError: fewer subjects than folds.
     """
     groups = {s: g or "" for s, g in cohort.select("subject", "group").sort("group").iter_rows()}
-    heart = {name: names[0] for names in together for name in names}
-    hearts = {heart.get(name, name) for name in groups}
+    heart = {name: name for name in groups}
+    for names in together:  # two groups of twins may share one
+        same = {heart[name] for name in names}
+        heart |= {name: min(same) for name, own in heart.items() if own in same}
+    hearts = set(heart.values())
     if len(hearts) < folds:
         raise InputError(f"folds {folds}: there are {len(hearts)} subjects; ask for fewer folds")
     repeat, fold = divmod(draw, folds)
     ordered = sorted(draw_order(hearts, repeat, purpose="folds "), key=lambda name: groups[name])
     held = set(ordered[fold::folds])  # of each group every K-th one, so that each part has its share
-    out = [name for name in groups if heart.get(name, name) in held]
+    out = [name for name in groups if heart[name] in held]
     split = pl.when(pl.col("subject").is_in(out)).then(pl.lit(held_out)).otherwise(pl.lit("train"))
     return cohort.with_columns(split=split)
 

@@ -201,6 +201,6 @@ def keep_largest(mask: np.ndarray, structures: tuple[str, ...]) -> np.ndarray:
             chosen = 1 + int(np.argmax(sizes * np.where(adjoin, ALONE, 1)))
             keep = np.arange(count + 1) == chosen
             if structure in VESSELS:
-                keep[1:] |= sizes >= LIMB * sizes[chosen - 1]
+                keep[1:] |= (sizes >= LIMB * sizes[chosen - 1]) & (adjoin | (sizes <= sizes[chosen - 1]))
             part[(labels != 0) & ~keep[labels]] = 0
     return mask

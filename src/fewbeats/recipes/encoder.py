@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -226,21 +227,39 @@ def share_sources(rows: pl.DataFrame, stacks: Stacks, weights: Mapping[str, floa
         weights: source -> weight; empty for no shares.
 
     Raises:
-        InputError: no column source, or another set of sources.
+        InputError: as `check_sources`.
     """
     if not weights:
         return None
-    sources = rows["source"].to_list() if "source" in rows.columns else []
-    if other := {str(name) for name in sources} ^ set(weights):
-        name = min(other)
-        what = f"there is no '{name}'" if name in weights else f"'{name}' has none"
-        raise InputError(f"--weights: {what}; give one for each entry of the cohort's column source")
+    check_sources(rows, weights)
+    sources = rows["source"].to_list()
     items = stacks.frames * stacks.slices
     whole = {name: sum(n for n, own in zip(items, sources) if own == name) for name in weights}
     return np.array([weights[name] * n / whole[name] for name, n in zip(sources, items)])
 
 
-def check_pool(rows: pl.DataFrame, *, recipe: Recipe, batch_size: int, cohort: Path) -> None:
+def check_sources(rows: pl.DataFrame, weights: Mapping[str, float]) -> None:
+    """Refuse weights of other sources than a pool's.
+
+    Raises:
+        InputError: no column source, a row without, or another set of sources.
+    """
+    if "source" not in rows.columns or rows["source"].has_nulls():
+        raise InputError("--weights: some scans have no entry in a column source; `fewbeats join` writes it")
+    if other := set(map(str, rows["source"])) ^ set(weights):
+        name = min(other)
+        what = f"there is no '{name}'" if name in weights else f"'{name}' has none"
+        raise InputError(f"--weights: {what}; give one for each entry of the cohort's column source")
+
+
+def check_pool(
+    rows: pl.DataFrame,
+    *,
+    recipe: Recipe,
+    batch_size: int,
+    cohort: Path,
+    weights: Mapping[str, float] = MappingProxyType({}),
+) -> None:
     """Refuse a pool of too few slices, or for heights one whose deepest stack has a single slice.
 
     Args:
@@ -248,10 +267,13 @@ def check_pool(rows: pl.DataFrame, *, recipe: Recipe, batch_size: int, cohort: P
         recipe: of the method.
         batch_size: slices a step and process.
         cohort: named in errors.
+        weights: of its sources; empty for none.
 
     Raises:
         InputError: naming the cohort.
     """
+    if weights:
+        check_sources(rows, weights)
     counts = rows.select("frames", "slices").drop_nulls()
     if len(counts) == len(rows):  # else nobody knows before they are read
         check_slices(*counts, recipe=recipe, batch_size=batch_size, cohort=cohort)

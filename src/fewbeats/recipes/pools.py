@@ -19,6 +19,7 @@ from fewbeats.data.provenance import (
     Provenance,
     by_subject,
     digest_hashes,
+    find_seen,
     find_twins,
     guard_ancestors,
     guard_training,
@@ -93,6 +94,8 @@ class Pools:
     """Labeled rows that only choose the checkpoint; part of the label budget."""
     unlabeled: pl.DataFrame
     """Rows whose pixels alone are seen."""
+    seen: tuple[str, ...] = ()
+    """Held-out subjects whose images the starts have seen, without labels: of a transductive run."""
 
     @property
     def labeled_subjects(self) -> list[str]:
@@ -149,7 +152,9 @@ def choose_pools(
     if labels:
         for names in find_twins(by_subject(pl.concat([seen, held_out]), hashes)):
             print(f"{file}: {' and '.join(names)} are one heart: frames or slices of theirs are equal")
-    guard_ancestors(ancestors, by_subject(held_out, hashes), transductive=transductive)
+    secret = by_subject(held_out, hashes)
+    guard_ancestors(ancestors, secret, transductive=transductive)
+    before = [run.unlabeled for start in ancestors for run in start.lineage()] if transductive else []
     beside = labels is not None and bool(labels.column or labels.points)
     told = chosen if beside else chosen.filter(is_manual())
     return Pools(
@@ -158,6 +163,7 @@ def choose_pools(
         labeled=chosen.filter(~pl.col("subject").is_in(held)),
         held_back=chosen.filter(pl.col("subject").is_in(held)),
         unlabeled=unlabeled,
+        seen=tuple(find_seen(before, secret)),
         cache=cache,
         provenance=Provenance(
             run=out.resolve().name,

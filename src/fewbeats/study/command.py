@@ -118,7 +118,7 @@ def check_data(plan: Plan, first: Sequence[Unit], arms: Sequence[Unit]) -> None:
         arm = plan.arms[unit.name]
         by_start.setdefault("scratch" if arm.pretraining else arm.trainer.init, []).append(unit)
     for init, units in by_start.items():
-        for unit in (units[0], units[-1]):  # the narrowest and the widest budget
+        for unit in units if plan.folds else (units[0], units[-1]):  # the narrowest and the widest budget
             trainer, budget = plan.arms[unit.name].trainer, {"labeled": subjects_of(unit), "seed": unit.seed}
             where = {"cohort": cohort_of(plan, unit.seed), "cache": plan.cache}
             place(trainer, init=init, **where, **budget).preflight()
@@ -127,7 +127,32 @@ def check_data(plan: Plan, first: Sequence[Unit], arms: Sequence[Unit]) -> None:
     for unit in first:
         if unit.kind == "pretraining":
             pretraining_of(plan, unit).preflight()
+    for name in {plan.arms[unit.name].pretraining for unit in arms} - {None}:
+        _refuse_pool(plan, str(name), judged)
     open_rows(plan.rows)
+
+
+def _refuse_pool(plan: Plan, name: str, judged: pl.DataFrame) -> None:
+    """A pretraining that sees those who are judged, under whatever name, is for arms that say so."""
+    import polars as pl
+
+    from fewbeats.data.cohort import read_cohort
+    from fewbeats.data.provenance import by_subject, find_seen, hash_scans
+    from fewbeats.errors import name_some
+
+    if not plan.brings_pool(name) and (name in plan.drawn or not plan.folds):
+        return  # the splits, or the draw's, keep them apart
+    arms = [arm for arm in plan.arms.values() if arm.pretraining == name]
+    if all(getattr(arm.trainer, "transductive", False) for arm in arms):
+        return
+    cache = plan.cache / "hashes.json"
+    pool = read_cohort(plan.pretrainings[name].cohort).filter(pl.col("split") == "train")
+    known = by_subject(pool, hash_scans(pool, cache=cache))
+    if seen := find_seen([known], by_subject(judged, hash_scans(judged, cache=cache))):
+        raise InputError(
+            f"{plan.name}: pretrainings.{name}: learns from images of those who are judged, "
+            f"{name_some(seen)}; take them out of its cohort, or say transductive: true in the arm"
+        )
 
 
 def _refuse_labels(plan: Plan, arm: str, init: str, cohort: pl.DataFrame) -> None:

@@ -11,7 +11,8 @@ from fewbeats.commands.settings_file import read_yaml
 from fewbeats.disk import atomic_path
 from fewbeats.errors import InputError
 from fewbeats.pages.page import as_markup, render_page
-from fewbeats.study.plan import Plan, merged, named, read_content
+from fewbeats.study.plan import Plan
+from fewbeats.study.reading import merged, named, read_content
 from fewbeats.study.report import draw_budgets
 from fewbeats.study.result import Result
 

@@ -117,18 +117,20 @@ def _pretrainings_for(plan: Plan, arms: Sequence[Unit]) -> list[Unit]:
 
 
 def pretraining_of(plan: Plan, unit: Unit) -> Pretrain:
-    """The command of a pretraining, with its places; one a draw leaves out whom that draw holds out."""
+    """The command of a pretraining, with its places; one a draw, on the study's own cohort, leaves out whom
+    that draw holds out."""
     command = plan.pretrainings[unit.name]
     places: dict[str, Any] = {"out": pretrained(plan, unit.name, unit.seed), "cache": plan.cache}
     if unit.name not in plan.drawn:
         return replace(command, **places)
-    own = cohort_of(plan, unit.seed) if command.cohort == plan.cohort else command.cohort
+    own = command.cohort if plan.brings_pool(unit.name) else cohort_of(plan, unit.seed)
     return replace(command, **places, cohort=own, seed=unit.seed)
 
 
 def pretrained(plan: Plan, name: str, seed: int) -> Path:
     """Run folder of a pretraining; of one that is done anew for each draw, that of a draw."""
-    return plan.pretrained / (f"{name}_seed{seed}" if name in plan.drawn else name)
+    folder = plan.pretrained if plan.brings_pool(name) else plan.out / "pretrained"
+    return folder / (f"{name}_seed{seed}" if name in plan.drawn else name)
 
 
 def cohort_of(plan: Plan, seed: int) -> Path:
@@ -140,14 +142,12 @@ def cohort_of(plan: Plan, seed: int) -> Path:
     if not plan.folds:
         return plan.cohort
     from fewbeats.data.cohort import read_cohort, write_cohort
-    from fewbeats.data.provenance import by_subject, find_twins, hash_scans
     from fewbeats.data.split import fold_splits
 
     file = plan.out / "folds" / f"draw{seed}.csv"
     file.parent.mkdir(parents=True, exist_ok=True)
     cohort = read_cohort(plan.cohort)
-    twins = find_twins(by_subject(cohort, hash_scans(cohort, cache=plan.cache / "hashes.json")))
-    cut = fold_splits(cohort, folds=plan.folds, draw=seed, held_out=plan.split, together=twins)
+    cut = fold_splits(cohort, folds=plan.folds, draw=seed, held_out=plan.split, together=plan.twins)
     write_cohort(cut, file)
     return file
 
@@ -292,11 +292,19 @@ def by_repeat(rows: pl.DataFrame, folds: int) -> pl.DataFrame:
 
     Returns:
         those of repeats that are complete.
+
+    Raises:
+        InputError: rows of other folds.
     """
     if not folds:
         return rows
     cut = rows.with_columns(repeat=pl.col("seed") // folds)
     whole = pl.col("seed").n_unique().over("arm", "labeled", "repeat") == folds
+    twice = pl.col("seed").n_unique().over("arm", "labeled", "repeat", "subject") > 1
+    if not (bad := cut.filter(twice)).is_empty():
+        raise InputError(
+            f"rows judge {bad['subject'][0]} twice in one repeat of {folds} folds; take them out"
+        )
     return cut.filter(whole).with_columns(seed="repeat").drop("repeat")
 
 
