@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 
+import numpy as np
 import polars as pl
 import pytest
 import torch
@@ -13,10 +14,13 @@ from fewbeats.clock import Clock
 from fewbeats.data.cohort import read_cohort, write_cohort
 from fewbeats.data.provenance import Provenance, load_provenance
 from fewbeats.errors import InputError
+from fewbeats.finetuning.segmentation import SegmentationSettings
+from fewbeats.models.network import NetworkSettings
 from fewbeats.models.weights import read_weights, save_weights
 from fewbeats.recipes.pools import Labels, Pool, choose_pools
 from fewbeats.recipes.run import Exported, Length, Training, carry_out
-from fewbeats.sample import Batch
+from fewbeats.recipes.segmenter import draw_labeled
+from fewbeats.sample import Batch, Sample
 from fewbeats.training.loop import FitSettings
 from fewbeats.training.method import Method, ParameterGroup, Step
 from fewbeats.training.rundir import RunDir
@@ -145,3 +149,21 @@ def test_a_pool_is_checked_before_any_image_is_read(phantoms, tmp_path, monkeypa
     monkeypatch.setattr("fewbeats.recipes.pools.hash_scans", lambda *a, **b: pytest.fail("read an image"))
     with pytest.raises(InputError, match="2 scans are too few"):
         choose(phantoms, tmp_path, pool=Pool(subjects=2, check=refuse))
+
+
+def test_labels_of_people_are_half_of_what_is_drawn_beside_those_of_models():
+    def sample(name: str, source: str, slices: int) -> Sample:
+        image = np.zeros((slices, 16, 16), np.float16)
+        return Sample(
+            image=image, mask=image.astype(np.uint8), annotated=(True, True), subject=name, scan=name,
+            frame=0, source=source, spacing_mm=(8.0, 1.0, 1.0),
+        )  # fmt: skip
+
+    settings = SegmentationSettings(batch_size=10, network=NetworkSettings(kind="unet2d"))
+    mixed = [sample("anna", "manual", 4), *(sample(f"p{n}", "pseudo", 6 + n) for n in range(9))]
+    sampler = draw_labeled(mixed, settings, seed=0)
+    drawn = [name for step in range(200) for name in sampler(Clock(step, 200)).subject]
+    assert drawn.count("anna") / len(drawn) == pytest.approx(0.5, abs=0.03)
+    assert drawn.count("p8") / drawn.count("p0") == pytest.approx(14 / 6, rel=0.4)  # slices are alike
+    alone = draw_labeled(mixed[1:], settings, seed=0)
+    assert alone.shares is None

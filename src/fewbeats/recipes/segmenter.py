@@ -8,6 +8,8 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from fewbeats.disk import atomic_path
 from fewbeats.errors import InputError
 from fewbeats.finetuning.segmentation import SegmentationSettings, localizer_settings
@@ -28,6 +30,7 @@ if TYPE_CHECKING:
     from torch import nn
 
     from fewbeats.data.sampler import Sampler
+    from fewbeats.data.store import Stacks
     from fewbeats.recipes.pools import Pools
     from fewbeats.sample import Batches, Sample
 
@@ -241,6 +244,9 @@ def segmentation(
 def draw_labeled(samples: Sequence[Sample], settings: SegmentationSettings, *, seed: int) -> Sampler:
     """Draws of labeled slices or, for a 3D network, of slabs, a share of them moved onto foreground.
 
+    Where people and models made the labels, those of people are half of what is drawn: a few would be lost
+    among many.
+
     Raises:
         InputError: the samples are single slices, and the network is 3D.
     """
@@ -249,7 +255,8 @@ def draw_labeled(samples: Sequence[Sample], settings: SegmentationSettings, *, s
     from fewbeats.data.store import stack_samples
 
     stacks, slab = stack_samples(samples), settings.network.dims == 3
-    sampler = Sampler(stacks, settings.batch_size, settings.depth, slab=slab, seed=seed)
+    shares = share_manual(stacks, slab=slab)
+    sampler = Sampler(stacks, settings.batch_size, settings.depth, slab=slab, seed=seed, shares=shares)
     if not slab:
         return sampler
     if stacks.slices.max() == 1:
@@ -264,6 +271,15 @@ def draw_labeled(samples: Sequence[Sample], settings: SegmentationSettings, *, s
     if settings.foreground and stacks.slices.max() > settings.depth:
         return replace(sampler, forced=settings.foreground, extents=labeled_extents(stacks))
     return sampler
+
+
+def share_manual(stacks: Stacks, *, slab: bool) -> np.ndarray | None:
+    """How often each stack is drawn: manual ones half of the time; None where all labels are of one kind."""
+    manual = stacks.source == "manual"
+    if np.all(manual) or not np.any(manual):
+        return None
+    items = stacks.frames * (1 if slab else stacks.slices)
+    return items / np.where(manual, items[manual].sum(), items[~manual].sum())
 
 
 def export_segmenter(
