@@ -24,7 +24,7 @@ COMMANDS = {
     ),
     "phantom": ("fewbeats.commands.cohorts", "Phantom", "write a cohort of beating hearts with known truth"),
     "index": ("fewbeats.commands.cohorts", "Index", "list a folder's scans in a cohort table"),
-    "join": ("fewbeats.commands.cohorts", "Join", "put cohort tables together, as for a pool of all"),
+    "join": ("fewbeats.commands.join", "Join", "put cohort tables together, as for a pool of all"),
     "pretrain": ("fewbeats.commands.pretrain", "Pretrain", "learn an encoder from scans without labels"),
     "finetune": ("fewbeats.commands.finetune", "Finetune", "train on the labels of a few subjects"),
     "cotrain": ("fewbeats.commands.cotrain", "Cotrain", "train on few labels and many unlabeled scans"),

@@ -93,12 +93,7 @@ class Cotrain(LearnsFromLabels):
         return part_of(self.method)
 
     def choose(
-        self,
-        *,
-        pool: Pool | None = None,
-        hold_back: bool = False,
-        others: tuple[str, ...] = (),
-        transductive: bool = False,
+        self, *, pool: Pool | None = None, hold_back: bool = False, others: tuple[str, ...] = ()
     ) -> Pools:
         from fewbeats.recipes.pools import Pool
 

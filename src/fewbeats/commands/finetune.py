@@ -13,7 +13,7 @@ from fewbeats.commands.flags import flags_of, settings_of
 from fewbeats.commands.labeled import LearnsFromLabels
 from fewbeats.commands.task_file import is_task_file, named_task, open_task
 from fewbeats.errors import InputError, name_some
-from fewbeats.ranges import as_described, check_ranges, later
+from fewbeats.ranges import as_described, check_ranges
 from fewbeats.recipes.run import Length
 from fewbeats.recipes.segmenter import train_localizer_alone, train_segmenter
 from fewbeats.recipes.starts import settle_rate
@@ -33,9 +33,6 @@ class Finetune(LearnsFromLabels):
     task: str = "segmentation"
     """What is learned: segmentation; localization: only where the heart is, for other runs to take with
     --localizer; or a task's YAML file, as in configs/tasks."""
-    transductive: bool = later(False)
-    """The weights it starts from may have seen images of held-out subjects, not their labels; reports of such
-    runs say so."""
     select: Literal["last", "best"] = "last"
     """best: hold back a quarter of the labeled subjects to choose the checkpoint by their Dice."""
 
@@ -93,17 +90,9 @@ class Finetune(LearnsFromLabels):
         return open_task(Path(self.task))[0]
 
     def choose(
-        self,
-        *,
-        pool: Pool | None = None,
-        hold_back: bool = False,
-        others: tuple[str, ...] = (),
-        transductive: bool = False,
+        self, *, pool: Pool | None = None, hold_back: bool = False, others: tuple[str, ...] = ()
     ) -> Pools:
-        return super().choose(
-            pool=pool, hold_back=hold_back or self.select == "best", others=others,
-            transductive=self.transductive,
-        )  # fmt: skip
+        return super().choose(pool=pool, hold_back=hold_back or self.select == "best", others=others)
 
     def name_labels(self, *, hold_back: bool) -> Labels:
         from fewbeats.data.points import structures_behind

@@ -12,7 +12,7 @@ import tyro
 
 from fewbeats.finetuning.segmentation import SegmentationSettings
 from fewbeats.models.network import NetworkSettings
-from fewbeats.ranges import as_described, check_ranges
+from fewbeats.ranges import as_described, check_ranges, later
 from fewbeats.recipes.segmenter import Localizer
 from fewbeats.recipes.starts import Start, default_start, find_ancestors, settle_rate, start_network
 from fewbeats.training.loop import check_length
@@ -46,6 +46,8 @@ class LearnsFromLabels(ABC):
     """scratch, natural (weights from photographs), a run folder, or a .safetensors file."""
     init_parts: Literal["all", "encoder"] = "all"
     """Of a run's weights, take all that fit, or the encoder alone."""
+    transductive: bool = later(False)
+    """The weights it starts from may have seen images, not labels, of held-out subjects; reports say so."""
     steps: int | None = None
     """Training steps of the segmentation network."""
     minutes: float | None = None
@@ -89,12 +91,7 @@ class LearnsFromLabels(ABC):
         check_length(self.steps, self.minutes)
 
     def choose(
-        self,
-        *,
-        pool: Pool | None = None,
-        hold_back: bool = False,
-        others: tuple[str, ...] = (),
-        transductive: bool = False,
+        self, *, pool: Pool | None = None, hold_back: bool = False, others: tuple[str, ...] = ()
     ) -> Pools:
         """What this command learns from.
 
@@ -102,7 +99,6 @@ class LearnsFromLabels(ABC):
             pool: scans without labels.
             hold_back: keep labeled subjects to choose the checkpoint by.
             others: further starts, of other networks.
-            transductive: starts may have seen images of held-out subjects.
 
         Raises:
             InputError: a budget or labels that cannot be used, or a held-out subject among them.
@@ -112,10 +108,9 @@ class LearnsFromLabels(ABC):
         self.check_budget()
         ancestors = find_ancestors(self.init, localizer=self.localizer)
         ancestors += [run for init in others for run in find_ancestors(init)]
-        return choose_pools(
-            self.cohort, labels=self.name_labels(hold_back=hold_back), pool=pool, ancestors=ancestors,
-            transductive=transductive, out=self.out, cache=self.cache,
-        )  # fmt: skip
+        own: dict[str, Any] = {"transductive": self.transductive, "out": self.out, "cache": self.cache}
+        labels = self.name_labels(hold_back=hold_back)
+        return choose_pools(self.cohort, labels=labels, pool=pool, ancestors=ancestors, **own)
 
     def name_labels(self, *, hold_back: bool) -> Labels:
         """Whose labels, and of what."""
@@ -152,14 +147,12 @@ class LearnsFromLabels(ABC):
         start_network(self.model.network, classes, self.init, seed=0, label=label)
 
     def localization(self) -> dict[str, Any] | None:
-        """Fields of the `Finetune` that trains its localizer alone, None where it wants none.
-
-        It starts from photographs where it can, and with the default optimizer: it is not what is compared.
-        """
+        """Fields of the `Finetune` that trains its localizer alone, None where it wants none: from
+        photographs where it can, with the default optimizer, as it is not what is compared."""
         if not self.localizer_steps:
             return None
         default = SegmentationSettings()
         model = replace(self.model, optim=default.optim, freeze_encoder=default.freeze_encoder)
         shared = {one.name: getattr(self, one.name) for one in fields(LearnsFromLabels)}
-        changed = {"steps": None, "minutes": None, "model": model, "init_parts": "all"}
+        changed = {"steps": None, "minutes": None, "model": model, "init_parts": "all", "transductive": False}
         return shared | changed | {"init": default_start(model.network), "task": "localization"}

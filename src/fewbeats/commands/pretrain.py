@@ -97,17 +97,10 @@ class Pretrain:
         """
         from fewbeats.recipes.pools import Pool, choose_pools
 
-        check = partial(
-            check_pool, recipe=self.recipe, batch_size=self.batch_size, cohort=self.cohort,
-            weights=self.source_weights,
-        )  # fmt: skip
-        return choose_pools(
-            self.cohort,
-            pool=Pool(subjects=self.pool_subjects, seed=self.seed, check=check),
-            ancestors=find_ancestors(self.init),
-            out=self.out,
-            cache=self.cache,
-        )
+        check = partial(check_pool, recipe=self.recipe, settings=self.settings, cohort=self.cohort)
+        pool = Pool(subjects=self.pool_subjects, seed=self.seed, check=check)
+        ancestors = find_ancestors(self.init)
+        return choose_pools(self.cohort, pool=pool, ancestors=ancestors, out=self.out, cache=self.cache)
 
     def preflight(self) -> None:
         """Build the method and choose the pool, to see that both can be used.
@@ -140,27 +133,8 @@ class Pretrain:
         return EncoderSettings(
             network=self.network, preprocess=self.preprocess, spatial=self.spatial, intensity=self.intensity,
             optim=self.optim, batch_size=self.batch_size, center=self.center, growth=self.growth,
-            weights=self.source_weights,
+            weights=own.read_weights(self.weights),
         )  # fmt: skip
-
-    @property
-    def source_weights(self) -> dict[str, float]:
-        """Source -> weight.
-
-        Raises:
-            InputError: something else than weights.
-        """
-        found = {}
-        for word in self.weights:
-            source, _, number = word.rpartition("=")
-            try:
-                weight = float(number)
-            except ValueError:
-                weight = -1.0
-            if not source or source in found or not 0 < weight < float("inf"):
-                raise InputError(f"--weights {word}: write SOURCE=NUMBER once for each, the number above 0")
-            found[source] = weight
-        return found
 
     def describe(self) -> dict[str, Any]:
         """What decides the outcome: all but places, and of the methods the chosen one."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
@@ -131,6 +132,25 @@ class Pix2repSettings:
 
     def __post_init__(self) -> None:
         check_ranges(self, "pix2rep.", counts=("features",), positive=("off_diagonal",))
+
+
+def read_weights(words: Sequence[str]) -> dict[str, float]:
+    """Source -> weight, of words SOURCE=NUMBER.
+
+    Raises:
+        InputError: something else, or a source twice.
+    """
+    found: dict[str, float] = {}
+    for word in words:
+        source, _, number = word.rpartition("=")
+        try:
+            weight = float(number)
+        except ValueError:
+            weight = -1.0
+        if not source or source in found or not 0 < weight < float("inf"):
+            raise InputError(f"--weights {word}: write SOURCE=NUMBER once for each, the number above 0")
+        found[source] = weight
+    return found
 
 
 def check_contrast(name: str, network: NetworkSettings, batch_size: int) -> None:

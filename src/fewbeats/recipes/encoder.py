@@ -6,7 +6,6 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
-from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -256,27 +255,25 @@ def check_pool(
     rows: pl.DataFrame,
     *,
     recipe: Recipe,
-    batch_size: int,
+    settings: EncoderSettings,
     cohort: Path,
-    weights: Mapping[str, float] = MappingProxyType({}),
 ) -> None:
     """Refuse a pool of too few slices, or for heights one whose deepest stack has a single slice.
 
     Args:
         rows: of the cohort, whose sizes are judged where it has them.
         recipe: of the method.
-        batch_size: slices a step and process.
+        settings: slices a step and process, and weights of sources.
         cohort: named in errors.
-        weights: of its sources; empty for none.
 
     Raises:
         InputError: naming the cohort.
     """
-    if weights:
-        check_sources(rows, weights)
+    if settings.weights:
+        check_sources(rows, settings.weights)
     counts = rows.select("frames", "slices").drop_nulls()
     if len(counts) == len(rows):  # else nobody knows before they are read
-        check_slices(*counts, recipe=recipe, batch_size=batch_size, cohort=cohort)
+        check_slices(*counts, recipe=recipe, batch_size=settings.batch_size, cohort=cohort)
 
 
 def check_slices(

@@ -129,7 +129,7 @@ def choose_pools(
         labels: manual labels; none are opened where None, and no start may have seen any then.
         pool: scans without labels.
         ancestors: what the run starts from (`recipes.starts`).
-        transductive: they may have seen held-out images, as they may where the pool is transductive.
+        transductive: they may have seen held-out images, as where the pool is transductive.
         out: run folder, whose name goes into its provenance.
         cache: folder of prepared scans and of hashes of files; `sample-cache` beside the run by default.
 
@@ -146,15 +146,14 @@ def choose_pools(
     held_out = cohort.filter(pl.col("split").is_in(HELD_OUT))
     seen = pl.concat([chosen, unlabeled]).unique("scan", maintain_order=True)
     hashes = hash_scans(pl.concat([seen, held_out]), cache=cache / "hashes.json")
-    open_pool = pool is not None and pool.transductive
-    guard_training(cohort, labeled=chosen, unlabeled=unlabeled, hashes=hashes, transductive=open_pool)
-    transductive = transductive or open_pool
+    opened = pool is not None and pool.transductive
+    guard_training(cohort, labeled=chosen, unlabeled=unlabeled, hashes=hashes, transductive=opened)
+    transductive |= opened
     if labels:
         for names in find_twins(by_subject(pl.concat([seen, held_out]), hashes)):
             print(f"{file}: {' and '.join(names)} are one heart: frames or slices of theirs are equal")
     secret = by_subject(held_out, hashes)
     guard_ancestors(ancestors, secret, transductive=transductive)
-    before = [run.unlabeled for start in ancestors for run in start.lineage()] if transductive else []
     beside = labels is not None and bool(labels.column or labels.points)
     told = chosen if beside else chosen.filter(is_manual())
     return Pools(
@@ -163,7 +162,7 @@ def choose_pools(
         labeled=chosen.filter(~pl.col("subject").is_in(held)),
         held_back=chosen.filter(pl.col("subject").is_in(held)),
         unlabeled=unlabeled,
-        seen=tuple(find_seen(before, secret)),
+        seen=tuple(find_seen((run.unlabeled for start in ancestors for run in start.lineage()), secret)),
         cache=cache,
         provenance=Provenance(
             run=out.resolve().name,
