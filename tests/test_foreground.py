@@ -103,7 +103,8 @@ def test_crops_of_a_co_training_are_placed_by_its_own_masks(phantoms, tmp_path, 
 @pytest.mark.usefixtures("no_onnx")
 def test_a_killed_run_ends_bit_equal_with_the_crops_it_would_have_had(phantoms, tmp_path, monkeypatch):
     flags = [flag for flag in DEEP if not flag.startswith("--slab-slices")]
-    flags += ["--slab-slices=4", "--mn.iterations=1"]
+    # In bf16 oneDNN's weight gradients of small 3D convolutions differ from call to call, where a CPU has it.
+    flags += ["--slab-slices=4", "--mn.iterations=1", "--optim.precision=full"]
     whole, broken = tmp_path / "whole", tmp_path / "broken"
     assert cotrain(phantoms, whole, "mn", *flags) == 0
     update = loop._Loop._update
