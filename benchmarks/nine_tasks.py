@@ -27,6 +27,7 @@ from sklearn.preprocessing import StandardScaler
 from fewbeats.commands.finetune import Finetune
 from fewbeats.data.cohort import join_cohorts, read_cohort, write_cohort
 from fewbeats.data.files import open_scan
+from fewbeats.recipes.pools import rows_where
 from fewbeats.study.many import read_plans
 from fewbeats.study.plan import Plan
 from fewbeats.study.units import Unit, arms_of, cohort_of, trainer_of
@@ -104,17 +105,16 @@ def judge_draw(plan: Plan, unit: Unit) -> list[dict[str, Any]]:
     task = trainer.from_file
     assert task is not None
     cohort = read_cohort(cohort_of(plan, unit.seed))
-    judged = cohort.filter(pl.col("split") == plan.split, pl.col(task.column).is_in(list(task.classes)))
-    for column, values in task.where.items():
-        judged = judged.filter(pl.col(column).is_in(list(values)))
+    told = pl.col(task.column).is_in(list(task.classes))
+    judged = rows_where(cohort, task.where).filter(pl.col("split") == plan.split, told)
     x, y = look_at(trainer.choose().labeled, task.column)
     model = make_pipeline(StandardScaler(), LogisticRegression(C=0.1, max_iter=2000)).fit(x, y)
     own, truth = look_at(judged, task.column)
     right = judged.with_columns(right=pl.Series(model.predict(own) == truth).cast(pl.Float64))
-    told = right.group_by("subject", "study", maintain_order=True).agg(pl.col("right").mean())
-    scans = told.group_by("subject", maintain_order=True).agg(pl.col("right").mean())
+    studies = right.group_by("subject", "study", maintain_order=True).agg(pl.col("right").mean())
+    subjects = studies.group_by("subject", maintain_order=True).agg(pl.col("right").mean())
     about = {"machine": machine(), "date": date.today().isoformat()}
-    return [{"subject": subject, "accuracy": value, **about} for subject, value in scans.iter_rows()]
+    return [{"subject": subject, "accuracy": value, **about} for subject, value in subjects.iter_rows()]
 
 
 def look_at(rows: pl.DataFrame, column: str) -> tuple[np.ndarray, Sequence[str]]:

@@ -86,7 +86,7 @@ def index(
     measured, told = _measure_all(rows, leave_out=leave_out, check_pixels=check_pixels, tell=tell)
     if not measured:
         raise InputError(f"{source}: no image of the layout '{layout}' in it; check folder and layout")
-    cohort = new_cohort(narrow_conventions(measured, tell))
+    cohort = new_cohort(narrow_conventions(name_visits(measured), tell))
     tell_parts(measured, tell)
     tell_unused(source, cohort, told, tell)
     if labels is not None:
@@ -102,7 +102,7 @@ def _measure_all(
         tried = list(pool.map(partial(_try_measure, check_pixels=check_pixels), rows))
     refuse_bad([one for one in tried if isinstance(one, InputError)], leave_out=leave_out, tell=tell)
     measured = [row for found in tried if not isinstance(found, InputError) for row in found]
-    kept = name_visits(tell_odd(measured, tell))
+    kept = tell_odd(measured, tell)
     numbers = {id(row) for row in kept}
     aside = [row for row, found in zip(rows, tried) if isinstance(found, InputError)]
     aside += [row for row in measured if id(row) not in numbers]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal, get_args
 
@@ -145,6 +146,27 @@ class Sampler:
         taken = [self._read(stack, t, slice(first, first + self.depth), what) for what in get_args(What)]
         image, mask, weight = (None if part is None else np.pad(part, padding) for part in taken)
         return image, mask, weight
+
+
+def share_kinds(
+    kinds: Sequence[str], items: np.ndarray, weights: Mapping[str, float] | None = None
+) -> np.ndarray:
+    """`Sampler.shares` by which each kind of stack comes as its weight says, and slices of one kind alike.
+
+    Args:
+        kinds: (N,) of each stack.
+        items: (N,) its slices, or its slabs.
+        weights: kind -> how often against the others; all kinds alike by default.
+
+    Returns:
+        (N,) shares, whose sum over a kind is its weight.
+
+    >>> share_kinds(["a", "b", "b"], np.array([5, 1, 3])).tolist()
+    [1.0, 0.25, 0.75]
+    """
+    names, which = np.unique(kinds, return_inverse=True)
+    weight = np.array([1.0 if weights is None else weights[name] for name in names.tolist()])
+    return weight[which] * items / np.bincount(which, items)[which]
 
 
 _EPOCHS: dict[tuple[int, int, int], np.ndarray] = {}

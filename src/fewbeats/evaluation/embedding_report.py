@@ -26,10 +26,10 @@ def count_embeddings(table: Path) -> int:
     return int(pl.scan_parquet(table).select(pl.len()).collect().item())
 
 
-def draw_embeddings(table: Path, most: int = MOST) -> pl.DataFrame:
-    """Rows of a table in its order, at most so many, drawn by chance; no others are kept in memory."""
+def draw_embeddings(table: Path) -> pl.DataFrame:
+    """At most `MOST` rows of a table, in its order, drawn by chance; no others are kept in memory."""
     total = count_embeddings(table)
-    chosen = pl.Series(np.sort(np.random.default_rng(0).permutation(total)[:most]), dtype=pl.UInt32)
+    chosen = pl.Series(np.sort(np.random.default_rng(0).permutation(total)[:MOST]), dtype=pl.UInt32)
     rows = pl.scan_parquet(table).with_row_index("_at").filter(pl.col("_at").is_in(chosen.implode()))
     return rows.drop("_at").collect(engine="streaming")
 

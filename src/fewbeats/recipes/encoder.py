@@ -228,13 +228,12 @@ def share_sources(rows: pl.DataFrame, stacks: Stacks, weights: Mapping[str, floa
     Raises:
         InputError: as `check_sources`.
     """
+    from fewbeats.data.sampler import share_kinds
+
     if not weights:
         return None
     check_sources(rows, weights)
-    sources = rows["source"].to_list()
-    items = stacks.frames * stacks.slices
-    whole = {name: sum(n for n, own in zip(items, sources) if own == name) for name in weights}
-    return np.array([weights[name] * n / whole[name] for name, n in zip(sources, items)])
+    return share_kinds(rows["source"].to_list(), stacks.frames * stacks.slices, weights)
 
 
 def check_sources(rows: pl.DataFrame, weights: Mapping[str, float]) -> None:

@@ -275,11 +275,13 @@ def draw_labeled(samples: Sequence[Sample], settings: SegmentationSettings, *, s
 
 def share_manual(stacks: Stacks, *, slab: bool) -> np.ndarray | None:
     """How often each stack is drawn: manual ones half of the time; None where all labels are of one kind."""
+    from fewbeats.data.sampler import share_kinds
+
     manual = stacks.source == "manual"
     if np.all(manual) or not np.any(manual):
         return None
     items = stacks.frames * (1 if slab else stacks.slices)
-    return items / np.where(manual, items[manual].sum(), items[~manual].sum())
+    return share_kinds(np.where(manual, "manual", "made").tolist(), items)
 
 
 def export_segmenter(
