@@ -108,10 +108,11 @@ class Dask:
     """Of its scheduler, tcp://HOST:PORT, or the file that the scheduler wrote."""
 
     def __call__(self, work: Work, tasks: Iterable[Any]) -> Iterator[Result]:
-        with self._connect() as client, client.as_current():
+        with self._connect() as client, client.as_current(), _any_size():
             if not (workers := client.nthreads()):
                 raise InputError(f"--on dask:{self.address}: the cluster has no worker; start some")
-            known = client.scatter(work, broadcast=True)
+            # A result and no scattered value: with its last holder, that would be lost for good.
+            known = client.submit(pickle.loads, pickle.dumps(work), pure=False)
             waiting, running = iter(tasks), dict[Any, Any]()
             while True:
                 room = max(0, AHEAD * sum(workers.values()) - len(running))
@@ -153,6 +154,13 @@ class Dask:
             return Client(**where, timeout=PATIENCE, set_as_default=False)
         except (OSError, ValueError) as error:
             raise nobody from error
+
+
+def _any_size() -> Any:
+    """Networks are sent, once; Dask would warn of their size."""
+    import dask
+
+    return dask.config.set({"distributed.admin.large-graph-warning-threshold": "16 GiB"})
 
 
 PATIENCE = 20.0
