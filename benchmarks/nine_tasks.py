@@ -2,12 +2,15 @@
 
     python benchmarks/nine_tasks.py --data ../shared/data --out runs cohorts
     fewbeats study configs/nine_tasks.yaml
+    python benchmarks/nine_tasks.py --data ../shared/data --out runs classes
     python benchmarks/nine_tasks.py --data ../shared/data --out runs confounds
 
-`cohorts` writes acdc.csv and emidec.csv (real scans), exams.csv (phantoms that are judged, of other settings
-than those that are learned from) and pool.csv, of which the encoders learn. `confounds` asks a linear model
-that sees geometry, gray values of whole slices and how these go along the heart, and no more, for sequences,
-late enhancement and diseases, with the subjects that a network of the same draw has.
+`cohorts` writes acdc.csv and emidec.csv (real scans; their training subjects also apart), exams.csv (phantoms
+that are judged, of other settings than those that are learned from) and pool.csv, which the encoders see.
+`classes` keeps what the study's networks said of each visit and of slices, and prints more than accuracy.
+`confounds` asks a linear model that sees geometry, gray values of whole slices and how these go along the
+heart, and no more, for sequences, late enhancement and diseases, with the subjects that a network of the same
+draw has.
 """
 
 from __future__ import annotations
@@ -27,17 +30,24 @@ from sklearn.preprocessing import StandardScaler
 from fewbeats.commands.finetune import Finetune
 from fewbeats.data.cohort import join_cohorts, read_cohort, write_cohort
 from fewbeats.data.files import open_scan
+from fewbeats.evaluation.classes import Told, summarize_classes
+from fewbeats.evaluation.tasks import judge_task
 from fewbeats.recipes.pools import rows_where
 from fewbeats.study.many import read_plans
 from fewbeats.study.plan import Plan
 from fewbeats.study.units import Unit, arms_of, cohort_of, trainer_of
 from fewbeats.training.rundir import machine
-from record import append, call, is_recorded
+from record import ROWS, append, call, is_recorded
 
 HERE = Path(__file__).parent
 CONFIG = HERE.parent / "configs" / "nine_tasks.yaml"
 TABLE = "confounds.csv"
+TWIN = "Case_P072"
+"""The heart of Case_P059 once more."""
 TASKS = ("sequence", "lge_detection", "disease")
+TOLD = "nine_tasks_told.csv"
+FOLDED = ("lge_detection", "disease")
+LEVELS = ("study", "slice within")
 PERCENTILES = (5, 25, 50, 75, 95)
 
 
@@ -46,14 +56,17 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--data", type=Path, required=True, help="folder of acdc, emidec, ...")
     parser.add_argument("--out", type=Path, required=True, help="folder for cohorts")
-    parser.add_argument("what", choices=["cohorts", "confounds"])
+    parser.add_argument("what", choices=["cohorts", "classes", "confounds"])
     given = parser.parse_args()
     if given.what == "cohorts":
         make_cohorts(given.data, given.out)
         return
     for plan in read_plans(CONFIG):
-        if plan.name in TASKS:
+        if given.what == "confounds" and plan.name in TASKS:
             judge_confounds(plan)
+        if given.what == "classes" and plan.name in FOLDED:
+            keep_classes(plan)
+            print_classes(plan.name)
 
 
 def make_cohorts(data: Path, out: Path) -> None:
@@ -68,10 +81,13 @@ def make_cohorts(data: Path, out: Path) -> None:
     }
     for name, (folder, layout, *flags) in index.items():
         call("index", folder, "--layout", layout, *flags, "--out", out / f"{name}.csv")
-    emidec = read_cohort(out / "emidec.csv")
+    emidec = read_cohort(out / "emidec.csv").filter(pl.col("subject") != TWIN)
     infarct = pl.col("subject").str.starts_with("Case_P")
     group = pl.when(infarct).then(pl.lit("infarct")).otherwise(pl.lit("normal"))
     write_cohort(emidec.with_columns(group=group), out / "emidec.csv")
+    for name in ("acdc", "emidec"):  # of which rates are asked
+        learners = read_cohort(out / f"{name}.csv").filter(pl.col("split") == "train")
+        write_cohort(learners, out / f"{name}_train.csv")
     exams = {  # judged: another scanner's contrast, smaller pixels, other subjects
         "exams": ("--subjects", 48, "--seed", 7, "--contrast", "dark", "--pixel-mm", 1.3, 1.5),
         "exams_seen": ("--subjects", 24, "--seed", 70, "--contrast", "bright", "--pixel-mm", 1.6, 2.0),
@@ -87,6 +103,40 @@ def make_cohorts(data: Path, out: Path) -> None:
         learned[name] = table.filter(pl.col("split") == "train")
     others = pl.concat([learned.pop(name) for name in ("cine4d", "pig", "volunteer")], how="diagonal")
     write_cohort(join_cohorts({**learned, "others": others}, apart=True), out / "pool.csv")
+
+
+def keep_classes(plan: Plan) -> None:
+    """What the arms of a study said that lie here and are not kept yet: a row an item."""
+    for unit in arms_of(plan):
+        trainer = trainer_of(plan, unit)
+        answers = Path(trainer.out).with_name(f"{Path(trainer.out).name}_{plan.split}")
+        key = {"task": plan.name, "arm": unit.name, "labeled": unit.labeled, "seed": unit.seed}
+        if is_recorded(TOLD, **key) or not (answers / "report" / "summary.json").is_file():
+            continue
+        told = judge_task(answers, read_cohort(cohort_of(plan, unit.seed))).told
+        rows = [
+            {**key, "level": level, "subject": subject, "truth": int(truth),
+             "shares": " ".join(f"{share:.4f}" for share in shares)}
+            for level in LEVELS if level in told
+            for subject, truth, shares in zip(told[level].subject, told[level].truth, told[level].shares)
+        ]  # fmt: skip
+        append(TOLD, pl.DataFrame(rows))
+
+
+def print_classes(task: str) -> None:
+    """Figures of each arm and budget, over the items of all its folds, with intervals over subjects."""
+    rows = pl.read_csv(ROWS / TOLD).filter(pl.col("task") == task)
+    for (level, labeled, arm), own in rows.group_by("level", "labeled", "arm", maintain_order=True):
+        shares = np.array([[float(share) for share in text.split()] for text in own["shares"]])
+        names = tuple(map(str, range(shares.shape[1])))
+        told = Told(
+            classes=names, subject=own["subject"].to_numpy(), truth=own["truth"].to_numpy(), shares=shares
+        )
+        found = summarize_classes(told)
+        print(f"{task} {level}, {labeled} labeled, {arm}, {own['seed'].n_unique()} folds:")
+        for name in ("accuracy", "balanced_accuracy", "macro_auc", "calibration_error"):
+            low, high = found[name]["ci95"]
+            print(f"    {name} {found[name]['value']:.3f} ({low:.3f} to {high:.3f})")
 
 
 def judge_confounds(plan: Plan) -> None:

@@ -12,6 +12,7 @@ import yaml
 from fewbeats.cli import main
 from fewbeats.data.cohort import read_cohort, write_cohort
 from fewbeats.errors import InputError
+from fewbeats.study.judged import read_scores
 from fewbeats.study.many import read_plans
 from fewbeats.study.units import read_rows
 from small_study import GRID
@@ -114,3 +115,10 @@ def test_studies_share_a_pretraining_on_scans_of_their_own(phantoms, tmp_path, c
     told = json.loads((tmp_path / "studies" / "pretrained" / "encoder" / "run.json").read_text())
     assert told["pool_subjects"] is None
     assert told["weights"] == ["cohort=3", "other=1"]
+
+
+def test_classes_that_are_called_by_numbers_are_texts(tmp_path):
+    (tmp_path / "judged.csv").write_text("subject,study,level,class,truth\na,a,study,1,1\nb,b,study,1,x\n")
+    rows, scores = read_scores(tmp_path)
+    assert scores == ("accuracy",)
+    assert rows["accuracy"].to_list() == [1.0, 0.0]

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import pytest
+import torch
 
 from fewbeats.clock import Clock
+from fewbeats.errors import InputError
 from fewbeats.models.network import NetworkSettings, build_network
-from fewbeats.training.optim import OptimSettings, encoder_groups, warmup_decay
+from fewbeats.training.optim import OptimSettings, _stage, encoder_groups, warmup_decay
 
 
 def test_the_rate_rises_linearly_and_falls_as_a_cosine():
@@ -38,3 +40,26 @@ def test_with_layer_decay_earlier_stages_learn_less(kind):
     first = next(p for n, p in network.named_parameters() if n.startswith("encoder."))
     assert any(first is p for p in groups[0].parameters)
     assert [g.name for g in encoder_groups(network, OptimSettings())] == ["encoder"]
+
+
+def test_layers_of_unknown_order_have_no_decay():
+    network = torch.nn.ModuleDict(
+        {"encoder": torch.nn.Sequential(torch.nn.Conv2d(1, 2, 3), torch.nn.Conv2d(2, 2, 3))}
+    )
+    assert len(encoder_groups(network, OptimSettings())) == 1
+    with pytest.raises(InputError, match="layer-decay: the order of this encoder's layers is not known"):
+        encoder_groups(network, OptimSettings(layer_decay=0.5))
+
+
+@pytest.mark.parametrize(
+    ("name", "stage"),
+    [
+        ("encoder.patch_embed.proj.weight", 0),
+        ("encoder.features.denseblock3.denselayer1.conv1.weight", 4),
+        ("encoder.block2.0.attn.q.weight", 3),
+        ("encoder.s4.b1.conv1.conv.weight", 5),
+        ("encoder.model.norm.weight", -1),
+    ],
+)
+def test_stages_are_told_by_the_names_of_networks_outside(name, stage):
+    assert _stage(name) == stage

@@ -13,7 +13,7 @@ from fewbeats.commands.pretrain import Pretrain
 from fewbeats.errors import InputError
 from fewbeats.models.heads import pool_stages, sum_of_stages
 from fewbeats.models.network import NetworkSettings, build_network
-from fewbeats.pretraining import pix2rep
+from fewbeats.pretraining import dino, pix2rep
 from fewbeats.pretraining.dino import Dino, draw_hidden
 from fewbeats.pretraining.pix2rep import Pix2rep
 from fewbeats.pretraining.settings import DinoSettings, Pix2repSettings, SimclrSettings
@@ -221,3 +221,20 @@ def test_all_stages_are_read(network):
     assert float(lengths[0]) >= 3
     batch = Batch(views={"a": image, "b": image.flip(-1)})
     assert torch.isfinite(method(batch, at(0.5)).loss)
+
+
+def test_small_views_grow_as_large_ones_do(monkeypatch):
+    """From the middle of a slice to anywhere in a large view's field."""
+    seen = []
+    monkeypatch.setattr(dino, "draw_view", lambda image, settings, generator: seen.append(settings) or image)
+    own, full = DinoSettings(small_views=1, small_size=0.5), ViewSettings(size=48)
+    for settings in (full, weaken(full, 0.0)):
+        dino.views(wide(), torch.Generator(), settings=settings, own=own)
+    shifts = [settings.spatial.shift_px for settings in seen if settings.size == 24]
+    assert shifts == pytest.approx([12.0, 3.0])
+
+
+def test_views_are_matched_by_the_answers_they_share():
+    answers = torch.eye(4)
+    assert dino.views_matched(answers, 2 * answers) == 1.0
+    assert dino.views_matched(answers, answers[[1, 0, 2, 3]]) == 0.5

@@ -147,6 +147,18 @@ def test_two_points_of_a_map_are_found_whichever_comes_first():
     assert sorted(of) == [0, 1]
 
 
+def test_the_rim_of_one_point_is_not_the_other():
+    """What a network draws is wider than what it learned, and of two points one is fainter."""
+    y, x = np.ogrid[:60, :60]
+    broad = [
+        h * np.exp(-((y - a) ** 2 + (x - b) ** 2) / (2 * 5.0**2))
+        for h, a, b in ((0.9, 15, 20), (0.3, 44, 38))
+    ]
+    found, heights = find_peaks(np.maximum(*broad), 2)
+    assert found == pytest.approx(np.array([[15, 20], [44, 38]]), abs=0.5)
+    assert heights == pytest.approx([0.9, 0.3], abs=0.01)
+
+
 def test_errors_are_averaged_by_subject():
     told = summarize_errors({"a": {"s1": [1.0, 3.0], "s2": [8.0]}, "b": {"s1": [2.0]}})
     assert told["a"]["mean_mm"] == 5.0

@@ -49,7 +49,7 @@ def test_a_rate_that_is_given_is_taken_in_silence():
 def test_a_run_that_segments_is_not_forgotten(small_run):
     taken, said = asked(str(small_run))
     assert taken == 1e-3
-    assert "segments already" in said
+    assert "the start is a network of segmentation" in said
 
 
 @pytest.mark.usefixtures("no_onnx")

@@ -19,9 +19,14 @@ from fewbeats.data.cohort import read_cohort, write_cohort
 from fewbeats.data.sampler import Sampler
 from fewbeats.data.store import Stacks
 from fewbeats.errors import InputError
+from fewbeats.finetuning.segmentation import SegmentationSettings
 from fewbeats.finetuning.task import read_task
+from fewbeats.inference.examine import Examiner
+from fewbeats.models.heads import SteadyNorm
 from fewbeats.sample import UNKNOWN
+from fewbeats.scan import ArrayPixels, Scan
 from fewbeats.training.rundir import RunDir
+from fewbeats.transforms.preprocess import PreprocessSettings
 
 TASKS = Path(__file__).parents[1] / "configs" / "tasks"
 TINY = (
@@ -253,6 +258,45 @@ def test_study_sampler_draws_classes_alike_and_each_slice_once():
     assert torch.equal(sampler(Clock(step=3, total=9)).target, sampler(Clock(step=3, total=9)).target)
 
 
+def test_a_batch_of_studies_holds_no_class_twice_before_each_is_there():
+    images = [np.zeros((1, 3, 8, 8), np.float16)] * 5
+    ones = np.ones(5, int)
+    stacks = Stacks(images=images, which=np.arange(5), frames=ones, slices=3 * ones, order=ones, subject=ones)
+    for classes, size in ((5, 4), (2, 4), (2, 2), (5, 5)):
+        draws = StudySampler(stacks, np.arange(5), np.arange(5) % classes, batch_size=size, count=2)
+        for step in range(20):
+            told = draws(Clock(step, 20)).target[:, 0].numpy()
+            counts = np.bincount(told, minlength=classes)
+            assert counts.max() - counts.min() <= 1, (classes, size, told)
+
+
+def test_features_of_a_batch_keep_what_tells_it_from_others():
+    """Normalized by its own mean, a batch of one class would be told nothing of it."""
+    draw = torch.Generator().manual_seed(0)
+    norm = SteadyNorm(3).train()
+    for step in range(60):  # classes in turn, two standard deviations apart
+        norm(torch.randn(8, 3, generator=draw) + 4.0 * (step % 2) + 7)
+    one, other = (norm(torch.randn(64, 3, generator=draw) + 4.0 * c + 7).mean() for c in (0, 1))
+    assert float(other - one) > 1.0
+    parts = [torch.randn(50, 3, generator=draw) * 2 + 5 for _ in range(4)]
+    torch.optim.swa_utils.update_bn(parts, norm)
+    shown = norm.eval()(torch.cat(parts))
+    assert shown.mean(0).tolist() == pytest.approx([0, 0, 0], abs=1e-3)
+    assert shown.std(0).tolist() == pytest.approx([1, 1, 1], abs=0.05)
+
+
+def test_a_scan_shows_what_one_of_its_slices_shows():
+    task = read_task({"title": "Scar", "kind": "classification", "present": ["INFARCT"]}, file="test")
+    logits = np.array([[5.0, -5.0]] * 9 + [[-5.0, 5.0]])
+    pixels = np.random.default_rng(0).normal(size=(1, 10, 64, 64)).astype(np.float32)
+    scan = Scan(pixels=ArrayPixels(pixels), affine=np.eye(4))
+    settings = SegmentationSettings(preprocess=PreprocessSettings(size=64))
+    examiner = Examiner(Path("run"), task, settings, config=None, provenance=None)
+    rows = list(examiner._classes(lambda batch: logits, "one", scan))
+    assert (rows[0]["level"], rows[0]["class"]) == ("scan", "present")
+    assert [row["class"] for row in rows[1:]] == ["absent"] * 9 + ["present"]
+
+
 def test_shares_decide_how_often_a_stack_is_drawn():
     images = [np.full((4, 5, 8, 8), n, np.float16) for n in range(3)]
     stacks = Stacks(images=images, which=np.arange(3), frames=np.array([4, 4, 1]), slices=np.full(3, 5),
@@ -292,12 +336,21 @@ def test_tasks_that_would_learn_from_nothing(exams, tmp_path, capsys, name):
     assert complaint in capsys.readouterr().err
 
 
-def test_named_subjects_need_no_masks_where_a_column_is_learned(exams, tmp_path):
+def test_named_subjects_need_no_masks_where_a_column_is_learned(exams, tmp_path, capsys):
     bare = read_cohort(exams).with_columns(
         [pl.lit(None, pl.String).alias(n) for n in ("label", "label_source", "convention", "label_frames")]
     )
     write_cohort(bare, tmp_path / "cohort.csv")
     (tmp_path / "names.txt").write_text("phantom000\nphantom002\n")
+    both = (f"--labeled-subjects={tmp_path / 'names.txt'}", "--labeled=1", "--steps=1", *TINY)
+    words = [
+        "finetune",
+        str(tmp_path / "cohort.csv"),
+        f"--task={TASKS / 'view.yaml'}",
+        f"--out={tmp_path / 'no'}",
+    ]
+    assert main([*words, *both]) == 2
+    assert "give either --labeled or --labeled-subjects" in capsys.readouterr().err
     run = fit(tmp_path / "cohort.csv", TASKS / "view.yaml", tmp_path / "run", "--batch-size=4",
               f"--labeled-subjects={tmp_path / 'names.txt'}")  # fmt: skip
     assert RunDir(run).read_config().labeled_subjects == ("phantom000", "phantom002")

@@ -43,10 +43,8 @@ class StudySampler:
         """The batch of a step; each rank draws its own."""
         draw = np.random.default_rng([self.seed, clock.step, clock.rank])
         known = np.unique(self.classes)
-        studies = [
-            int(draw.choice(np.flatnonzero(self.classes == wanted)))
-            for wanted in draw.choice(known, self.batch_size)
-        ]
+        wanted = np.resize(draw.permutation(known), self.batch_size)  # no class twice before each came once
+        studies = [int(draw.choice(np.flatnonzero(self.classes == one))) for one in wanted]
         images, targets = zip(*(self._slices(study, draw) for study in studies))
         return Batch(
             views={"image": torch.from_numpy(np.stack(images).astype(np.float32))},

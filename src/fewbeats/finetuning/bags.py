@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from fewbeats.models.heads import encoder_of, feature_width, pool_features
+from fewbeats.models.heads import SteadyNorm, encoder_of, feature_width, pool_features
 from fewbeats.sample import UNKNOWN
 
 if TYPE_CHECKING:
@@ -41,7 +41,7 @@ class StudyClassifier(nn.Module):
         super().__init__()
         self.encoder = encoder_of(network)
         width = feature_width(network)
-        self.norm = nn.BatchNorm1d(width, affine=False)
+        self.norm = SteadyNorm(width)
         self.what, self.gate = nn.Linear(width, ATTENTION), nn.Linear(width, ATTENTION)
         self.weigh, self.head = nn.Linear(ATTENTION, 1), nn.Linear(width, classes)
         self.slices = nn.Linear(width, slice_classes) if slice_classes else None

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import torch.nn.functional as F
 from torch import nn
 
-from fewbeats.models.heads import encoder_of, feature_width, pool_features
+from fewbeats.models.heads import SteadyNorm, encoder_of, feature_width, pool_features
 from fewbeats.sample import UNKNOWN
 from fewbeats.transforms.views import draw_view
 
@@ -34,7 +34,7 @@ class ImageClassifier(nn.Module):
         super().__init__()
         self.encoder = encoder_of(network)
         width = feature_width(network)
-        self.norm, self.head = nn.BatchNorm1d(width, affine=False), nn.Linear(width, classes)
+        self.norm, self.head = SteadyNorm(width), nn.Linear(width, classes)
 
     def forward(self, image: Tensor) -> Tensor:
         return self.head(self.norm(pool_features(self, image)))

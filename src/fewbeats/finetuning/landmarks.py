@@ -28,6 +28,8 @@ if TYPE_CHECKING:
 
 SIGMA_PX = 3.0
 """Of the Gaussian at a point."""
+APART_PX = 4 * SIGMA_PX
+"""Least distance of two points of one kind; what a network draws is wider than the Gaussian."""
 RARE = 4.0
 """Taken from every logit: before it has learned anything, a network says that no pixel is a point."""
 
@@ -86,5 +88,5 @@ def find_peaks(heat: np.ndarray, count: int) -> tuple[np.ndarray, np.ndarray]:
         columns = slice(max(0, column - radius), column + radius + 1)
         window = left[rows, columns] + 1e-12
         places[number] = [(window * at).sum() / window.sum() for at in (y[rows], x[:, columns])]
-        left = np.where((y - row) ** 2 + (x - column) ** 2 <= radius**2, 0.0, left)
+        left = np.where((y - row) ** 2 + (x - column) ** 2 <= APART_PX**2, 0.0, left)
     return places, heights

@@ -108,14 +108,15 @@ class Examiner:
             yield t, self.settings.cut(image), grid
 
     def _classes(self, network: Asked, name: str, scan: Scan) -> Iterator[Row]:
-        """Each slice's class, then that of the scan: the mean of its slices."""
+        """The scan's class, the mean of its slices; what one shows, the scan shows. Then each slice's."""
         rows, told = list[Row](), []
         for t, batch, _ in self._frames(scan):
             for z, share in enumerate(softmax(network(batch), axis=-1)):
                 told.append(share)
                 rows.append({"level": "slice", "scan": name, "frame": t, "slice": z,
                              **_shares(share, self.task.slice_classes)})  # fmt: skip
-        yield {"level": "scan", "scan": name, **_shares(np.mean(told, 0), self.task.slice_classes)}
+        whole = max(told, key=lambda share: share[1]) if self.task.present else np.mean(told, 0)
+        yield {"level": "scan", "scan": name, **_shares(whole, self.task.slice_classes)}
         yield from rows
 
     def _points(self, network: Asked, name: str, scan: Scan) -> Iterator[Row]:

@@ -57,6 +57,24 @@ def sum_of_stages(network: nn.Module) -> int:
     return int(width)
 
 
+class SteadyNorm(nn.BatchNorm1d):
+    """Features (N, D) to mean 0 and variance 1 by running statistics, in training as in prediction.
+
+    Those of one batch hold its classes: of a few studies, they take away what tells them apart.
+    """
+
+    def __init__(self, features: int):
+        super().__init__(features, affine=False)
+
+    def forward(self, features: Tensor) -> Tensor:
+        if self.training:
+            if self.momentum is not None:  # a mean of the first batches, then a moving one
+                assert self.num_batches_tracked is not None
+                self.momentum = max(0.1, 1 / (1 + int(self.num_batches_tracked)))
+            super().forward(features.detach())
+        return F.batch_norm(features, self.running_mean, self.running_var, eps=self.eps)
+
+
 class Projector(nn.Sequential):
     """Multi-layer perceptron without activation after its last layer: (B, D) -> (B, widths[-1]).
 

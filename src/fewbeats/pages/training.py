@@ -19,6 +19,7 @@ WINDOW = (-2.0, 3.0)
 CURVES = {
     "loss": "Loss",
     "spread": "Spread of embeddings",
+    "matched": "Slices matched by their views",
     "probe_height_r2": "Height told from the encoder (R²)",
     "step_seconds": "Seconds a step",
 }

@@ -57,7 +57,10 @@ def views(batch: Batch, generator: Generator, *, settings: ViewSettings, own: Di
     small = replace(
         settings,
         size=own.small_px(settings.size),
-        spatial=replace(settings.spatial, shift_px=settings.size * (1 - own.small_size) / 2),
+        # as far as views have grown
+        spatial=replace(
+            settings.spatial, shift_px=settings.strength * settings.size * (1 - own.small_size) / 2
+        ),
     )
     image = batch.views["image"]
     found = {name: draw_view(image, settings, generator) for name in LARGE}
@@ -107,6 +110,7 @@ class Dino(Method):
         with torch.no_grad():
             seen = _judge(self.teacher, large)
             target = ((seen - self.center) / self.teacher_temperature(clock)).softmax(1).chunk(2)
+            matched = views_matched(*(seen - self.center).chunk(2))
             momentum, mean = self.settings.center_momentum, gather_ranks(seen).mean(0)
             self.center.mul_(momentum).add_(mean, alpha=1 - momentum)
         answers = [*_judge(self.student, large).chunk(2)]
@@ -114,7 +118,7 @@ class Dino(Method):
         told = [F.log_softmax(answer / self.settings.student_temperature, 1) for answer in answers]
         losses = [-(q * p).sum(1).mean() for i, q in enumerate(target) for j, p in enumerate(told) if i != j]
         frozen = clock.progress < self.settings.freeze
-        logs = {"spread": answers_apart(torch.cat(target))}
+        logs = {"spread": answers_apart(torch.cat(target)), "matched": matched}
         loss = torch.stack(losses).mean()
         if self.settings.patches:
             told_patches = self._hidden_patches(large, clock)
@@ -192,6 +196,15 @@ def answers_apart(answers: Tensor) -> float:
     mean = answers.mean(0)
     apart = torch.special.entr(mean).sum() - torch.special.entr(answers).sum(1).mean()
     return float(apart) / math.log(min(answers.shape))
+
+
+def views_matched(one: Tensor, other: Tensor) -> float:
+    """Share of a batch's slices of which the answer to one view (B, K) is likest to that to the other.
+
+    By chance 1 / B. What stays there says that slices are told apart by nothing their views share.
+    """
+    likeness = F.normalize(one, dim=1) @ F.normalize(other, dim=1).T
+    return float((likeness.argmax(1) == torch.arange(len(one), device=one.device)).float().mean())
 
 
 def _judge(side: nn.ModuleDict, image: Tensor) -> Tensor:

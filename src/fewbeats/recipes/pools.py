@@ -195,6 +195,8 @@ def _choose_labels(cohort: pl.DataFrame, labels: Labels) -> tuple[tuple[str, ...
     """Structures, labeled rows, and the subjects held back to choose the checkpoint."""
     cohort = rows_where(cohort, labels.where)
     structures = tuple(dict.fromkeys(name_structure(s, file="--structures") for s in labels.structures))
+    if labels.subjects and labels.budget is not None:
+        raise InputError("give either --labeled or --labeled-subjects")
     if labels.column:
         return structures, _choose_classes(cohort, labels), []
     if labels.points:
@@ -203,8 +205,6 @@ def _choose_labels(cohort: pl.DataFrame, labels: Labels) -> tuple[tuple[str, ...
         rows = cohort.filter(pl.col("split") == "train", pl.col("label").is_not_null())
         return structures or spoken_structures(rows, made=True), rows, []
     structures = structures or spoken_structures(cohort)
-    if labels.subjects and labels.budget is not None:
-        raise InputError("give either --labeled or --labeled-subjects")
     if labels.subjects:
         subjects = read_subject_list(labels.subjects, cohort, structures=structures)
     else:

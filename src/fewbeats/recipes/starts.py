@@ -63,8 +63,8 @@ def rate_of_start(settings: NetworkSettings, init: str) -> tuple[float, str]:
     if init == "scratch":
         return FRESH_RATE, "the start is random"
     config = Path(init) / "run.json"
-    if config.is_file() and RunDir(init).read_config().task == "segmentation":
-        return PRETRAINED_RATE, "the start segments already"
+    if config.is_file() and (task := RunDir(init).read_config().task) != "pretraining":
+        return PRETRAINED_RATE, f"the start is a network of {task}"
     return FRESH_RATE, "the start is an encoder alone"
 
 

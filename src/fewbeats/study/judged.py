@@ -33,9 +33,8 @@ def read_scores(report: Path) -> tuple[pl.DataFrame, tuple[str, ...]]:
         means = pl.col(OF_FILE).cast(pl.Float64).mean().round(5)
         by_subject = rows.group_by(PLACE, maintain_order=True).agg(means, misses=pl.col("miss").sum())
         return by_subject, OF_FILE
-    rows = pl.read_csv(
-        report / "judged.csv", schema_overrides={"subject": pl.String}, infer_schema_length=None
-    )
+    texts = dict.fromkeys(("subject", "level", "class", "truth", "point"), pl.String)
+    rows = pl.read_csv(report / "judged.csv", schema_overrides=texts, infer_schema_length=None)
     if "error_mm" in rows.columns:
         return _of(rows.rename({"point": "structure"}), "error_mm")
     widest = next(level for level in LEVELS if level in rows["level"])

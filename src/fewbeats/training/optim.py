@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
+from fewbeats.errors import InputError
 from fewbeats.ranges import check_ranges, later
 from fewbeats.training.precision import Precision
 
@@ -96,10 +97,16 @@ def one_group(module: nn.Module, optim: OptimSettings) -> list[ParameterGroup]:
 
 
 def encoder_groups(network: nn.Module, optim: OptimSettings) -> list[ParameterGroup]:
-    """The encoder's parameters, in one group or, with layer decay, in one a stage from the input on."""
+    """The encoder's parameters, in one group or, with layer decay, in one a stage from the input on.
+
+    Raises:
+        InputError: layer decay for an encoder whose stages have no numbers in their names.
+    """
     stages: dict[int, list[nn.Parameter]] = {}
     named = [(n, p) for n, p in network.named_parameters() if n.startswith("encoder.")]
     numbers = [_stage(name) if optim.layer_decay != 1 else 0 for name, _ in named]
+    if optim.layer_decay != 1 and named and len(set(numbers)) < 3:
+        raise InputError("--optim.layer-decay: the order of this encoder's layers is not known; take it out")
     top = max(numbers, default=0)
     for number, (_, parameter) in zip(numbers, named):
         stages.setdefault(top if number < 0 else number, []).append(parameter)
@@ -116,7 +123,7 @@ def encoder_groups(network: nn.Module, optim: OptimSettings) -> list[ParameterGr
 
 def _stage(name: str) -> int:
     """A parameter's stage from its name: 0 for what stands before the first, -1 for what follows the last."""
-    found = re.search(r"(?:blocks|stages|layers?)[._]?(\d+)", name)
+    found = re.search(r"[._](?:(?:dense)?blocks?|stages?|layers?|s)[._]?(\d+)", name)
     if found:
         return int(found[1]) + 1
     return -1 if ".norm." in name else 0

@@ -29,6 +29,8 @@ class ViewSettings:
     """Its side, pixels."""
     spatial: SpatialSettings = field(default_factory=SpatialSettings)
     intensity: IntensitySettings = field(default_factory=IntensitySettings)
+    strength: float = 1.0
+    """Share of it all that is left; see `weaken`."""
 
 
 WEAKEST = 0.25
@@ -54,6 +56,7 @@ def weaken(settings: ViewSettings, share: float) -> ViewSettings:
             crop_probability=share * spatial.crop_probability,
         ),
         intensity=replace(intensity, probability=f * intensity.probability),
+        strength=f,
     )
 
 
