@@ -35,7 +35,7 @@ from fewbeats.evaluation.tasks import judge_task
 from fewbeats.recipes.pools import rows_where
 from fewbeats.study.many import read_plans
 from fewbeats.study.plan import Plan
-from fewbeats.study.units import Unit, arms_of, cohort_of, trainer_of
+from fewbeats.study.units import Unit, arms_of, cohort_of, predicted, trainer_of
 from fewbeats.training.rundir import machine
 from record import ROWS, append, call, is_recorded
 
@@ -46,7 +46,6 @@ TWIN = "Case_P072"
 """The heart of Case_P059 once more."""
 TASKS = ("sequence", "lge_detection", "disease")
 TOLD = "nine_tasks_told.csv"
-FOLDED = ("lge_detection", "disease")
 LEVELS = ("study", "slice within")
 PERCENTILES = (5, 25, 50, 75, 95)
 
@@ -64,7 +63,7 @@ def main() -> None:
     for plan in read_plans(CONFIG):
         if given.what == "confounds" and plan.name in TASKS:
             judge_confounds(plan)
-        if given.what == "classes" and plan.name in FOLDED:
+        if given.what == "classes" and plan.folds:
             keep_classes(plan)
             print_classes(plan.name)
 
@@ -108,8 +107,7 @@ def make_cohorts(data: Path, out: Path) -> None:
 def keep_classes(plan: Plan) -> None:
     """What the arms of a study said that lie here and are not kept yet: a row an item."""
     for unit in arms_of(plan):
-        trainer = trainer_of(plan, unit)
-        answers = Path(trainer.out).with_name(f"{Path(trainer.out).name}_{plan.split}")
+        answers = predicted(plan, Path(trainer_of(plan, unit).out))
         key = {"task": plan.name, "arm": unit.name, "labeled": unit.labeled, "seed": unit.seed}
         if is_recorded(TOLD, **key) or not (answers / "report" / "summary.json").is_file():
             continue

@@ -11,7 +11,7 @@ from fewbeats.cli import main
 from fewbeats.commands.finetune import Finetune
 from fewbeats.finetuning.segmentation import SegmentationSettings
 from fewbeats.models.network import NetworkSettings
-from fewbeats.recipes.starts import settle_rate
+from fewbeats.recipes.starts import rate_of_start, settle_rate
 from fewbeats.training.optim import OptimSettings
 
 LITE0, PLAIN = NetworkSettings(), NetworkSettings(kind="unet2d")
@@ -50,6 +50,13 @@ def test_a_run_that_segments_is_not_forgotten(small_run):
     taken, said = asked(str(small_run))
     assert taken == 1e-3
     assert "the start is a network of segmentation" in said
+
+
+@pytest.mark.parametrize(("task", "rate"), [("landmarks", 1e-3), ("pretraining", 1e-2)])
+def test_a_whole_network_is_no_encoder_alone(task, rate, small_run, tmp_path):
+    config = json.loads((small_run / "run.json").read_text())
+    (tmp_path / "run.json").write_text(json.dumps({**config, "task": task}))
+    assert rate_of_start(LITE0, str(tmp_path))[0] == rate
 
 
 @pytest.mark.usefixtures("no_onnx")

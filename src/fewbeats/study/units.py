@@ -206,12 +206,17 @@ def _compute_arm(plan: Plan, unit: Unit) -> None:
     cohort = cohort_of(plan, unit.seed)
     names = RunDir(run).read_config().networks
     for network in (*names, "mean") if len(names) > 1 else names:
-        of = "" if network == NETWORK else f"_{network}"
-        found = home.with_name(f"{home.name}{of}_{plan.split}")
+        found = predicted(plan, home, network)
         Predict(model=run, network=network, input=cohort, split=plan.split, out=found).run()
         Evaluate(predictions=found, cohort=cohort, out=found / "report").run()
         reports[network] = found / "report"
     append_rows(plan, unit, run, reports)
+
+
+def predicted(plan: Plan, home: Path, network: str = NETWORK) -> Path:
+    """Folder of what a network of the run at `home` says of those who are judged."""
+    of = "" if network == NETWORK else f"_{network}"
+    return home.with_name(f"{home.name}{of}_{plan.split}")
 
 
 def append_rows(plan: Plan, unit: Unit, run: Path, reports: Mapping[str, Path]) -> None:
