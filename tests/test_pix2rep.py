@@ -7,6 +7,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from torch import Tensor
 from torch.nn import functional as F
 
 from fewbeats.commands.pretrain import Pretrain
@@ -130,40 +131,41 @@ def large(seed: int = 0) -> Batch:
     )
 
 
-def test_hidden_patches_add_their_loss():
-    plain, hiding = dino_method(), dino_method(patches=1.0)
-    batch = large()
-    torch.manual_seed(1)
-    alone = plain(batch, at(0.5))
-    torch.manual_seed(1)
-    both = hiding(batch, at(0.5))
-    assert float(both.loss) == pytest.approx(float(alone.loss) + both.logs["patches"], abs=1e-4)
-    both.loss.backward()
-    assert hiding.token.grad is not None
-    assert float(hiding.token.grad.abs().sum()) > 0
-    named = {id(p) for group in hiding.parameter_groups() for p in group.parameters}
-    assert id(hiding.token) in named
-
-
-def test_hidden_patches_by_hand():
-    """The student's answers at hidden places against the teacher's at the same, one by one."""
+def test_hidden_patches_teach_what_stands_for_them():
     method = dino_method(patches=1.0)
-    image = torch.cat([large().views[name] for name in ("large0", "large1")])
+    torch.manual_seed(1)
+    method(large(), at(0.5)).loss.backward()
+    assert method.token.grad is not None
+    assert float(method.token.grad.abs().sum()) > 0
+    named = {id(p) for group in method.parameter_groups() for p in group.parameters}
+    assert id(method.token) in named
+
+
+@pytest.mark.parametrize("weight", [1.0, 0.3])
+def test_hidden_patches_by_hand(weight):
+    """The student, who sees no hidden patch, against the teacher: of slices, and place by place."""
+    method, batch = dino_method(patches=weight), large()
+    image = torch.cat([batch.views[name] for name in ("large0", "large1")])
     torch.manual_seed(2)
     hidden = draw_hidden(image, 8, (0.1, 0.5))
+    sharp, soft = method.teacher_temperature(at(1.0)), method.settings.student_temperature
     with torch.no_grad():
         torch.manual_seed(2)
-        found = float(method._hidden_patches(image, at(1.0)))
-        sharp = method.teacher_temperature(at(1.0))
-        own, total, count = method.settings, 0.0, 0
-        told = method.student["encoder"].tokens(image, hidden, method.token)[1]
-        seen = method.teacher["encoder"].tokens(image)[1]
-        for b, i in hidden.flatten(1).nonzero().tolist():
-            q = (method.teacher["head"](seen[b, i][None]) / sharp).softmax(1)
-            p = (method.student["head"](told[b, i][None]) / own.student_temperature).log_softmax(1)
-            total, count = total - float((q * p).sum()), count + 1
-    assert count > 0
-    assert found == pytest.approx(total / count, rel=1e-4)
+        found = method(batch, at(1.0))
+        summary, told = method.student["encoder"].tokens(image, hidden, method.token)
+        whole, seen = method.teacher["encoder"].tokens(image)
+
+        def apart(seen: Tensor, told: Tensor) -> float:
+            q = (method.teacher["head"](seen[None]) / sharp).softmax(1)
+            p = (method.student["head"](told[None]) / soft).log_softmax(1)
+            return -float((q * p).sum())
+
+        places = [apart(seen[b, i], told[b, i]) for b, i in hidden.flatten(1).nonzero().tolist()]
+        slices = [apart(whole[i], summary[(i + 4) % 8]) for i in range(8)]  # against the other view
+    assert places
+    assert found.logs["patches"] == pytest.approx(sum(places) / len(places), rel=1e-4)
+    expected = sum(slices) / len(slices) + weight * found.logs["patches"]
+    assert float(found.loss) == pytest.approx(expected, rel=1e-4)
 
 
 def test_half_of_the_views_hide_a_share_of_their_patches():

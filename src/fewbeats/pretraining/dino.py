@@ -9,7 +9,8 @@ Zhou et al., iBOT, ICLR 2022, https://arxiv.org/abs/2111.07832.
         G = two large views, L = several small views
         q_g = softmax((t(g) - c) / tau_t) for g in G;  p_v = softmax(s(v) / tau_s) for v in G and L
         loss = mean over g, v != g of -sum q_g log p_v
-        of a transformer, with w > 0: + w mean over hidden patches i of g of -sum q_gi log p_gi (iBOT)
+        of a transformer, with w > 0, s sees G with patches hidden:
+               + w mean over hidden patches i of g of -sum q_gi log p_gi (iBOT)
         c = m c + (1 - m) mean t(G);  t = l t + (1 - l) s, l from 0.996 to 1 by a cosine
     keep the teacher's encoder where its start is gone, else the student's
 """
@@ -98,6 +99,7 @@ class Dino(Method):
         self.student = nn.ModuleDict({"encoder": encoder, "head": head})
         self.teacher = deepcopy(self.student).requires_grad_(False)
         self.register_buffer("center", torch.zeros(settings.prototypes))
+        self.token: nn.Parameter | None = None
         if settings.patches:
             self.token = nn.Parameter(torch.zeros(feature_width(network)))
             nn.init.trunc_normal_(self.token, std=0.02)
@@ -107,45 +109,48 @@ class Dino(Method):
     def forward(self, batch: Batch, clock: Clock) -> Step:
         large = torch.cat([batch.views[name] for name in LARGE])
         small = [view for name, view in batch.views.items() if name not in LARGE]
+        hidden = self._draw_hidden(large)
         with torch.no_grad():
-            seen = _judge(self.teacher, large)
+            seen, seen_patches = _judge_patches(self.teacher, large, hidden)
             target = ((seen - self.center) / self.teacher_temperature(clock)).softmax(1).chunk(2)
             matched = views_matched(*(seen - self.center).chunk(2))
-            momentum, mean = self.settings.center_momentum, gather_ranks(seen).mean(0)
-            self.center.mul_(momentum).add_(mean, alpha=1 - momentum)
-        answers = [*_judge(self.student, large).chunk(2)]
+            self._move(self.center, gather_ranks(seen).mean(0))
+        judged, told_patches = _judge_patches(self.student, large, hidden, self.token)
+        answers = [*judged.chunk(2)]
         answers += _judge(self.student, torch.cat(small)).chunk(len(small)) if small else []
         told = [F.log_softmax(answer / self.settings.student_temperature, 1) for answer in answers]
         losses = [-(q * p).sum(1).mean() for i, q in enumerate(target) for j, p in enumerate(told) if i != j]
         frozen = clock.progress < self.settings.freeze
         logs = {"spread": answers_apart(torch.cat(target)), "matched": matched}
         loss = torch.stack(losses).mean()
-        if self.settings.patches:
-            told_patches = self._hidden_patches(large, clock)
-            loss, logs["patches"] = loss + self.settings.patches * told_patches, told_patches.item()
+        if seen_patches is not None and told_patches is not None:
+            patches = self._patch_loss(seen_patches, told_patches, clock)
+            loss, logs["patches"] = loss + self.settings.patches * patches, patches.item()
         return Step(loss, logs, ("network",) if frozen else None)
 
-    def _hidden_patches(self, large: Tensor, clock: Clock) -> Tensor:
-        """What the student tells of patches that it does not see, against the teacher, who does."""
-        encoder, seeing = self.student["encoder"], self.teacher["encoder"]
-        assert isinstance(encoder, VitEncoder)
-        assert isinstance(seeing, VitEncoder)
-        hidden = draw_hidden(large, encoder.patch_px, self.settings.hidden_share)
-        chosen = hidden.flatten(1)
-        with torch.no_grad():
-            seen = self.teacher["head"](seeing.tokens(large)[1][chosen]).float()
-            target = ((seen - self.patch_center) / self.teacher_temperature(clock)).softmax(1)
-            momentum, count = self.settings.center_momentum, sum_ranks(seen.new_tensor(float(len(seen))))
-            mean = sum_ranks(seen.sum(0)) / count.clamp_min(1)
-            self.patch_center.mul_(momentum).add_(mean, alpha=1 - momentum)
-        answers = self.student["head"](encoder.tokens(large, hidden, self.token)[1][chosen]).float()
-        told = F.log_softmax(answers / self.settings.student_temperature, 1)
+    def _draw_hidden(self, large: Tensor) -> Tensor | None:
+        """Which patches the student does not see, as `draw_hidden`; None where it sees all."""
+        encoder = self.student["encoder"]
+        if not (self.settings.patches and isinstance(encoder, VitEncoder)):
+            return None
+        return draw_hidden(large, encoder.patch_px, self.settings.hidden_share)
+
+    def _patch_loss(self, seen: Tensor, told: Tensor, clock: Clock) -> Tensor:
+        """What the student tells of patches (N, K) that it does not see, against the teacher, who does."""
+        target = ((seen - self.patch_center) / self.teacher_temperature(clock)).softmax(1)
+        count = sum_ranks(seen.new_tensor(float(len(seen))))
+        self._move(self.patch_center, sum_ranks(seen.sum(0)) / count.clamp_min(1))
+        told = F.log_softmax(told / self.settings.student_temperature, 1)
         return -(target * told).sum() / max(1, len(told))
+
+    def _move(self, center: Tensor, mean: Tensor) -> None:
+        """The next c."""
+        center.mul_(self.settings.center_momentum).add_(mean, alpha=1 - self.settings.center_momentum)
 
     def parameter_groups(self) -> list[ParameterGroup]:
         last = tuple(self.student["head"].prototypes.parameters())  # type: ignore[union-attr]
         rest = tuple(p for p in self.student.parameters() if all(p is not q for q in last))
-        rest += (self.token,) if self.settings.patches else ()
+        rest += (self.token,) if self.token is not None else ()
         return [scheduled_group("network", rest, self.optim), scheduled_group("prototypes", last, self.optim)]
 
     def networks(self) -> dict[str, nn.Module]:
@@ -210,6 +215,18 @@ def views_matched(one: Tensor, other: Tensor) -> float:
 def _judge(side: nn.ModuleDict, image: Tensor) -> Tensor:
     """Scores (B, K) of a student or teacher."""
     return side["head"](pool_features(side, image)).float()
+
+
+def _judge_patches(
+    side: nn.ModuleDict, image: Tensor, hidden: Tensor | None, token: Tensor | None = None
+) -> tuple[Tensor, Tensor | None]:
+    """Scores (B, K) of images and (N, K) of their hidden patches, which a side without a token sees."""
+    if hidden is None:
+        return _judge(side, image), None
+    encoder = side["encoder"]
+    assert isinstance(encoder, VitEncoder)
+    summary, patches = encoder.tokens(image, hidden, token)
+    return side["head"](summary).float(), side["head"](patches[hidden.flatten(1)]).float()
 
 
 def _small_px(own: DinoSettings, size: int) -> dict[str, int]:
