@@ -3,11 +3,13 @@
     python benchmarks/nine_tasks.py --data ../shared/data --out runs cohorts
     fewbeats study configs/nine_tasks.yaml
     python benchmarks/nine_tasks.py --data ../shared/data --out runs classes
+    python benchmarks/nine_tasks.py --data ../shared/data --out runs real
     python benchmarks/nine_tasks.py --data ../shared/data --out runs confounds
 
 `cohorts` writes acdc.csv and emidec.csv (real scans; their training subjects also apart), exams.csv (phantoms
 that are judged, of other settings than those that are learned from) and pool.csv, which the encoders see.
 `classes` keeps what the study's networks said of each visit and of slices, and prints more than accuracy.
+`real` asks the study's networks of sequences, which have learned from phantoms alone, of real scans.
 `confounds` asks a linear model that sees geometry, gray values of whole slices and how these go along the
 heart, and no more, for sequences, late enhancement and diseases, with the subjects that a network of the same
 draw has.
@@ -47,6 +49,9 @@ TWIN = "Case_P072"
 TASKS = ("sequence", "lge_detection", "disease")
 TOLD = "nine_tasks_told.csv"
 LEVELS = ("study", "slice within")
+REAL = "sequences_real.csv"
+SEQUENCES = {"acdc": "cine", "emidec": "lge", "cine4d": "cine", "pig": "cine"}
+"""What the real scans are of; those of the volunteer are named as theirs."""
 PERCENTILES = (5, 25, 50, 75, 95)
 
 
@@ -55,12 +60,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--data", type=Path, required=True, help="folder of acdc, emidec, ...")
     parser.add_argument("--out", type=Path, required=True, help="folder for cohorts")
-    parser.add_argument("what", choices=["cohorts", "classes", "confounds"])
+    parser.add_argument("what", choices=["cohorts", "classes", "real", "confounds"])
     given = parser.parse_args()
     if given.what == "cohorts":
         make_cohorts(given.data, given.out)
         return
     for plan in read_plans(CONFIG):
+        if given.what == "real" and plan.name == "sequence":
+            judge_real(plan, given.out)
         if given.what == "confounds" and plan.name in TASKS:
             judge_confounds(plan)
         if given.what == "classes" and plan.folds:
@@ -135,6 +142,38 @@ def print_classes(task: str) -> None:
         for name in ("accuracy", "balanced_accuracy", "macro_auc", "calibration_error"):
             low, high = found[name]["ci95"]
             print(f"    {name} {found[name]['value']:.3f} ({low:.3f} to {high:.3f})")
+
+
+def judge_real(plan: Plan, out: Path) -> None:
+    """Rows a source: the share of its slices whose sequence each network of the study told."""
+    tables = {name: read_cohort(out / f"{name}.csv") for name in (*SEQUENCES, "volunteer")}
+    judged = pl.col("split").fill_null("dev") == "dev"
+    named = [
+        table.filter(judged).with_columns(
+            source=pl.lit(name),
+            sequence=pl.lit(SEQUENCES[name]) if name in SEQUENCES else pl.col("subject"),
+        )
+        for name, table in tables.items()
+    ]
+    real = pl.concat(named, how="diagonal")
+    write_cohort(real, out / "sequences.csv")
+    sources = dict(real.select("subject", "source").iter_rows())
+    for unit in arms_of(plan):
+        run = Path(trainer_of(plan, unit).out)
+        key = {"arm": unit.name, "labeled": unit.labeled, "seed": unit.seed}
+        if is_recorded(REAL, **key) or not (run / "run.json").is_file():
+            continue
+        answers = run.with_name(f"{run.name}_real")
+        call("predict", run, out / "sequences.csv", "--out", answers)
+        told = judge_task(answers, read_cohort(out / "sequences.csv")).told["slice"]
+        right = pl.DataFrame({"subject": told.subject, "right": (told.found == told.truth).astype(float)})
+        shares = (
+            right.with_columns(source=pl.col("subject").replace_strict(sources))
+            .group_by("source", maintain_order=True)
+            .agg(pl.col("subject").n_unique().alias("subjects"), pl.len().alias("slices"),
+                 pl.col("right").mean().round(5))
+        )  # fmt: skip
+        append(REAL, pl.DataFrame([{**key, **row} for row in shares.iter_rows(named=True)]))
 
 
 def judge_confounds(plan: Plan) -> None:
