@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from fewbeats.metrics import enclosed_share
 from fewbeats.scan import SHORT_AXIS, slice_normal
 from fewbeats.transforms.preprocess import middle
 
@@ -47,6 +48,7 @@ def take_fingerprint(
         short_axis: whether all of them are known to be short-axis stacks.
     """
     gray, spacing, volumes = [], [], {s: {} for s in structures}  # type: ignore[var-annotated]
+    enclosed = list[float]()
     for sample in samples:
         side = middle(sample.image.shape[-1], settings.size)
         gray.append(describe_gray(np.asarray(sample.image[:, side, side], np.float32)))
@@ -56,6 +58,10 @@ def take_fingerprint(
             if sample.annotated[index - 1]:
                 ml = float((np.asarray(sample.mask) == index).sum() * voxel_ml)
                 volumes[structure].setdefault(sample.subject, []).append(ml)
+        if {"LV", "MYO"} <= {s for s, known in zip(structures, sample.annotated) if known}:
+            mask = np.asarray(sample.mask)
+            lv, myo = (mask == structures.index(name) + 1 for name in ("LV", "MYO"))
+            enclosed += [enclosed_share(lv, myo)] if lv.any() else []
     normals = [normal.tolist() for scan in scans if (normal := slice_normal(scan)) is not None]
     return {
         "gray_mean": np.mean(gray, 0).tolist(),
@@ -66,6 +72,7 @@ def take_fingerprint(
             s: _range(ml for subject in v.values() for ml in subject) for s, v in volumes.items() if v
         },
         "largest_ml": {s: _range(map(max, v.values())) for s, v in volumes.items() if v},
+        "enclosed": min(enclosed, default=None),
     }
 
 
