@@ -168,6 +168,16 @@ def test_hidden_patches_by_hand(weight):
     assert float(found.loss) == pytest.approx(expected, rel=1e-4)
 
 
+@pytest.mark.parametrize("norm", [False, True])
+def test_a_transformers_head_has_batchnorm_where_asked(norm):
+    method = dino_method(patches=1.0, head_norm=norm, hidden_share=(0.0, 0.0)).train()
+    found = [m for m in method.student["head"].modules() if isinstance(m, torch.nn.BatchNorm1d)]
+    assert len(found) == 2 * norm
+    answer = method(large(), at(0.5))  # nothing is hidden, so there is nothing to learn of patches
+    assert answer.logs["patches"] == 0
+    assert torch.isfinite(answer.loss)
+
+
 def test_half_of_the_views_hide_a_share_of_their_patches():
     torch.manual_seed(0)
     hidden = draw_hidden(torch.zeros(400, 1, 80, 80), 8, (0.2, 0.4)).flatten(1).float().mean(1)

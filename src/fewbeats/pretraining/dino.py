@@ -91,7 +91,7 @@ class Dino(Method):
             feature_width(network),
             # Pooled maps of an untrained CNN are nearly one vector for all slices; without BatchNorm the
             # teacher then has nothing to tell, and the student learns to say nothing.
-            norm=any(isinstance(module, nn.BatchNorm2d) for module in encoder.modules()),
+            norm=settings.head_norm or any(isinstance(m, nn.BatchNorm2d) for m in encoder.modules()),
             hidden=settings.hidden,
             bottleneck=settings.bottleneck,
             prototypes=settings.prototypes,
@@ -226,7 +226,10 @@ def _judge_patches(
     encoder = side["encoder"]
     assert isinstance(encoder, VitEncoder)
     summary, patches = encoder.tokens(image, hidden, token)
-    return side["head"](summary).float(), side["head"](patches[hidden.flatten(1)]).float()
+    chosen, scores = patches[hidden.flatten(1)], side["head"](summary).float()
+    if len(chosen) < 2:  # of which BatchNorm has no statistics
+        return scores, scores[:0]
+    return scores, side["head"](chosen).float()
 
 
 def _small_px(own: DinoSettings, size: int) -> dict[str, int]:

@@ -72,6 +72,8 @@ class DinoSettings:
     """l at the start."""
     freeze: float = 0.01
     """Share of the steps in which the prototypes stay as they are."""
+    head_norm: bool = later(False)
+    """BatchNorm in the head of a transformer, too: a short run learns sooner. A CNN's head always has it."""
     patches: float = later(0.0)
     """Weight of the loss of hidden patches (iBOT), for vision transformers; 0 for none."""
     hidden_share: tuple[float, float] = later((0.1, 0.5))
