@@ -66,6 +66,13 @@ def test_studies_of_tasks_run_and_show_up_on_one_page(phantoms, tmp_path, capfd)
     assert [cell["arm"] for cell in cells] == ["scratch", "slow"]
     assert main(["study", str(file)]) == 0
     assert "to do:" not in capfd.readouterr().out
+    (tmp_path / "rows" / "group.csv").unlink()
+    assert main(["study", str(file), "--report-only"]) == 0
+    assert "group.csv: nothing to report yet; left out" in capfd.readouterr().out
+    assert (tmp_path / "studies" / "two.html").read_text().count("<svg") == 1
+    (tmp_path / "rows" / "points.csv").unlink()
+    assert main(["study", str(file), "--report-only"]) == 2
+    assert "run the study first" in capfd.readouterr().err
 
 
 def test_each_study_says_what_differs(phantoms, tmp_path):

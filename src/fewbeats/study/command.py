@@ -50,11 +50,14 @@ class Study:
         from fewbeats.study.units import missing_units
 
         plans = read_plans(self.config)
+        several = len(plans) > 1
+        if self.report_only and several:
+            plans = _leave_out_empty(plans)
         missing = [((), ()) if self.report_only else missing_units(plan) for plan in plans]
         for plan, waves in zip(plans, missing) if not self.report_only else ():
             check_data(plan, *waves)  # whatever is wrong with the last shows before the first is computed
         results = [(plan, *self.carry_out(plan, waves)) for plan, waves in zip(plans, missing)]
-        if len(plans) == 1:
+        if not several:
             return results[0][1]
         overview = write_overview(plans[0].out.parent / f"{self.config.stem}.html", results)
         print(f"all of them: {overview}")
@@ -86,6 +89,17 @@ class Study:
                 run_unit(plan, unit)
         elif units:
             _run_side_by_side(plan, units, self.jobs)
+
+
+def _leave_out_empty(plans: Sequence[Plan]) -> list[Plan]:
+    """The studies with something to report; of none all are kept, for the error that the first one gives."""
+    from fewbeats.study.report import is_reportable
+
+    kept = [plan for plan in plans if is_reportable(plan)]
+    for plan in plans if kept else ():
+        if plan not in kept:
+            print(f"{plan.rows}: nothing to report yet; left out")
+    return kept or list(plans)
 
 
 def check_data(plan: Plan, first: Sequence[Unit], arms: Sequence[Unit]) -> None:

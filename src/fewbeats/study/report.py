@@ -26,6 +26,11 @@ from fewbeats.study.units import by_repeat, missing_arms, own_rows
 COLORS = 12  # of the page; further arms share them
 
 
+def is_reportable(plan: Plan) -> bool:
+    """Whether `write_report` has rows to go by."""
+    return not by_repeat(own_rows(plan), plan.folds).is_empty()
+
+
 def write_report(plan: Plan) -> tuple[Path, Result]:
     """Write a page and its numbers, named after the study, into its folder, which studies may share.
 
