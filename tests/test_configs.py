@@ -73,6 +73,9 @@ def test_nine_studies_of_nine_tasks(tmp_path, monkeypatch):
     for plan in plans:
         for arm in plan.arms.values():
             assert arm.trainer.from_file.title
+        assert plan.random_starts == {
+            "vit-pretrained": "vit", "photographs": "cnn", "photographs-simclr": "cnn"
+        }  # fmt: skip
 
 
 @pytest.mark.parametrize("file", FOUNDATION, ids=lambda f: f.stem)

@@ -11,10 +11,12 @@ from fewbeats.commands.settings_file import read_yaml
 from fewbeats.disk import atomic_path
 from fewbeats.errors import InputError
 from fewbeats.pages.page import as_markup, render_page
+from fewbeats.study.budget import name_budget
 from fewbeats.study.plan import Plan
 from fewbeats.study.reading import merged, named, read_content
 from fewbeats.study.report import draw_budgets
-from fewbeats.study.result import Result
+from fewbeats.study.result import Result, arm_of
+from fewbeats.study.sentences import tell_p, tell_range
 
 PANEL = (360, 260)
 """Width and height of a study's chart on the page of all."""
@@ -56,13 +58,25 @@ def write_overview(file: Path, results: Sequence[tuple[Plan, Path, Result]]) -> 
     """
     panels = []
     for plan, page, result in results:
-        arms = list(dict.fromkeys(cell.arm for cell in result.cells))
+        there = list(dict.fromkeys(cell.arm for cell in result.cells))
+        # An arm that is missing here keeps its place: all panels have the same colors.
+        arms = [name for arm in plan.arms for name in [n for n in there if arm_of(n) == arm] or [arm]]
         chart = draw_budgets(result.cells, arms, score=plan.score, size=PANEL)
-        panels.append({
-            "title": plan.title or plan.name, "chart": as_markup(chart), "page": page.resolve().as_uri(),
-            "sentences": list(result.sentences.values()), "arms": list(enumerate(arms)),
-        })  # fmt: skip
-    context = {"name": file.stem, "today": date.today().isoformat(), "panels": panels}
+        panels.append(
+            {
+                "title": plan.title or plan.name,
+                "chart": as_markup(chart),
+                "page": page.resolve().as_uri(),
+                "sentences": list(result.sentences.values()),
+                "arms": [(index, name) for index, name in enumerate(arms) if name in there],
+                "gains": result.gains,
+                "score": plan.score,
+            }
+        )
+    context = {
+        "name": file.stem, "today": date.today().isoformat(), "panels": panels,
+        "name_budget": name_budget, "tell_range": tell_range, "tell_p": tell_p,
+    }  # fmt: skip
     with atomic_path(file) as partial:
         partial.write_text(render_page(Path(__file__).with_name("many.html.j2"), context), encoding="utf-8")
     return file

@@ -118,6 +118,18 @@ class Plan:
         cohort = read_cohort(self.cohort)
         return find_twins(by_subject(cohort, hash_scans(cohort, cache=self.cache / "hashes.json")))
 
+    @property
+    def random_starts(self) -> dict[str, str]:
+        """Pretrained arm -> the arm that starts its network at random; none where the baseline is all."""
+        random = [a for a in self.arms.values() if a.trainer.init == "scratch" and not a.pretraining]
+        found = {
+            arm.name: other.name
+            for arm in self.arms.values()
+            for other in random
+            if arm not in random and arm.trainer.pretrained_network == other.trainer.pretrained_network
+        }
+        return found if set(found.values()) - {self.baseline} else {}
+
     def brings_pool(self, name: str) -> bool:
         """Whether a pretraining learns from a cohort of its own."""
         return self.pretrainings[name].cohort.absolute() != self.cohort.absolute()

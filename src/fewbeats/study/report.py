@@ -53,6 +53,7 @@ def write_report(plan: Plan) -> tuple[Path, Result]:
             for arm in plan.arms.values()
             if arm.pretraining and arm.pretraining not in plan.drawn and len(arm.seeds) > 1
         ],
+        random_starts=plan.random_starts,
     )
     waiting = len(missing_arms(plan, rows))
     page = render_page(Path(__file__).parent / "study.html.j2", _context(plan, rows, result, waiting=waiting))
@@ -73,6 +74,7 @@ def _context(plan: Plan, rows: pl.DataFrame, result: Result, *, waiting: int) ->
     used = {name for arm in arms if (name := plan.arms[arm_of(arm)].pretraining)}
     starts = {plan.arms[arm_of(arm)].trainer.init for arm in arms} - used
     starts |= {plan.pretrainings[name].init for name in used}
+    compared = (*result.contrasts, *result.gains)
     return {
         "today": date.today().isoformat(),
         "plan": plan,
@@ -87,7 +89,7 @@ def _context(plan: Plan, rows: pl.DataFrame, result: Result, *, waiting: int) ->
         "missed": MISSED,
         "counted": any(cell.judged for cell in result.cells),
         "swapped": any(cell.exchanged is not None for cell in result.cells),
-        "rough": sorted({d for c in result.contrasts if c.crossed and (d := len(c.draws)) <= ROUGH}),
+        "rough": sorted({d for c in compared if c.crossed and (d := len(c.draws)) <= ROUGH}),
         "steps": sorted({cell.steps for cell in result.cells}),
         "waiting": waiting,
         "commits": sorted(rows["commit"].drop_nulls().unique()),

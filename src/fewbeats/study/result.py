@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
@@ -37,6 +37,8 @@ class Result:
     """To the baseline."""
     beside: list[Contrast]
     """Of the arm that is best at a budget to the others, where there is one."""
+    gains: list[Contrast]
+    """Of pretrained arms to the arm that starts the same network at random."""
     sentences: dict[int, str]
     """Budget -> which method to use, and whether the evidence is enough."""
     shared: tuple[str, ...]
@@ -49,6 +51,7 @@ class Result:
             "cells": [asdict(c) for c in self.cells],
             "contrasts": [_plain(c) for c in self.contrasts],
             "beside": [_plain(c) for c in self.beside],
+            "gains": [_plain(c) for c in self.gains],
             "sentences": self.sentences,
             "shared": self.shared,
         }
@@ -71,6 +74,7 @@ def analyze(
     score: Score,
     primary: tuple[str, int] | None = None,
     shared: Collection[str] = (),
+    random_starts: Mapping[str, str] | None = None,
 ) -> Result:
     """Compare the arms of a study.
 
@@ -81,6 +85,7 @@ def analyze(
         score: what is compared.
         primary: arm and budget of the contrast that was named beforehand.
         shared: arms whose draws share one pretraining.
+        random_starts: pretrained arm -> the one that starts the same network at random.
 
     Raises:
         InputError: arms or draws that were judged on different subjects, phases or structures.
@@ -106,6 +111,13 @@ def analyze(
         and (contrast := compare_arms(judged, cell.arm, cell.labeled, baseline=baseline,
                                       primary=(cell.arm, cell.labeled) == primary)) is not None
     ])  # fmt: skip
+    starts = random_starts or {}
+    gains = adjust([
+        contrast
+        for cell in cells
+        if cell.arm in starts
+        and (contrast := compare_arms(judged, cell.arm, cell.labeled, baseline=starts[cell.arm])) is not None
+    ])  # fmt: skip
     beside, sentences = [], {}
     for labeled in budgets:
         own = [c for c in contrasts if c.labeled == labeled]
@@ -115,8 +127,9 @@ def analyze(
         sentences[labeled] = say(there, own, best, others, baseline=baseline, score=score, shared=shared)
         beside += others
     return Result(
-        score=score, cells=cells, contrasts=contrasts, beside=beside, sentences=sentences, shared=shared
-    )
+        score=score, cells=cells, contrasts=contrasts, beside=beside, gains=gains, sentences=sentences,
+        shared=shared,
+    )  # fmt: skip
 
 
 def name_networks(rows: pl.DataFrame) -> pl.DataFrame:
