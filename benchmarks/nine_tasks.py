@@ -9,7 +9,8 @@
 `cohorts` writes acdc.csv and emidec.csv (real scans; their training subjects also apart), exams.csv (phantoms
 that are judged, of other settings than those that are learned from) and pool.csv, which the encoders see.
 `classes` keeps what the study's networks said of each visit and of slices, and prints more than accuracy.
-`real` asks the study's networks of sequences, which have learned from phantoms alone, of real scans.
+`real` asks the study's networks of sequences, whose labels are of phantoms alone, of real scans; encoders
+that were pretrained here have seen those of cine4d, pig and volunteer.
 `confounds` asks a linear model that sees geometry, gray values of whole slices and how these go along the
 heart, and no more, for sequences, late enhancement and diseases, with the subjects that a network of the same
 draw has.
@@ -170,9 +171,8 @@ def judge_real(plan: Plan, out: Path) -> None:
         shares = (
             right.with_columns(source=pl.col("subject").replace_strict(sources))
             .group_by("source", maintain_order=True)
-            .agg(pl.col("subject").n_unique().alias("subjects"), pl.len().alias("slices"),
-                 pl.col("right").mean().round(5))
-        )  # fmt: skip
+            .agg(pl.len().alias("slices"), pl.col("right").mean().round(5))
+        )
         append(REAL, pl.DataFrame([{**key, **row} for row in shares.iter_rows(named=True)]))
 
 

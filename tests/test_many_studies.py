@@ -13,9 +13,11 @@ from fewbeats.cli import main
 from fewbeats.data.cohort import read_cohort, write_cohort
 from fewbeats.errors import InputError
 from fewbeats.study.judged import read_scores
-from fewbeats.study.many import read_plans
+from fewbeats.study.many import read_plans, write_overview
+from fewbeats.study.reading import read_plan
+from fewbeats.study.report import write_report
 from fewbeats.study.units import read_rows
-from small_study import GRID
+from small_study import GRID, content, made_rows, write
 
 ROOT = Path(__file__).parents[1]
 NETWORK = {"kind": "unet2d", "base-channels": 4, "levels": 4, "norm": "batch"}
@@ -129,3 +131,69 @@ def test_classes_that_are_called_by_numbers_are_texts(tmp_path):
     rows, scores = read_scores(tmp_path)
     assert scores == ("accuracy",)
     assert rows["accuracy"].to_list() == [1.0, 0.0]
+
+
+# Pretrained arms and random starts of their networks
+
+SMALL, WIDE = {"kind": "unet2d", "base-channels": 4, "levels": 4}, {"kind": "unet2d", "base-channels": 8}
+
+
+def plan_of(folder: Path, arms: dict, **changes):
+    made = {"mim": {"method": "mim", "network": SMALL}, "wide-mim": {"method": "mim", "network": WIDE}}
+    used = {name: made[name] for name in made if name in {arm.get("init") for arm in arms.values()}}
+    settings = content("cohort.csv", folder, arms=arms, pretrainings=used, may_differ=["network"],
+                       labeled=[3], seeds=[0, 1, 2], primary=None)  # fmt: skip
+    folder.mkdir(exist_ok=True)
+    return read_plan(Path(write(folder, settings | changes)))
+
+
+def reported(plan, effects: dict[str, float], **about):
+    digests = {name: plan.digest(arm) for name, arm in plan.arms.items()}
+    plan.rows.parent.mkdir()
+    rows = made_rows(effects, **about)
+    rows.with_columns(settings=pl.col("arm").replace_strict(digests)).write_csv(plan.rows)
+    return plan, *write_report(plan)
+
+
+FOUR = {"scratch": {}, "small": {"init": "mim"}, "wide": {"network": WIDE},
+        "wide-mim": {"init": "wide-mim", "network": WIDE}}  # fmt: skip
+EFFECTS = {"scratch": 0.0, "small": 0.02, "wide": 0.05, "wide-mim": 0.09}
+
+
+def test_a_pretrained_arm_meets_the_random_start_of_its_own_network(tmp_path):
+    plan = plan_of(tmp_path, FOUR)
+    assert plan.random_starts == {"small": "scratch", "wide-mim": "wide"}
+    _, page, found = reported(plan, EFFECTS)
+    assert [(gain.arm, gain.baseline) for gain in found.gains] == list(plan.random_starts.items())
+    small, wide = found.gains
+    assert small == next(c for c in found.contrasts if c.arm == "small")  # one contrast, one p
+    assert wide.p_value == wide.difference.p_value  # alone in its table
+    assert (small.difference.mean, wide.difference.mean) == pytest.approx((0.02, 0.04), abs=0.004)
+    assert page.read_text().count("a random start of the same network</h3>") == 1
+    assert "Against wide, a random start of the same network" in page.read_text()
+
+
+def test_starts_that_are_none_or_doubtful(tmp_path):
+    mim, fast = {"init": "mim"}, {"optim": {"learning-rate": 0.5}}
+    assert plan_of(tmp_path / "a", {"scratch": {}, "mim": mim}).random_starts == {"mim": "scratch"}
+    two = plan_of(tmp_path / "b", {"scratch": {}, "fast": fast, "mim": mim})
+    assert two.random_starts == {"mim": "scratch"}  # the baseline, though `fast` comes later
+    two = plan_of(tmp_path / "c", {"scratch": {}, "fast": fast, "mim": mim}, baseline="mim")
+    assert two.random_starts == {}  # nobody says which of two
+    assert plan_of(tmp_path / "d", {"scratch": {"steps": 9}, "mim": mim}).random_starts == {}
+    taught = {"scratch": {}, "mim": mim, "mt": {"command": "cotrain", "method": "mean-teacher"}}
+    cotrain = {"init": "scratch", "steps": 2, "localizer-steps": 1, "batch-size": 8, "network": SMALL,
+               "preprocess": GRID}  # fmt: skip
+    assert plan_of(tmp_path / "e", taught, cotrain=cotrain).random_starts == {"mim": "scratch"}
+
+
+def test_an_arm_has_one_color_in_all_panels(tmp_path):
+    full = reported(plan_of(tmp_path / "a", FOUR), EFFECTS)
+    half = reported(plan_of(tmp_path / "b", FOUR), {"scratch": 0.0, "wide-mim": 0.09})
+    page = write_overview(tmp_path / "all.html", [full, half], left_out=["Third"]).read_text()
+    panels = page.split("<figure>")[1:]
+    assert all('<span class="key arm3"></span>wide-mim' in panel for panel in panels)
+    assert all("dot arm3" in panel for panel in panels)
+    assert '<span class="key arm1"></span>small' not in panels[1]
+    assert "Third not computed yet" in page
+    assert "Pretrained against a random start of the same network" in page

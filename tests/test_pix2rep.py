@@ -169,13 +169,32 @@ def test_hidden_patches_by_hand(weight):
 
 
 @pytest.mark.parametrize("norm", [False, True])
-def test_a_transformers_head_has_batchnorm_where_asked(norm):
-    method = dino_method(patches=1.0, head_norm=norm, hidden_share=(0.0, 0.0)).train()
+@pytest.mark.parametrize("count", [0, 1])
+def test_a_head_with_batchnorm_wants_two_patches(norm, count, monkeypatch):
+    def few(image, patch_px, share):
+        hidden = torch.zeros(len(image), 1, 4, 4, dtype=torch.bool)
+        hidden.view(-1)[:count] = True
+        return hidden
+
+    monkeypatch.setattr(dino, "draw_hidden", few)
+    method = dino_method(patches=1.0, head_norm=norm).train()
     found = [m for m in method.student["head"].modules() if isinstance(m, torch.nn.BatchNorm1d)]
     assert len(found) == 2 * norm
-    answer = method(large(), at(0.5))  # nothing is hidden, so there is nothing to learn of patches
+    answer = method(large(), at(0.5))
     assert answer.logs["patches"] == 0
     assert torch.isfinite(answer.loss)
+
+
+def test_the_center_of_patches_moves_towards_what_the_teacher_tells():
+    method = dino_method(patches=1.0)
+    image = torch.cat([large().views[name] for name in ("large0", "large1")])
+    torch.manual_seed(3)
+    hidden = draw_hidden(image, 8, (0.1, 0.5)).flatten(1)
+    with torch.no_grad():
+        seen = method.teacher["head"](method.teacher["encoder"].tokens(image)[1][hidden])
+    torch.manual_seed(3)
+    method(large(), at(0.5))
+    torch.testing.assert_close(method.patch_center, 0.1 * seen.mean(0))
 
 
 def test_half_of_the_views_hide_a_share_of_their_patches():

@@ -12,7 +12,6 @@ from fewbeats.errors import InputError
 from fewbeats.evaluation.scores import SCORES
 from fewbeats.evaluation.statistics import adjust_holm
 from fewbeats.study.contrast import by_subject
-from fewbeats.study.many import write_overview
 from fewbeats.study.reading import read_plan
 from fewbeats.study.report import write_report
 from fewbeats.study.result import Result, analyze
@@ -39,35 +38,6 @@ def test_a_true_gain_is_found_and_a_null_is_told_as_one():
         made_rows({"scratch": 0.0, "same": 0.0005}), ["scratch", "same"], baseline="scratch", score=DICE
     )
     assert "had a better mean" in null.sentences[3] or "not enough" in null.sentences[3]
-
-
-def test_a_pretrained_arm_meets_the_random_start_of_its_own_network(phantoms, tmp_path):
-    small, large = {"kind": "unet2d", "base-channels": 4, "levels": 4}, {"kind": "unet2d", "base-channels": 8}
-    arms = {
-        "scratch": {}, "small": {"init": "mim"},
-        "wide": {"network": large}, "wide-mim": {"init": "wide-mim", "network": large},
-    }  # fmt: skip
-    made = {"mim": {"method": "mim", "network": small}, "wide-mim": {"method": "mim", "network": large}}
-    settings = content(phantoms, tmp_path, arms=arms, pretrainings=made, may_differ=["network"], labeled=[3])
-    plan = read_plan(Path(write(tmp_path, settings | {"seeds": [0, 1, 2], "primary": None})))
-    assert plan.random_starts == {"small": "scratch", "wide-mim": "wide"}
-    rows = made_rows({"scratch": 0.0, "small": 0.02, "wide": 0.05, "wide-mim": 0.09})
-    result = analyze(rows, list(arms), baseline="scratch", score=DICE, random_starts=plan.random_starts)
-    assert [(gain.arm, gain.baseline) for gain in result.gains] == list(plan.random_starts.items())
-    assert [gain.difference.mean for gain in result.gains] == pytest.approx([0.02, 0.04], abs=0.004)
-    assert [c.arm for c in result.contrasts] == ["small", "wide", "wide-mim"]
-    digests = {name: plan.digest(arm) for name, arm in plan.arms.items()}
-    plan.rows.parent.mkdir()
-    rows.with_columns(settings=pl.col("arm").replace_strict(digests)).write_csv(plan.rows)
-    page, found = write_report(plan)
-    assert "Against wide, a random start of the same network" in page.read_text()
-    overview = write_overview(tmp_path / "all.html", [(plan, page, found)]).read_text()
-    assert "Pretrained against a random start of the same network" in overview
-    assert "+4.0" in overview or "+3.9" in overview or "+4.1" in overview
-
-
-def test_a_study_of_one_network_says_it_with_its_baseline(phantoms, tmp_path):
-    assert read_plan(Path(write(tmp_path, content(phantoms, tmp_path)))).random_starts == {}
 
 
 def test_draws_that_disagree_are_not_enough():

@@ -72,7 +72,7 @@ def take_fingerprint(
             s: _range(ml for subject in v.values() for ml in subject) for s, v in volumes.items() if v
         },
         "largest_ml": {s: _range(map(max, v.values())) for s, v in volumes.items() if v},
-        "enclosed": min(enclosed, default=None),
+        "enclosed": float(np.median(enclosed)) if enclosed else None,
     }
 
 

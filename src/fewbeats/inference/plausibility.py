@@ -27,7 +27,7 @@ FAR = 4.0  # standard deviations from the training images at which gray values a
 SPACING_TOLERANCE = np.array([2.0, 1.6, 1.6])  # factor beyond the training scans' voxel sizes (z, y, x)
 VOLUME_TOLERANCE = 2.5  # factor beyond the training subjects' volumes
 LEAST_ENCLOSED = 0.75  # share of the LV cavity's in-plane outline that borders on myocardium
-ENCLOSED_TOLERANCE = 0.9  # of the training subjects' least: a cavity is open at its base in long-axis views
+ENCLOSED_TOLERANCE = 0.85  # of the training frames' median: a cavity is open at its base in long-axis views
 REGULAR_JUMP = 0.35  # change of LV volume between neighboring frames, as a share of its largest
 BORDER_MM = 3.0
 LONGEST_CUT_MM = 15.0  # outline of a structure along the image's border, over all slices of a frame
@@ -122,8 +122,9 @@ class Inspector:
         for structure, length in self._cut_mm.items():
             if length > LONGEST_CUT_MM:
                 found.append(f"{structure} is cut by the image's border")
-        least = self.fingerprint.get("enclosed") or 1.0
-        if self._enclosed and np.median(self._enclosed) < min(LEAST_ENCLOSED, least * ENCLOSED_TOLERANCE):
+        usual = self.fingerprint.get("enclosed")
+        least = LEAST_ENCLOSED if usual is None else min(LEAST_ENCLOSED, ENCLOSED_TOLERANCE * usual)
+        if self._enclosed and np.median(self._enclosed) < least:
             found.append("the LV cavity is not enclosed by myocardium as that of the training subjects is")
         lv = self.volumes_ml.get("LV", np.zeros(1))
         if np.abs(np.diff(lv)).max(initial=0.0) > max(REGULAR_JUMP, FEW_FRAMES / len(lv)) * lv.max():

@@ -73,7 +73,7 @@ class DinoSettings:
     freeze: float = 0.01
     """Share of the steps in which the prototypes stay as they are."""
     head_norm: bool = later(False)
-    """BatchNorm in the head of a transformer, too: a short run learns sooner. A CNN's head always has it."""
+    """BatchNorm in the head, where the encoder has none, too: a short run learns sooner."""
     patches: float = later(0.0)
     """Weight of the loss of hidden patches (iBOT), for vision transformers; 0 for none."""
     hidden_share: tuple[float, float] = later((0.1, 0.5))

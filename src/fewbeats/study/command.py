@@ -51,6 +51,7 @@ class Study:
 
         plans = read_plans(self.config)
         several = len(plans) > 1
+        names = [plan.title or plan.name for plan in plans]
         if self.report_only and several:
             plans = _leave_out_empty(plans)
         missing = [((), ()) if self.report_only else missing_units(plan) for plan in plans]
@@ -59,7 +60,9 @@ class Study:
         results = [(plan, *self.carry_out(plan, waves)) for plan, waves in zip(plans, missing)]
         if not several:
             return results[0][1]
-        overview = write_overview(plans[0].out.parent / f"{self.config.stem}.html", results)
+        left_out = [name for name in names if name not in {plan.title or plan.name for plan in plans}]
+        file = plans[0].out.parent / f"{self.config.stem}.html"
+        overview = write_overview(file, results, left_out=left_out)
         print(f"all of them: {overview}")
         return overview
 

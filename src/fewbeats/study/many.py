@@ -14,7 +14,7 @@ from fewbeats.pages.page import as_markup, render_page
 from fewbeats.study.budget import name_budget
 from fewbeats.study.plan import Plan
 from fewbeats.study.reading import merged, named, read_content
-from fewbeats.study.report import draw_budgets
+from fewbeats.study.report import COLORS, draw_budgets
 from fewbeats.study.result import Result, arm_of
 from fewbeats.study.sentences import tell_p, tell_range
 
@@ -49,18 +49,23 @@ def _inside(common: Mapping[str, Any], name: str, own: Mapping[str, Any], path: 
     return content
 
 
-def write_overview(file: Path, results: Sequence[tuple[Plan, Path, Result]]) -> Path:
+def write_overview(
+    file: Path, results: Sequence[tuple[Plan, Path, Result]], *, left_out: Sequence[str] = ()
+) -> Path:
     """One page with a panel for each study.
 
     Args:
         file: HTML file to write.
         results: plan, its own page, and what came out.
+        left_out: names of studies without results.
     """
     panels = []
+    # One color an arm in all panels, whichever of them lack it.
+    known = dict.fromkeys(cell.arm for _, _, result in results for cell in result.cells)
+    planned = list(dict.fromkeys(arm for plan, _, _ in results for arm in plan.arms))
+    arms = [name for arm in planned for name in [n for n in known if arm_of(n) == arm] or [arm]]
     for plan, page, result in results:
-        there = list(dict.fromkeys(cell.arm for cell in result.cells))
-        # An arm that is missing here keeps its place: all panels have the same colors.
-        arms = [name for arm in plan.arms for name in [n for n in there if arm_of(n) == arm] or [arm]]
+        there = {cell.arm for cell in result.cells}
         chart = draw_budgets(result.cells, arms, score=plan.score, size=PANEL)
         panels.append(
             {
@@ -75,6 +80,7 @@ def write_overview(file: Path, results: Sequence[tuple[Plan, Path, Result]]) -> 
         )
     context = {
         "name": file.stem, "today": date.today().isoformat(), "panels": panels,
+        "left_out": left_out, "colors": COLORS,
         "name_budget": name_budget, "tell_range": tell_range, "tell_p": tell_p,
     }  # fmt: skip
     with atomic_path(file) as partial:

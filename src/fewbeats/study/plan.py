@@ -33,6 +33,12 @@ class Arm:
     labeled: tuple[int, ...]
     seeds: tuple[int, ...]
 
+    def is_like(self, other: Arm) -> bool:
+        """Whether both train one network by one command and for as long, whatever they start from."""
+        mine, its = self.trainer, other.trainer
+        alike = (mine.steps, mine.pretrained_network) == (its.steps, its.pretrained_network)
+        return alike and type(mine) is type(its)
+
 
 @dataclass(frozen=True, kw_only=True)
 class Plan:
@@ -120,15 +126,14 @@ class Plan:
 
     @property
     def random_starts(self) -> dict[str, str]:
-        """Pretrained arm -> the arm that starts its network at random; none where the baseline is all."""
+        """Pretrained arm -> the arm that trains its network alike from a random start, where there is one."""
         random = [a for a in self.arms.values() if a.trainer.init == "scratch" and not a.pretraining]
-        found = {
-            arm.name: other.name
-            for arm in self.arms.values()
-            for other in random
-            if arm not in random and arm.trainer.pretrained_network == other.trainer.pretrained_network
-        }
-        return found if set(found.values()) - {self.baseline} else {}
+        found = {}
+        for arm in self.arms.values():
+            own = [other.name for other in random if arm not in random and arm.is_like(other)]
+            if self.baseline in own or len(own) == 1:
+                found[arm.name] = self.baseline if self.baseline in own else own[0]
+        return found
 
     def brings_pool(self, name: str) -> bool:
         """Whether a pretraining learns from a cohort of its own."""

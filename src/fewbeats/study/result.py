@@ -38,7 +38,7 @@ class Result:
     beside: list[Contrast]
     """Of the arm that is best at a budget to the others, where there is one."""
     gains: list[Contrast]
-    """Of pretrained arms to the arm that starts the same network at random."""
+    """Of pretrained arms to the arm that starts the same network at random, perhaps the baseline."""
     sentences: dict[int, str]
     """Budget -> which method to use, and whether the evidence is enough."""
     shared: tuple[str, ...]
@@ -104,20 +104,12 @@ def analyze(
             part := judged.filter(*(at := (pl.col("arm") == arm, pl.col("labeled") == labeled)))
         ).is_empty()
     ]
-    contrasts = adjust([
-        contrast
-        for cell in cells
-        if cell.arm != baseline
-        and (contrast := compare_arms(judged, cell.arm, cell.labeled, baseline=baseline,
-                                      primary=(cell.arm, cell.labeled) == primary)) is not None
-    ])  # fmt: skip
-    starts = random_starts or {}
-    gains = adjust([
-        contrast
-        for cell in cells
-        if cell.arm in starts
-        and (contrast := compare_arms(judged, cell.arm, cell.labeled, baseline=starts[cell.arm])) is not None
-    ])  # fmt: skip
+    contrasts = _against(judged, [c for c in cells if c.arm != baseline], baseline, primary)
+    starts, gains = random_starts or {}, list[Contrast]()
+    for start in dict.fromkeys(starts.values()):
+        known = [c for c in contrasts if starts.get(c.arm) == start]
+        its = [c for c in cells if starts.get(c.arm) == start]
+        gains += known if start == baseline else _against(judged, its, start)
     beside, sentences = [], {}
     for labeled in budgets:
         own = [c for c in contrasts if c.labeled == labeled]
@@ -130,6 +122,17 @@ def analyze(
         score=score, cells=cells, contrasts=contrasts, beside=beside, gains=gains, sentences=sentences,
         shared=shared,
     )  # fmt: skip
+
+
+def _against(
+    rows: pl.DataFrame, cells: Sequence[Cell], baseline: str, primary: tuple[str, int] | None = None
+) -> list[Contrast]:
+    """What the arms of some cells are to another one, adjusted for their number."""
+    found = [
+        compare_arms(rows, c.arm, c.labeled, baseline=baseline, primary=(c.arm, c.labeled) == primary)
+        for c in cells
+    ]
+    return adjust([contrast for contrast in found if contrast is not None])
 
 
 def name_networks(rows: pl.DataFrame) -> pl.DataFrame:
