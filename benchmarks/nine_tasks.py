@@ -36,6 +36,7 @@ from fewbeats.data.files import open_scan
 from fewbeats.evaluation.classes import Told, summarize_classes
 from fewbeats.evaluation.tasks import judge_task
 from fewbeats.recipes.pools import rows_where
+from fewbeats.study.budget import name_budget
 from fewbeats.study.many import read_plans
 from fewbeats.study.plan import Plan
 from fewbeats.study.units import Unit, arms_of, cohort_of, predicted, trainer_of
@@ -139,7 +140,7 @@ def print_classes(task: str) -> None:
             classes=names, subject=own["subject"].to_numpy(), truth=own["truth"].to_numpy(), shares=shares
         )
         found = summarize_classes(told)
-        print(f"{task} {level}, {labeled} labeled, {arm}, {own['seed'].n_unique()} folds:")
+        print(f"{task} {level}, {name_budget(labeled)} labeled, {arm}, {own['seed'].n_unique()} folds:")
         for name in ("accuracy", "balanced_accuracy", "macro_auc", "calibration_error"):
             low, high = found[name]["ci95"]
             print(f"    {name} {found[name]['value']:.3f} ({low:.3f} to {high:.3f})")
@@ -157,7 +158,9 @@ def judge_real(plan: Plan, out: Path) -> None:
         for name, table in tables.items()
     ]
     real = pl.concat(named, how="diagonal")
-    write_cohort(real, out / "sequences.csv")
+    cohort = out / "sequences.csv"
+    write_cohort(real, cohort)
+    known = read_cohort(cohort)
     sources = dict(real.select("subject", "source").iter_rows())
     for unit in arms_of(plan):
         run = Path(trainer_of(plan, unit).out)
@@ -165,8 +168,8 @@ def judge_real(plan: Plan, out: Path) -> None:
         if is_recorded(REAL, **key) or not (run / "run.json").is_file():
             continue
         answers = run.with_name(f"{run.name}_real")
-        call("predict", run, out / "sequences.csv", "--out", answers)
-        told = judge_task(answers, read_cohort(out / "sequences.csv")).told["slice"]
+        call("predict", run, cohort, "--out", answers)
+        told = judge_task(answers, known).told["slice"]
         right = pl.DataFrame({"subject": told.subject, "right": (told.found == told.truth).astype(float)})
         shares = (
             right.with_columns(source=pl.col("subject").replace_strict(sources))

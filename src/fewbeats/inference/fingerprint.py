@@ -53,13 +53,13 @@ def take_fingerprint(
         side = middle(sample.image.shape[-1], settings.size)
         gray.append(describe_gray(np.asarray(sample.image[:, side, side], np.float32)))
         spacing.append(sample.spacing_mm)
+        mask = np.asarray(sample.mask)
         voxel_ml = sample.spacing_mm[0] * settings.spacing_mm**2 / 1000.0
         for index, structure in enumerate(structures, 1):
             if sample.annotated[index - 1]:
-                ml = float((np.asarray(sample.mask) == index).sum() * voxel_ml)
+                ml = float((mask == index).sum() * voxel_ml)
                 volumes[structure].setdefault(sample.subject, []).append(ml)
         if {"LV", "MYO"} <= {s for s, known in zip(structures, sample.annotated) if known}:
-            mask = np.asarray(sample.mask)
             lv, myo = (mask == structures.index(name) + 1 for name in ("LV", "MYO"))
             enclosed += [enclosed_share(lv, myo)] if lv.any() else []
     normals = [normal.tolist() for scan in scans if (normal := slice_normal(scan)) is not None]

@@ -130,9 +130,10 @@ class Dino(Method):
 
     def _draw_hidden(self, large: Tensor) -> Tensor | None:
         """Which patches the student does not see, as `draw_hidden`; None where it sees all."""
-        encoder = self.student["encoder"]
-        if not (self.settings.patches and isinstance(encoder, VitEncoder)):
+        if self.token is None:
             return None
+        encoder = self.student["encoder"]
+        assert isinstance(encoder, VitEncoder)
         return draw_hidden(large, encoder.patch_px, self.settings.hidden_share)
 
     def _patch_loss(self, seen: Tensor, told: Tensor, clock: Clock) -> Tensor:

@@ -50,17 +50,16 @@ class Study:
         from fewbeats.study.units import missing_units
 
         plans = read_plans(self.config)
-        several = len(plans) > 1
-        names = [plan.title or plan.name for plan in plans]
-        if self.report_only and several:
-            plans = _leave_out_empty(plans)
+        asked = plans
+        if self.report_only and len(asked) > 1:
+            plans = _leave_out_empty(asked)
         missing = [((), ()) if self.report_only else missing_units(plan) for plan in plans]
         for plan, waves in zip(plans, missing) if not self.report_only else ():
             check_data(plan, *waves)  # whatever is wrong with the last shows before the first is computed
         results = [(plan, *self.carry_out(plan, waves)) for plan, waves in zip(plans, missing)]
-        if not several:
+        if len(asked) == 1:
             return results[0][1]
-        left_out = [name for name in names if name not in {plan.title or plan.name for plan in plans}]
+        left_out = [plan for plan in asked if plan not in plans]
         file = plans[0].out.parent / f"{self.config.stem}.html"
         overview = write_overview(file, results, left_out=left_out)
         print(f"all of them: {overview}")

@@ -97,6 +97,13 @@ class Contrast:
         return self.doubt is None
 
     @property
+    def verdict(self) -> Literal["yes", "here", "no"]:
+        """Whether both are told apart, `here` where that is of these draws alone."""
+        if not self.is_clear:
+            return "no"
+        return "yes" if self.crossed else "here"
+
+    @property
     def hinges(self) -> bool:
         """Whether direction or verdict would be another without the most extreme subject."""
         other = self.without

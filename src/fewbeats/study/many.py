@@ -50,14 +50,14 @@ def _inside(common: Mapping[str, Any], name: str, own: Mapping[str, Any], path: 
 
 
 def write_overview(
-    file: Path, results: Sequence[tuple[Plan, Path, Result]], *, left_out: Sequence[str] = ()
+    file: Path, results: Sequence[tuple[Plan, Path, Result]], *, left_out: Sequence[Plan] = ()
 ) -> Path:
     """One page with a panel for each study.
 
     Args:
         file: HTML file to write.
         results: plan, its own page, and what came out.
-        left_out: names of studies without results.
+        left_out: studies without results.
     """
     panels = []
     # One color an arm in all panels, whichever of them lack it.
@@ -69,7 +69,7 @@ def write_overview(
         chart = draw_budgets(result.cells, arms, score=plan.score, size=PANEL)
         panels.append(
             {
-                "title": plan.title or plan.name,
+                "title": plan.heading,
                 "chart": as_markup(chart),
                 "page": page.resolve().as_uri(),
                 "sentences": list(result.sentences.values()),
@@ -80,7 +80,7 @@ def write_overview(
         )
     context = {
         "name": file.stem, "today": date.today().isoformat(), "panels": panels,
-        "left_out": left_out, "colors": COLORS,
+        "left_out": [plan.heading for plan in left_out], "colors": COLORS,
         "name_budget": name_budget, "tell_range": tell_range, "tell_p": tell_p,
     }  # fmt: skip
     with atomic_path(file) as partial:

@@ -72,6 +72,11 @@ class Plan:
     arms: dict[str, Arm]
 
     @property
+    def heading(self) -> str:
+        """What it is called on pages."""
+        return self.title or self.name
+
+    @property
     def cache(self) -> Path:
         """Preprocessed samples, shared by all runs."""
         return self.out / "sample-cache"
@@ -129,8 +134,8 @@ class Plan:
         """Pretrained arm -> the arm that trains its network alike from a random start, where there is one."""
         random = [a for a in self.arms.values() if a.trainer.init == "scratch" and not a.pretraining]
         found = {}
-        for arm in self.arms.values():
-            own = [other.name for other in random if arm not in random and arm.is_like(other)]
+        for arm in (arm for arm in self.arms.values() if arm not in random):
+            own = [other.name for other in random if arm.is_like(other)]
             if self.baseline in own or len(own) == 1:
                 found[arm.name] = self.baseline if self.baseline in own else own[0]
         return found
