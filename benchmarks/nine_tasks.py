@@ -7,7 +7,8 @@
     python benchmarks/nine_tasks.py --data ../shared/data --out runs confounds
 
 `cohorts` writes acdc.csv and emidec.csv (real scans; their training subjects also apart), exams.csv (phantoms
-that are judged, of other settings than those that are learned from) and pool.csv, which the encoders see.
+that are judged, of other settings than those that are learned from), pool.csv, which the encoders see, and
+pool_scans.csv, the same without phantoms.
 `classes` keeps what the study's networks said of each visit and of slices, and prints more than accuracy.
 `real` asks the study's networks of sequences, whose labels are of phantoms alone, of real scans; encoders
 that were pretrained here have seen those of cine4d, pig and volunteer.
@@ -111,6 +112,8 @@ def make_cohorts(data: Path, out: Path) -> None:
         learned[name] = table.filter(pl.col("split") == "train")
     others = pl.concat([learned.pop(name) for name in ("cine4d", "pig", "volunteer")], how="diagonal")
     write_cohort(join_cohorts({**learned, "others": others}, apart=True), out / "pool.csv")
+    del learned["exams_seen"]
+    write_cohort(join_cohorts({**learned, "others": others}, apart=True), out / "pool_scans.csv")
 
 
 def keep_classes(plan: Plan) -> None:
