@@ -16,6 +16,7 @@ from fewbeats.data.cohort import read_cohort, write_cohort
 from fewbeats.disk import append_locked
 from fewbeats.errors import InputError
 from fewbeats.evaluation.scores import SCORES
+from fewbeats.recipes.starts import weights_digest
 from fewbeats.study.reading import read_plan
 from fewbeats.study.units import (
     COLUMNS,
@@ -63,12 +64,15 @@ def test_a_study_runs_resumes_and_reports(phantoms, tmp_path, capfd):
     assert rows["subject"].unique().to_list() == ["phantom003"]
     assert set(rows["phase"].drop_nulls()) == {"ED", "ES"}
     assert set(rows["metric"]) == {"dice", "hd95_mm", "assd_mm", "exchanged"}
+    digest = weights_digest(tmp_path / "study" / "pretrained" / "mim")
+    assert set(rows.select("arm", "weights").iter_rows()) == {("scratch", None), ("mim", digest)}
     summary = json.loads((tmp_path / "study" / "tiny.json").read_text())
     assert [c["arm"] for c in summary["cells"]] == ["scratch", "mim"] * 2
     assert [c["primary"] for c in summary["contrasts"]] == [True, False]
     page = (tmp_path / "study" / "tiny.html").read_text()
     assert "Structures missed (Dice 0)" in page
     assert "With 1 labeled subject" in page
+    assert digest in page
     assert 'src="http' not in page
 
     assert main(["study", file]) == 0
@@ -212,7 +216,7 @@ def test_the_documented_columns_are_those_of_the_table():
 def widen(rows: pl.DataFrame) -> pl.DataFrame:
     """As tables were: a column a score, and no word of networks."""
     distance = pl.when(pl.col("seed") > 0).then(9.5)  # unknown in the first draw
-    wide = rows.rename({"value": "dice"}).drop("metric", "network", "network_seconds")
+    wide = rows.rename({"value": "dice"}).drop("metric", "network", "network_seconds", "weights")
     return wide.with_columns(hd95_mm=distance)
 
 
@@ -231,6 +235,9 @@ def test_a_table_of_earlier_studies_is_read_and_gone_on_with(tmp_path):
     before = file.read_bytes()
     open_rows(file)
     assert file.read_bytes() == before
+    found.drop("weights").write_csv(file)
+    open_rows(file)
+    assert file.read_bytes() == found.write_csv().encode()
 
 
 @pytest.mark.parametrize(

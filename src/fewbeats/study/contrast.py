@@ -53,6 +53,8 @@ class Cell:
     minutes: float
     """Median time of a run."""
     pretraining_minutes: float | None
+    weights: list[str]
+    """Digests of what its runs started from."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -75,6 +75,7 @@ def write_overview(
                 "sentences": list(result.sentences.values()),
                 "arms": [(index, name) for index, name in enumerate(arms) if name in there],
                 "gains": result.gains,
+                "weights": {cell.arm: cell.weights for cell in result.cells},
                 "score": plan.score,
             }
         )

@@ -173,4 +173,5 @@ def _cell(rows: pl.DataFrame, every: pl.DataFrame, arm: str, labeled: int) -> Ce
         steps=int(runs["steps"].max()),  # type: ignore[arg-type]
         minutes=float(runs["minutes"].median()),  # type: ignore[arg-type]
         pretraining_minutes=float(before.median()) if len(before) else None,  # type: ignore[arg-type]
+        weights=runs["weights"].drop_nulls().unique().sort().to_list(),
     )

@@ -15,6 +15,7 @@ from fewbeats.commands.pretrain import Pretrain
 from fewbeats.disk import append_locked, atomic_path
 from fewbeats.errors import InputError
 from fewbeats.evaluation.scores import SCORES
+from fewbeats.recipes.starts import STARTS, weights_digest
 from fewbeats.study.budget import ALL, name_budget
 from fewbeats.study.judged import read_scores
 from fewbeats.study.plan import Plan
@@ -30,10 +31,12 @@ COLUMNS = {
     "metric": pl.String, "value": pl.Float64, "misses": pl.Int64,
     "settings": pl.String, "data": pl.String, "steps": pl.Int64, "minutes": pl.Float64,
     "network_seconds": pl.Float64, "pretraining_steps": pl.Int64, "pretraining_minutes": pl.Float64,
+    "weights": pl.String,
     "commit": pl.String, "machine": pl.String, "date": pl.String,
 }  # fmt: skip
 """Of the table of rows: one a run's network, subject, phase, structure and score. Phase and structure may be
-empty, and so may `network_seconds`, the training time that was spent in networks alone."""
+empty, and so may `network_seconds`, the training time that was spent in networks alone. `weights` is the
+digest of those that a run started from, empty of random weights and of photographs."""
 NETWORK = "network"
 """The network that a run is known by; others it exports have names of their own."""
 EARLIER = ("dice", "hd95_mm")
@@ -231,12 +234,14 @@ def append_rows(plan: Plan, unit: Unit, run: Path, reports: Mapping[str, Path]) 
     arm, about = plan.arms[unit.name], RunDir(run).read_config()
     start = pretrained(plan, arm.pretraining, unit.seed) if arm.pretraining else None
     before = RunDir(start).read_config() if start else None
+    init = str(start or arm.trainer.init)
     tags = {
         "arm": unit.name, "labeled": unit.labeled, "seed": unit.seed, "split": plan.split,
         "settings": plan.digest(arm), "data": plan.data, "steps": about.steps,
         "minutes": _minutes(about), "network_seconds": about.network_seconds,
         "pretraining_steps": before.steps if before else None,
         "pretraining_minutes": _minutes(before) if before else None,
+        "weights": None if init in STARTS else weights_digest(Path(init)),
         "commit": about.record.get("git_commit"), "machine": machine(), "date": date.today().isoformat(),
     }  # fmt: skip
     tables = []
@@ -314,7 +319,7 @@ def by_repeat(rows: pl.DataFrame, folds: int) -> pl.DataFrame:
 
 
 def read_rows(file: Path) -> pl.DataFrame:
-    """The rows so far; a table of earlier studies, with a column a score, is read as a long one.
+    """The rows so far; of earlier studies, which had a column a score or no weights, as those of today.
 
     Raises:
         InputError: not such a table.
@@ -327,6 +332,8 @@ def read_rows(file: Path) -> pl.DataFrame:
         raise InputError(f"{file}: not a readable table of rows; name another file for 'rows'") from error
     if set(EARLIER) <= set(rows.columns):
         rows = lengthen(rows, EARLIER)
+    if "weights" not in rows.columns:
+        rows = rows.with_columns(weights=pl.lit(None, pl.String))
     if other := set(rows.columns) ^ set(COLUMNS):
         raise InputError(
             f"{file}: column '{min(other)}' is missing or none of a study's; name another file for 'rows'"
@@ -363,12 +370,12 @@ def lengthen(rows: pl.DataFrame, scores: Sequence[str]) -> pl.DataFrame:
 
 
 def open_rows(file: Path) -> None:
-    """Make sure that rows can be added; a table of earlier studies becomes a long one.
+    """Make sure that rows can be added; a table of earlier studies becomes one of today.
 
     Raises:
         InputError: not such a table, or it cannot be written.
     """
-    if file.is_file() and "value" not in file.read_text(encoding="utf-8").partition("\n")[0].split(","):
+    if file.is_file() and file.read_text(encoding="utf-8").partition("\n")[0].split(",") != list(COLUMNS):
         rows = read_rows(file)
         with atomic_path(file) as partial:
             rows.write_csv(partial)
