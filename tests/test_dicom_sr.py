@@ -54,6 +54,12 @@ def test_points_lie_on_the_pixels_that_they_were_found_in(tmp_path, kind):
     )
 
 
+def test_where_no_point_is_sure_enough_there_is_no_report(tmp_path):
+    scan = write_source(tmp_path / "scan", "cine")
+    write_sr(tmp_path / "sr.dcm", [("s", scan)], [point(scan, 0, 1, 3, 3, confidence=0.1)], title="P")
+    assert not (tmp_path / "sr.dcm").exists()
+
+
 def test_classes_are_told_of_scans_and_studies(tmp_path):
     scan = write_source(tmp_path / "scan", "cine")
     rows = [

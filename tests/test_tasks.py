@@ -161,6 +161,11 @@ def test_a_task_of_masks_takes_the_scans_it_is_about(exams, tmp_path):
     config = RunDir(run).read_config()
     assert (config.task, config.structures) == ("segmentation", ("LV", "MYO", "LA"))
     assert config.labeled_subjects == tuple(f"phantom{n:03d}" for n in range(4))
+    out = tmp_path / "masks"
+    assert main(["predict", str(run), str(exams), "--split=dev", "--out", str(out)]) == 0
+    cohort, told = read_cohort(exams), pl.read_csv(out / "predictions.csv")
+    about = cohort.filter(split="dev", sequence="cine").filter(pl.col("view").is_in(["2CH", "3CH", "4CH"]))
+    assert set(told["scan"]) == set(about["scan"])
 
 
 def test_a_tenth_task_is_one_file(exams, tmp_path):
@@ -218,6 +223,7 @@ REFUSED = {
     "no such column": ({"column": "color"}, "has no column 'color'"),
     "no labels": ({"classes": ["AX", "COR"]}, "split train has none"),
     "one class": ({"classes": ["SAX", "AX"]}, "split train has only SAX"),
+    "unseen class": ({"classes": ["SAX", "2CH", "AX", "COR"]}, "has no AX, COR in its column view"),
     "no such scan": ({"where": {"sequence": ["perfusion"]}}, "no scan has sequence perfusion"),
     "too few": ({}, "split train has 4 subjects of view"),
 }

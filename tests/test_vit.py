@@ -144,6 +144,10 @@ def test_a_transformer_is_pretrained_and_moves_on(name, phantoms, tmp_path, capf
     loaded = int(told.split(f"from {run}: ")[1].split(" tensors")[0])
     assert loaded == len(network().encoder.state_dict())
     assert main(["predict", str(tuned), str(phantoms), "--split=tune", f"--out={tmp_path / 'm'}"]) == 0
+    others = [f for f in FLAGS if "heads" not in f] + ["--network.vit-heads=1"]
+    assert main(["finetune", str(phantoms), f"--out={tmp_path / 'other'}", f"--init={run}", *others, *flags,
+                 "--steps=2", "--localizer-steps=2"]) == 2  # fmt: skip
+    assert "attention heads, the network has 1; give --network.vit-heads" in capfd.readouterr().err
 
 
 def test_contrast_is_for_u_nets(phantoms, tmp_path, capfd):

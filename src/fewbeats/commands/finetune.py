@@ -54,7 +54,7 @@ class Finetune(LearnsFromLabels):
         told: dict[str, Any] = {"cohort": self.cohort}
         if self.transductive:
             told |= {"transductive": True, "unlabeled_subjects": pools.seen}
-        about = {**told, "select": self.select}
+        about = {**told, "select": self.select, **({"where": task.where} if task else {})}
         if self.task == "localization":
             run = train_localizer_alone(
                 self.out, pools, self.model, init=self.init, steps=self.localizer_steps, phase=self.phase,

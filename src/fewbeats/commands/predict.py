@@ -58,13 +58,16 @@ class Predict:
         from fewbeats.inference.smooth import Smoothed
         from fewbeats.ranges import check_ranges
         from fewbeats.recipes.executors import open_executor
+        from fewbeats.recipes.jobs import CohortJobs
         from fewbeats.recipes.labeling import choose_fitting, label_scans
+        from fewbeats.recipes.pools import rows_where
         from fewbeats.training.rundir import RunDir, find_run
 
         jobs, executor = self.find_jobs(), open_executor(self.on, self.jobs)
         check_ranges(self, "", not_negative=("smooth",))
         about = {"split": self.split, "network": self.network}
-        if RunDir(find_run(self.model)).read_config().task in TABLES:
+        config = RunDir(find_run(self.model)).read_config()
+        if config.task in TABLES:
             from fewbeats.inference.examine import open_examiner
             from fewbeats.recipes.examining import examine_scans
 
@@ -78,6 +81,8 @@ class Predict:
             )
             print(f"{found}")
             return self.out
+        if isinstance(jobs, CohortJobs):
+            jobs = CohortJobs(rows_where(jobs.rows, config.where), jobs.phases)
         labeler: Labeler = open_run(
             self.model, network=self.network, runtime=self.runtime, confident=self.smooth > 0
         )
@@ -95,7 +100,7 @@ class Predict:
     def _fitting(self, jobs: Sequence[Job], task: Task) -> Sequence[Job]:
         """Of a cohort the scans that a task is about; of a task of studies, those of a study together.
 
-        Of a file or folder nobody says what its scans show; those of one person are one study.
+        Of a file or folder nobody says what its scans show; those of one person and visit are one study.
         """
         from fewbeats.recipes.examining import group_studies
         from fewbeats.recipes.jobs import CohortJobs
@@ -111,10 +116,11 @@ class Predict:
                 print(
                     f"{self.input}: taken to be what the task is about ({about}); a cohort table would tell"
                 )
-            people = [job.open().source.people for job in jobs]
-            if len(set(people)) > 1:
-                numbers = {who: number for number, who in enumerate(dict.fromkeys(people), 1)}
-                study_of = {job.scan: f"{job.subject}_{numbers[who]}" for job, who in zip(jobs, people)}
+            sources = [job.open().source for job in jobs]
+            visits = [(source.people, source.study) for source in sources]
+            if len(set(visits)) > 1:
+                numbers = {visit: number for number, visit in enumerate(dict.fromkeys(visits), 1)}
+                study_of = {job.scan: f"{job.subject}_{numbers[visit]}" for job, visit in zip(jobs, visits)}
         return group_studies(jobs, study_of) if task.kind == "study" else jobs
 
     @property

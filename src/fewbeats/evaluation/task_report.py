@@ -135,16 +135,22 @@ def _slices_of(row: Row, rows: Sequence[Row], known: Mapping[str, Row]) -> list[
         whose = (row["subject"], row["study"])
         same = [r for r in rows if r["level"] == "slice" and (r["subject"], r["study"]) == whose]
         own = [r for r in same if not row["scan"] or r["scan"] == row["scan"]] or [row]
-        own = sorted(own, key=lambda r: -float(r.get("attention") or 0))[:STRIP]
-    found = []
+        own = sorted(own, key=lambda r: _telling(r, row["truth"]))[:STRIP]
+    found, several = [], len({(r["scan"], r["frame"]) for r in own}) > 1
     for one in own:
         if one["scan"] not in known:
             continue
         t, z = int(one["frame"] or 0), int(one["slice"] or 0)
         counts = f", counts {100 * float(one['attention']):.0f} %" if one.get("attention") else ""
         shown = picture_slice(open_shown(known[one["scan"]]["image"]), t, z)
-        found.append({"src": shown, "alt": f"slice {z}{counts}", "points": []})
+        place = f"{one['scan']}, frame {t}, " if several else ""
+        found.append({"src": shown, "alt": f"{place}slice {z}{counts}", "points": []})
     return found
+
+
+def _telling(row: Row, truth: str) -> float:
+    """Least for slices that count most in a study; of a scan, for those that deny its truth most."""
+    return -float(row["attention"]) if row.get("attention") else float(row.get(f"p_{truth}") or 0)
 
 
 def worst_points(judged: Judged, known: Mapping[str, Row]) -> list[dict[str, Any]]:

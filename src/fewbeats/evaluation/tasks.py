@@ -94,7 +94,9 @@ def judge_task(predictions: Path, cohort: pl.DataFrame) -> Judged:
         judged = _judge_classes(task, rows, known)
     if not judged.rows:
         what = "points" if task.kind == "landmarks" else f"classes in {task.column or 'its masks'}"
-        raise InputError(f"{predictions}: the cohort tells no {what} of these scans; nothing to judge by")
+        others = ", ".join(judged.summary.get("unknown_classes", ()))
+        says = f"tells only {others}, which the network does not know" if others else f"tells no {what}"
+        raise InputError(f"{predictions}: of these scans the cohort {says}; nothing to judge by")
     judged.summary["task"] = task.title
     if seen := {row["subject"] for row in judged.rows} & seen_unlabeled(run):
         judged.summary["subjects_seen_unlabeled"] = len(seen)

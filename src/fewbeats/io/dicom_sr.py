@@ -32,7 +32,7 @@ LEAST_CONFIDENCE = 0.5
 def write_sr(
     file: Path, scans: Sequence[tuple[str, Scan]], rows: Sequence[Mapping[str, Any]], *, title: str
 ) -> None:
-    """Write what a task told of DICOM scans.
+    """Write what a task told of DICOM scans; nothing where no point is sure enough to be shown.
 
     Args:
         file: to write.
@@ -49,6 +49,9 @@ def write_sr(
 
     of_dicom = [(name, scan) for name, scan in scans if scan.source.instances] or scans[:1]
     headers = {name: stack_headers(scan) for name, scan in of_dicom}
+    told = [*_points(rows, headers), *_classes(rows, title)]
+    if not told:
+        return
     first = next(iter(headers.values()))[0][0]
     identity = read_identity(first.file)
     evidence = [_evidence(header, identity) for own in headers.values() for frame in own for header in frame]
@@ -64,7 +67,7 @@ def write_sr(
         report = hd.sr.MeasurementReport(
             observation_context=context,
             procedure_reported=Code(*PROCEDURE),
-            imaging_measurements=[*_points(rows, headers), *_classes(rows, title)] or None,
+            imaging_measurements=told,
         )
         document = hd.sr.ComprehensiveSR(
             evidence=evidence,

@@ -251,6 +251,11 @@ def _choose_classes(cohort: pl.DataFrame, labels: Labels) -> pl.DataFrame:
             f"cohort: of {', '.join(labels.classes)} split train has {found} in its column {labels.column}; "
             "a task needs two classes"
         )
+    if unseen := [name for name in labels.classes if name not in there]:
+        raise InputError(
+            f"cohort: of {', '.join(labels.classes)} split train has no {', '.join(unseen)} in its column "
+            f"{labels.column}; take what it lacks out of the task's classes, or add such subjects"
+        )
     if labels.budget is None or labels.subjects:
         return rows
     chosen = []

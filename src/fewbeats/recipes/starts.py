@@ -5,7 +5,7 @@ from __future__ import annotations
 import shutil
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from fewbeats.disk import atomic_path
 from fewbeats.errors import InputError
@@ -13,7 +13,7 @@ from fewbeats.training.optim import PRETRAINED_RATE
 from fewbeats.training.rundir import RunDir
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Mapping
 
     from torch import nn
 
@@ -133,10 +133,20 @@ def _load_start(network: nn.Module, settings: NetworkSettings, init: str, encode
         return f"encoder from {load_natural(network, settings)}"
     path = Path(init)
     if path.is_dir():
-        RunDir(path).read_config()
+        _check_heads(RunDir(path).read_config().network_settings or {}, settings, init)
         path = RunDir(path).weights()
     taken = transfer_weights(network, read_weights(path), source=init, encoder_only=encoder_only)
     return f"from {init}: {taken}"
+
+
+def _check_heads(there: Mapping[str, Any], here: NetworkSettings, init: str) -> None:
+    """Refuse a transformer of other heads: every tensor of it would fit, and mean something else."""
+    heads = there.get("vit_heads", here.vit_heads)
+    if here.kind == there.get("kind") == "vit" and heads != here.vit_heads:
+        raise InputError(
+            f"{init}: made with {heads} attention heads, the network has {here.vit_heads}; give "
+            f"--network.vit-heads {heads}"
+        )
 
 
 def trace_weights(init: Path) -> Provenance:

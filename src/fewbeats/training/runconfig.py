@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import MISSING, dataclass, field, fields, is_dataclass
 from pathlib import Path
 from types import UnionType
@@ -45,6 +45,10 @@ def _are_named_texts(value: Any) -> bool:
     return isinstance(value, dict) and all(map(_is_text, value.values()))
 
 
+def _names_scans(value: Any) -> bool:
+    return isinstance(value, dict) and all(_are_texts(told) for told in value.values())
+
+
 def _known(check: Callable[[Any], bool], **default: Any) -> Any:
     return field(metadata={"check": check}, **default)
 
@@ -64,6 +68,8 @@ class RunConfig:
     structures: tuple[str, ...] = _known(_are_texts, default=())
     """In class order."""
     modalities: tuple[str, ...] = _known(_are_texts, default=("MR",))
+    where: Mapping[str, Sequence[str]] = _known(_names_scans, default_factory=dict)
+    """Column of a cohort -> what stands there: the scans that a task of masks is about."""
     labeled_subjects: tuple[str, ...] = _known(_are_texts, default=())
     fingerprint: Mapping[str, Any] = _known(_is_mapping, default_factory=dict)
     """See `inference/fingerprint.py`."""
