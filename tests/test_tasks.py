@@ -154,6 +154,7 @@ def test_scars_of_studies_and_slices(exams, tmp_path):
     within = told["slice_within_studies_with_any"]
     assert within["subjects"] == 1
     assert 0 < within["items"] < told["slice"]["items"]
+    assert "how likely it was held to be" in (found / "report" / "report.html").read_text()
 
 
 def test_a_task_of_masks_takes_the_scans_it_is_about(exams, tmp_path):

@@ -13,6 +13,7 @@ import numpy as np
 from fewbeats.data.files import open_image
 from fewbeats.evaluation.classes import Told, reliability, roc_curve
 from fewbeats.evaluation.pictures import Box, draw_tile, gray_window
+from fewbeats.evaluation.tasks import within_present
 from fewbeats.pages.charts import Chart
 from fewbeats.pages.page import as_markup, flatten, render_page
 from fewbeats.pages.pictures import encode_webp
@@ -112,11 +113,13 @@ def draw_errors(judged: Judged) -> str:
 
 
 def worst_cases(judged: Judged, known: Mapping[str, Row]) -> list[dict[str, Any]]:
-    """Of the widest level the items whose truth was held to be least likely, with slices of them."""
+    """Of the widest level the items whose truth was held to be least likely, with slices of them.
+
+    Of studies whose slices have classes, too, also the slices that were told worst.
+    """
     level = next(iter(judged.told))
-    rows = [row for row in judged.rows if row["level"] == level]
-    rows = sorted(rows, key=lambda row: float(row[f"p_{row['truth']}"] or 0))[:SHOWN]
-    return [
+    rows = sorted((row for row in judged.rows if row["level"] == level), key=_likely)[:SHOWN]
+    cases = [
         {
             "name": f"{row['subject']}" + (f", {row['scan']}" if row["scan"] else ""),
             "says": f"is {row['truth']}, told to be {row['class']} ({100 * float(row['confidence']):.0f} %)",
@@ -125,6 +128,23 @@ def worst_cases(judged: Judged, known: Mapping[str, Row]) -> list[dict[str, Any]
         }
         for row in rows
     ]
+    if level == "study" and "slice within" in judged.told:
+        slices = sorted(within_present(judged.rows), key=_likely)[:STRIP]
+        says = "the truth, and how likely it was held to be"
+        pictures = [_told_slice(row, known) for row in slices if row["scan"] in known]
+        cases.append({"name": LEVELS["slice within"], "says": says, "wrong": False, "pictures": pictures})
+    return cases
+
+
+def _told_slice(row: Row, known: Mapping[str, Row]) -> dict[str, Any]:
+    shown = picture_slice(open_shown(known[row["scan"]]["image"]), int(row["frame"]), int(row["slice"]))
+    says = f"{row['scan']}, slice {row['slice']}: {row['truth']}, {100 * _likely(row):.0f} %"
+    return {"src": shown, "alt": says, "points": []}
+
+
+def _likely(row: Row) -> float:
+    """How likely an item's truth was held to be."""
+    return float(row[f"p_{row['truth']}"] or 0)
 
 
 def _slices_of(row: Row, rows: Sequence[Row], known: Mapping[str, Row]) -> list[dict[str, Any]]:

@@ -155,9 +155,9 @@ def _judge_classes(task: Task, rows: Sequence[Row], known: Mapping[str, Row]) ->
     levels = [level for level in ("study", "scan", "slice") if any(r["level"] == level for r in found)]
     told = {level: _items(task, [r for r in found if r["level"] == level], level) for level in levels}
     summary: dict[str, Any] = {level: summarize_classes(items) for level, items in told.items()}
-    if within := _within_present(task, found):
-        told["slice within"] = within
-        summary["slice_within_studies_with_any"] = summarize_classes(within)
+    if task.present and (within := within_present(found)):
+        told["slice within"] = _items(task, within, "slice")
+        summary["slice_within_studies_with_any"] = summarize_classes(told["slice within"])
     if left_out:
         summary["unknown_classes"] = left_out
     return Judged(task=task, run={}, rows=found, told=told, summary=summary)
@@ -190,12 +190,11 @@ def _items(task: Task, rows: Sequence[Row], level: str) -> Told:
     )
 
 
-def _within_present(task: Task, rows: Sequence[Row]) -> Told | None:
+def within_present(rows: Sequence[Row]) -> list[Row]:
     """Slices of studies that hold what is looked for anywhere: elsewhere the study alone tells the class."""
-    slices = [row for row in rows if row["level"] == "slice" and task.present]
+    slices = [row for row in rows if row["level"] == "slice"]
     holding = {(row["subject"], row["study"]) for row in slices if row["truth"] == PRESENT}
-    own = [row for row in slices if (row["subject"], row["study"]) in holding]
-    return _items(task, own, "slice") if own else None
+    return [row for row in slices if (row["subject"], row["study"]) in holding]
 
 
 def _judge_points(task: Task, rows: Sequence[Row], known: Mapping[str, Row]) -> Judged:
