@@ -14,7 +14,7 @@ pool_scans.csv, the same without phantoms.
 that were pretrained here have seen those of cine4d, pig and volunteer.
 `confounds` asks a linear model that sees geometry, gray values of whole slices and how these go along the
 heart, and no more, for sequences, late enhancement and diseases, with the subjects that a network of the same
-draw has.
+draw has; and one that sees where a slice lies and its gray values for late enhancement in it.
 """
 
 from __future__ import annotations
@@ -35,7 +35,8 @@ from fewbeats.commands.finetune import Finetune
 from fewbeats.data.cohort import join_cohorts, read_cohort, write_cohort
 from fewbeats.data.files import open_scan
 from fewbeats.evaluation.classes import Told, summarize_classes
-from fewbeats.evaluation.tasks import judge_task
+from fewbeats.evaluation.tasks import judge_task, slice_truth
+from fewbeats.finetuning.task import Task
 from fewbeats.recipes.pools import rows_where
 from fewbeats.study.budget import name_budget
 from fewbeats.study.many import read_plans
@@ -73,6 +74,7 @@ def main() -> None:
             judge_real(plan, given.out)
         if given.what == "confounds" and plan.name in TASKS:
             judge_confounds(plan)
+            keep_slice_confounds(plan)
         if given.what == "classes" and plan.folds:
             keep_classes(plan)
             print_classes(plan.name)
@@ -124,13 +126,18 @@ def keep_classes(plan: Plan) -> None:
         if is_recorded(TOLD, **key) or not (answers / "report" / "summary.json").is_file():
             continue
         told = judge_task(answers, read_cohort(cohort_of(plan, unit.seed))).told
-        rows = [
-            {**key, "level": level, "subject": subject, "truth": int(truth),
-             "shares": " ".join(f"{share:.4f}" for share in shares)}
-            for level in LEVELS if level in told
-            for subject, truth, shares in zip(told[level].subject, told[level].truth, told[level].shares)
-        ]  # fmt: skip
-        append(TOLD, pl.DataFrame(rows))
+        for level in LEVELS:
+            if level in told:
+                keep(told[level], {**key, "level": level})
+
+
+def keep(told: Told, key: dict[str, Any]) -> None:
+    """A row an item."""
+    rows = [
+        {**key, "subject": subject, "truth": int(truth), "shares": " ".join(f"{s:.4f}" for s in shares)}
+        for subject, truth, shares in zip(told.subject, told.truth, told.shares)
+    ]
+    append(TOLD, pl.DataFrame(rows))
 
 
 def print_classes(task: str) -> None:
@@ -215,15 +222,56 @@ def look_at(rows: pl.DataFrame, column: str) -> tuple[np.ndarray, Sequence[str]]
     return np.stack([see(row) for row in rows.iter_rows(named=True)]), rows[column].to_list()
 
 
+def keep_slice_confounds(plan: Plan) -> None:
+    """What a linear model tells of slices, in hearts that hold late enhancement: rows beside the networks'."""
+    for unit in arms_of(plan):
+        key = {
+            "task": plan.name,
+            "arm": "position and gray values",
+            "labeled": unit.labeled,
+            "seed": unit.seed,
+        }
+        trainer = trainer_of(plan, unit)
+        assert isinstance(trainer, Finetune)
+        task = trainer.from_file
+        if unit.name != plan.baseline or task is None or not task.present or is_recorded(TOLD, **key):
+            continue
+        cohort = read_cohort(cohort_of(plan, unit.seed)).filter(pl.col("label").is_not_null())
+        x, y, _ = look_at_slices(task, trainer.choose().labeled)
+        model = make_pipeline(StandardScaler(), LogisticRegression(C=0.1, max_iter=2000)).fit(x, y)
+        x, y, subject = look_at_slices(task, cohort.filter(pl.col("split") == plan.split))
+        holding = np.isin(subject, subject[y == 1])
+        told = Told(classes=task.slice_classes, subject=subject[holding], truth=y[holding],
+                    shares=model.predict_proba(x[holding]))  # fmt: skip
+        keep(told, key | {"level": "slice within"})
+
+
+def look_at_slices(task: Task, rows: pl.DataFrame) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """(N, F) what is seen of each slice with a mask, (N,) its class and (N,) its subject."""
+    known = {row["scan"]: row for row in rows.iter_rows(named=True)}
+    truth = slice_truth(task, set(known), known)
+    seen = {name: see_slices(open_scan(row).frame(0)) for name, row in known.items()}
+    x = [np.array([height := np.linspace(-1, 1, len(seen[name]))[z], height**2, *seen[name][z]])
+         for name, _, z in truth]  # fmt: skip
+    subject = np.array([known[name]["subject"] for name, _, _ in truth])
+    return np.stack(x), np.array([task.slice_classes.index(told) for told in truth.values()]), subject
+
+
+def see_slices(image: np.ndarray) -> np.ndarray:
+    """(Z, F) gray values of each slice of (Z, Y, X), as shares of the scan's own."""
+    scale = max(1e-6, float(np.percentile(image, 99)))
+    return np.stack([[*np.percentile(z, PERCENTILES), z.mean(), z.std()] for z in image]) / scale
+
+
 def see(row: dict[str, Any]) -> np.ndarray:
     """(F,) geometry of a scan, and how its slices' gray values go along the heart."""
     image = open_scan(row).frame(0)
     geometry = [row[name] or 0 for name in ("spacing_z_mm", "spacing_y_mm", "spacing_x_mm", "slices", "rows",
                                             "columns", "frames")]  # fmt: skip
-    scale = max(1e-6, float(np.percentile(image, 99)))
-    slices = np.stack([[*np.percentile(z, PERCENTILES), z.mean(), z.std()] for z in image]) / scale
+    slices = see_slices(image)
     heights = np.linspace(-1, 1, len(slices)) if len(slices) > 1 else np.zeros(1)
     slope = (heights[:, None] * (slices - slices.mean(0))).mean(0)
+    scale = max(1e-6, float(np.percentile(image, 99)))
     return np.array([*geometry, scale, *slices.mean(0), *slices.std(0), *slope])
 
 

@@ -129,7 +129,7 @@ def evaluate_task(predictions: Path, cohort: pl.DataFrame, out: Path) -> dict[st
 
 def _judge_classes(task: Task, rows: Sequence[Row], known: Mapping[str, Row]) -> Judged:
     """Each level that the cohort knows the truth of; classes that the network does not know are left out."""
-    slices = _slice_truth(task, {row["scan"] for row in rows}, known)
+    slices = slice_truth(task, {row["scan"] for row in rows}, known)
     studies = {
         (row["subject"], row["study"]): str(row[task.column])
         for row in known.values()
@@ -168,7 +168,7 @@ def _named(studies: Mapping[tuple[str, str], str], name: str) -> str | None:
     return next((told for (subject, study), told in studies.items() if f"{subject}_{study}" == name), None)
 
 
-def _slice_truth(task: Task, scans: set[str], known: Mapping[str, Row]) -> dict[tuple[str, int, int], str]:
+def slice_truth(task: Task, scans: set[str], known: Mapping[str, Row]) -> dict[tuple[str, int, int], str]:
     """(scan, frame, slice) -> class, of slices whose mask was drawn by hand."""
     truth: dict[tuple[str, int, int], str] = {}
     for name in sorted(scans & known.keys() if task.present else set()):
