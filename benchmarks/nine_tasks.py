@@ -52,6 +52,7 @@ TWIN = "Case_P072"
 """The heart of Case_P059 once more."""
 TASKS = ("sequence", "lge_detection", "disease")
 TOLD = "nine_tasks_told.csv"
+CONFOUND = "position and gray values"
 LEVELS = ("study", "slice within")
 REAL = "sequences_real.csv"
 SEQUENCES = {"acdc": "cine", "emidec": "lge", "cine4d": "cine", "pig": "cine"}
@@ -223,11 +224,11 @@ def look_at(rows: pl.DataFrame, column: str) -> tuple[np.ndarray, Sequence[str]]
 
 
 def keep_slice_confounds(plan: Plan) -> None:
-    """What a linear model tells of slices, in hearts that hold late enhancement: rows beside the networks'."""
+    """What a linear model tells of slices in hearts that hold late enhancement, beside the networks."""
     for unit in arms_of(plan):
         key = {
             "task": plan.name,
-            "arm": "position and gray values",
+            "arm": CONFOUND,
             "labeled": unit.labeled,
             "seed": unit.seed,
         }
