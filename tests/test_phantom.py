@@ -8,7 +8,7 @@ from dataclasses import replace
 import nibabel as nib
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from scipy import ndimage
 
@@ -310,12 +310,14 @@ def test_a_pig_is_no_person_and_its_truth_is_exact():
 
 
 @given(st.integers(0, 1000), st.floats(0, 1.5))
+@example(93, 1.5)  # a person with the largest heart, a pig with a small one
 @settings(max_examples=20)
 def test_the_gap_leads_from_a_person_to_a_pig(seed, gap):
     person, pig, between = make_subject(seed, group="normal"), make_pig(seed), make_pig(seed, gap=gap)
     for name in ("lv_edv_ml", "wall_mm", "azimuth_deg", "chest_width", "cycle_ms"):
         start, end = getattr(person, name), getattr(pig, name)
-        assert getattr(between, name) == pytest.approx(start + gap * (end - start))
+        least = 0.5 * end if name == "lv_edv_ml" else -np.inf
+        assert getattr(between, name) == pytest.approx(max(least, start + gap * (end - start)))
     assert beat_at(between, 0.3).volumes_ml[0] > 10
 
 

@@ -55,7 +55,7 @@ def make_pig(seed: int, *, group: str | None = None, gap: float = 1.0) -> Anatom
         seed: the same seed gives the same subject.
         group: one of `GROUPS`; drawn when None.
         gap: 1 is a pig, 0 a person; in between, and beyond, each measure is as far from the one towards the
-            other.
+            other, but no ventricle beyond a pig is less than half as large as that pig's.
     """
     rng = np.random.default_rng([seed, 6])
     group = group or GROUPS[int(rng.integers(len(GROUPS)))]
@@ -67,6 +67,8 @@ def make_pig(seed: int, *, group: str | None = None, gap: float = 1.0) -> Anatom
     pig["rv_edv_ml"] *= (pig["weight_kg"] / 60.0) ** 0.6
     center = tuple(float(rng.uniform(low, high)) for low, high in _CENTER_MM)
     moved: dict[str, Any] = {name: _towards(getattr(person, name), value, gap) for name, value in pig.items()}
+    for name in ("lv_edv_ml", "rv_edv_ml"):  # a large heart and a small pig's would lead to none
+        moved[name] = max(moved[name], 0.5 * pig[name])
     x, y, z = (_towards(own, other, gap) for own, other in zip(person.center_mm, center))
     return replace(
         person,
