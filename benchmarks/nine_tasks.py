@@ -226,16 +226,13 @@ def look_at(rows: pl.DataFrame, column: str) -> tuple[np.ndarray, Sequence[str]]
 def keep_slice_confounds(plan: Plan) -> None:
     """What a linear model tells of slices in hearts that hold late enhancement, beside the networks."""
     for unit in arms_of(plan):
-        key = {
-            "task": plan.name,
-            "arm": CONFOUND,
-            "labeled": unit.labeled,
-            "seed": unit.seed,
-        }
+        key = {"task": plan.name, "arm": CONFOUND, "labeled": unit.labeled, "seed": unit.seed}
+        if unit.name != plan.baseline or is_recorded(TOLD, **key):
+            continue
         trainer = trainer_of(plan, unit)
         assert isinstance(trainer, Finetune)
         task = trainer.from_file
-        if unit.name != plan.baseline or task is None or not task.present or is_recorded(TOLD, **key):
+        if task is None or not task.present:
             continue
         cohort = read_cohort(cohort_of(plan, unit.seed)).filter(pl.col("label").is_not_null())
         x, y, _ = look_at_slices(task, trainer.choose().labeled)
@@ -252,16 +249,20 @@ def look_at_slices(task: Task, rows: pl.DataFrame) -> tuple[np.ndarray, np.ndarr
     known = {row["scan"]: row for row in rows.iter_rows(named=True)}
     truth = slice_truth(task, set(known), known)
     seen = {name: see_slices(open_scan(row).frame(0)) for name, row in known.items()}
-    x = [np.array([height := np.linspace(-1, 1, len(seen[name]))[z], height**2, *seen[name][z]])
-         for name, _, z in truth]  # fmt: skip
+    x = []
+    for name, _, z in truth:
+        heights, grays, _ = seen[name]
+        x.append(np.array([heights[z], heights[z] ** 2, *grays[z]]))
     subject = np.array([known[name]["subject"] for name, _, _ in truth])
     return np.stack(x), np.array([task.slice_classes.index(told) for told in truth.values()]), subject
 
 
-def see_slices(image: np.ndarray) -> np.ndarray:
-    """(Z, F) gray values of each slice of (Z, Y, X), as shares of the scan's own."""
+def see_slices(image: np.ndarray) -> tuple[np.ndarray, np.ndarray, float]:
+    """Of (Z, Y, X): (Z,) where slices lie, (Z, F) their gray values as shares of the scan's own, and that."""
     scale = max(1e-6, float(np.percentile(image, 99)))
-    return np.stack([[*np.percentile(z, PERCENTILES), z.mean(), z.std()] for z in image]) / scale
+    slices = np.stack([[*np.percentile(z, PERCENTILES), z.mean(), z.std()] for z in image]) / scale
+    heights = np.linspace(-1, 1, len(slices)) if len(slices) > 1 else np.zeros(1)
+    return heights, slices, scale
 
 
 def see(row: dict[str, Any]) -> np.ndarray:
@@ -269,10 +270,8 @@ def see(row: dict[str, Any]) -> np.ndarray:
     image = open_scan(row).frame(0)
     geometry = [row[name] or 0 for name in ("spacing_z_mm", "spacing_y_mm", "spacing_x_mm", "slices", "rows",
                                             "columns", "frames")]  # fmt: skip
-    slices = see_slices(image)
-    heights = np.linspace(-1, 1, len(slices)) if len(slices) > 1 else np.zeros(1)
+    heights, slices, scale = see_slices(image)
     slope = (heights[:, None] * (slices - slices.mean(0))).mean(0)
-    scale = max(1e-6, float(np.percentile(image, 99)))
     return np.array([*geometry, scale, *slices.mean(0), *slices.std(0), *slope])
 
 

@@ -60,7 +60,6 @@ class Predict:
         from fewbeats.recipes.executors import open_executor
         from fewbeats.recipes.jobs import CohortJobs
         from fewbeats.recipes.labeling import choose_fitting, label_scans
-        from fewbeats.recipes.pools import rows_where
         from fewbeats.training.rundir import RunDir, find_run
 
         jobs, executor = self.find_jobs(), open_executor(self.on, self.jobs)
@@ -82,7 +81,7 @@ class Predict:
             print(f"{found}")
             return self.out
         if isinstance(jobs, CohortJobs):
-            jobs = CohortJobs(rows_where(jobs.rows, config.where), jobs.phases)
+            jobs = jobs.about(config.where)
         labeler: Labeler = open_run(
             self.model, network=self.network, runtime=self.runtime, confident=self.smooth > 0
         )
@@ -104,12 +103,11 @@ class Predict:
         """
         from fewbeats.recipes.examining import group_studies
         from fewbeats.recipes.jobs import CohortJobs
-        from fewbeats.recipes.pools import rows_where
 
         study_of: dict[str, str] = {}
         if isinstance(jobs, CohortJobs):
-            rows = rows_where(jobs.rows, task.where)
-            jobs, study_of = CohortJobs(rows), dict(rows.select("scan", "study").iter_rows())
+            jobs = jobs.about(task.where)
+            study_of = dict(jobs.rows.select("scan", "study").iter_rows())
         else:
             if task.where:
                 about = "; ".join(f"{name} {' or '.join(told)}" for name, told in task.where.items())

@@ -131,15 +131,19 @@ def worst_cases(judged: Judged, known: Mapping[str, Row]) -> list[dict[str, Any]
     if level == "study" and "slice within" in judged.told:
         slices = sorted(within_present(judged.rows), key=_likely)[:STRIP]
         says = "the truth, and how likely it was held to be"
-        pictures = [_told_slice(row, known) for row in slices if row["scan"] in known]
+        pictures = [
+            _picture(
+                row, f"{row['scan']}, slice {row['slice']}: {row['truth']}, {100 * _likely(row):.0f} %", known
+            )
+            for row in slices
+        ]
         cases.append({"name": LEVELS["slice within"], "says": says, "wrong": False, "pictures": pictures})
     return cases
 
 
-def _told_slice(row: Row, known: Mapping[str, Row]) -> dict[str, Any]:
-    shown = picture_slice(open_shown(known[row["scan"]]["image"]), int(row["frame"]), int(row["slice"]))
-    says = f"{row['scan']}, slice {row['slice']}: {row['truth']}, {100 * _likely(row):.0f} %"
-    return {"src": shown, "alt": says, "points": []}
+def _picture(row: Row, says: str, known: Mapping[str, Row]) -> dict[str, Any]:
+    t, z = int(row["frame"] or 0), int(row["slice"] or 0)
+    return {"src": picture_slice(open_shown(known[row["scan"]]["image"]), t, z), "alt": says, "points": []}
 
 
 def _likely(row: Row) -> float:
@@ -160,11 +164,9 @@ def _slices_of(row: Row, rows: Sequence[Row], known: Mapping[str, Row]) -> list[
     for one in own:
         if one["scan"] not in known:
             continue
-        t, z = int(one["frame"] or 0), int(one["slice"] or 0)
         counts = f", counts {100 * float(one['attention']):.0f} %" if one.get("attention") else ""
-        shown = picture_slice(open_shown(known[one["scan"]]["image"]), t, z)
-        place = f"{one['scan']}, frame {t}, " if several else ""
-        found.append({"src": shown, "alt": f"{place}slice {z}{counts}", "points": []})
+        place = f"{one['scan']}, frame {one['frame'] or 0}, " if several else ""
+        found.append(_picture(one, f"{place}slice {one['slice'] or 0}{counts}", known))
     return found
 
 

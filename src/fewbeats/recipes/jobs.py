@@ -147,6 +147,16 @@ class CohortJobs(Sequence[Job]):
     def __iter__(self) -> Iterator[Job]:
         return map(self._job, self.rows.iter_rows(named=True))
 
+    def about(self, where: Mapping[str, Sequence[str]]) -> CohortJobs:
+        """The scans that a task is about.
+
+        Raises:
+            InputError: as `rows_where`.
+        """
+        from fewbeats.recipes.pools import rows_where
+
+        return CohortJobs(rows_where(self.rows, where), self.phases)
+
     def _job(self, row: Mapping[str, Any]) -> Job:
         from fewbeats.data.files import open_scan
 
