@@ -7,7 +7,8 @@ import polars as pl
 import pytest
 
 from fewbeats.cli import main
-from fewbeats.evaluation.embedding_report import nearest, project
+from fewbeats.data.provenance import load_provenance
+from fewbeats.evaluation.embedding_report import _told, nearest, project
 
 
 @pytest.fixture(scope="module")
@@ -48,6 +49,8 @@ def test_the_page_shows_neighbors_and_says_where_there_is_nothing_to_color_by(en
     assert main(["encode", str(small_run), str(phantoms), f"--out={encoded}"]) == 0
     page = encoded.with_suffix(".html").read_text()
     assert "Nearest neighbors" in page
+    taught = len(load_provenance(small_run).labeled)
+    assert f"learned from labels of {taught} subject" in page
     assert "Disease" in page  # of the phantoms four groups; sequence and view are one
     assert "<figcaption>View" not in page
 
@@ -61,12 +64,33 @@ def test_a_projection_keeps_what_varies_most():
     assert project(np.ones((3, 4)))[1] == 0.0
 
 
-def test_neighbors_are_of_other_subjects():
-    features = np.array([[1.0, 0], [1, 0.01], [0.9, 0.1], [-1, 0], [0, -1]])
-    subjects = np.array(["a", "a", "b", "c", "d"])
-    found, cosines = nearest(features, subjects, 0, 2)
-    assert subjects[found].tolist()[0] == "b"
-    assert cosines[0] > cosines[1]
+def test_neighbors_are_of_other_subjects_wherever_they_lie(tmp_path, monkeypatch):
+    """In whole tables and in pieces of them, as a sort of all cosines has it."""
+    draw = np.random.default_rng(0)
+    features = draw.normal(size=(40, 6)).astype(np.float32)
+    subjects = draw.choice(list("abc"), 40)
+    table = pl.DataFrame({"subject": subjects, "slice": range(40),
+                          "features": pl.Series(features, dtype=pl.Array(pl.Float32, 6))})  # fmt: skip
+    table.write_parquet(tmp_path / "features.parquet")
+    center = features.mean(0)
+    apart = features - center
+    cosines = (apart @ apart.T) / np.outer(*[np.linalg.norm(apart, axis=1)] * 2)
+    for rows in (7, 1000):
+        monkeypatch.setattr("fewbeats.evaluation.embedding_report.ROWS", rows)
+        found = nearest(tmp_path / "features.parquet", table[[3, 30]], center=center, count=4)
+        for item, (places, alike) in zip((3, 30), found):
+            others = [i for i in np.argsort(-cosines[item]) if subjects[i] != subjects[item]][:4]
+            assert places["slice"].to_list() == others
+            assert alike == pytest.approx(cosines[item, others], abs=1e-5)
+
+
+def test_a_study_of_several_sequences_is_of_none_of_them(phantoms):
+    table = pl.read_csv(phantoms).with_columns(study=pl.lit("one"), subject=pl.lit("phantom000"))
+    first = pl.int_range(pl.len()) == 0
+    table = table.with_columns(sequence=pl.when(first).then(pl.lit("LGE")).otherwise("sequence"))
+    told = _told(table, ["subject", "study"])
+    assert told["sequence"].to_list() == ["several"]
+    assert told["view"].to_list() == table["view"].unique().to_list()
 
 
 REFUSED = {"name": ("features.csv", ".parquet"), "run": ("f.parquet", "not a finished run folder")}

@@ -163,7 +163,15 @@ def test_errors_are_averaged_by_subject():
     told = summarize_errors({"a": {"s1": [1.0, 3.0], "s2": [8.0]}, "b": {"s1": [2.0]}})
     assert told["a"]["mean_mm"] == 5.0
     assert (told["a"]["median_mm"], told["a"]["near"]) == (3.0, pytest.approx(2 / 3))
-    assert told["mean"]["mean_mm"] == 5.0  # (1 + 3 + 2) / 3 and 8
+    assert told["mean"]["mean_mm"] == 5.0  # (2 + 2) / 2 and 8
+    assert (told["mean"]["points"], told["mean"]["subjects"]) == (4, 2)
+
+
+def test_two_points_of_one_kind_count_as_one_of_another():
+    """As a study averages them, over structures."""
+    told = summarize_errors({"insertion": {"s": [10.0, 10.0]}, "center": {"s": [1.0]}})
+    assert told["mean"]["mean_mm"] == 5.5
+    assert told["mean"]["median_mm"] == 10.0
 
 
 def stack(tmp_path: Path) -> tuple[Scan, dict]:

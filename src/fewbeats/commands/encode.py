@@ -52,8 +52,9 @@ class Encode:
             executor=open_executor(self.on, self.jobs),
         )  # fmt: skip
         page = self.out.with_suffix(".html")
+        text = render_embeddings(self.out, jobs.rows, run=encoder.describe(), provenance=encoder.provenance)
         with atomic_path(page) as file:
-            file.write_text(render_embeddings(self.out, jobs.rows, run=encoder.describe()), encoding="utf-8")
+            file.write_text(text, encoding="utf-8")
         print(f"{self.out}: {count_embeddings(self.out)} embeddings")
         print(f"report: {page}")
         return self.out

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -34,25 +34,33 @@ def match_points(found: np.ndarray, truth: np.ndarray) -> tuple[np.ndarray, np.n
 
 
 def summarize_errors(errors: Mapping[str, Mapping[str, Sequence[float]]]) -> dict[str, Any]:
-    """Figures of each point and of all.
+    """Figures of each kind of point and of all.
 
     Args:
-        errors: point -> subject -> distances in mm.
+        errors: kind of point -> subject -> distances in mm.
 
     Returns:
-        point -> mean over subjects of their mean distance and its interval, median and 95th percentile over
-        all points, and the share that is nearer than 5 mm; `mean` of all points together.
+        kind -> mean over subjects of their mean distance and its interval, median and 95th percentile over
+        all points, and the share that is nearer than 5 mm. In `mean`, of all points, a subject's mean is over
+        kinds, as that of Dice is over structures: two points of one kind count no more than one of another.
     """
-    together: dict[str, list[float]] = {}
+    kinds: dict[str, list[float]] = {}
     for by_subject in errors.values():
         for subject, values in by_subject.items():
-            together.setdefault(subject, []).extend(values)
-    return {name: _figures(by_subject) for name, by_subject in {**errors, "mean": together}.items()}
+            kinds.setdefault(subject, []).append(float(np.mean(values)))
+    told = {
+        name: _figures([float(np.mean(values)) for values in own.values()], _flat(own.values()))
+        for name, own in errors.items()
+    }
+    every = _flat(values for own in errors.values() for values in own.values())
+    return told | {"mean": _figures([float(np.mean(values)) for values in kinds.values()], every)}
 
 
-def _figures(by_subject: Mapping[str, Sequence[float]]) -> dict[str, Any]:
-    means = [float(np.mean(values)) for values in by_subject.values()]
-    every = np.concatenate([np.asarray(values, float) for values in by_subject.values()])
+def _flat(parts: Iterable[Sequence[float]]) -> list[float]:
+    return [value for part in parts for value in part]
+
+
+def _figures(means: Sequence[float], every: Sequence[float]) -> dict[str, Any]:
     return {
         "subjects": len(means),
         "points": len(every),
@@ -60,5 +68,5 @@ def _figures(by_subject: Mapping[str, Sequence[float]]) -> dict[str, Any]:
         "ci95": bootstrap_interval(means),
         "median_mm": float(np.median(every)),
         "p95_mm": float(np.percentile(every, 95)),
-        "near": float((every < NEAR_MM).mean()),
+        "near": float((np.asarray(every) < NEAR_MM).mean()),
     }

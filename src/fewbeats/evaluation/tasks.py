@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -130,12 +130,7 @@ def evaluate_task(predictions: Path, cohort: pl.DataFrame, out: Path) -> dict[st
 def _judge_classes(task: Task, rows: Sequence[Row], known: Mapping[str, Row]) -> Judged:
     """Each level that the cohort knows the truth of; classes that the network does not know are left out."""
     slices = slice_truth(task, {row["scan"] for row in rows}, known)
-    studies = {
-        (row["subject"], row["study"]): str(row[task.column])
-        for row in known.values()
-        if row.get(task.column) is not None
-        and all(str(row.get(column)) in values for column, values in task.where.items())
-    }
+    studies = study_truth(task, known.values())
     found, left_out = list[Row](), dict[str, int]()
     for row in rows:
         level, truth = row["level"], None
@@ -161,6 +156,25 @@ def _judge_classes(task: Task, rows: Sequence[Row], known: Mapping[str, Row]) ->
     if left_out:
         summary["unknown_classes"] = left_out
     return Judged(task=task, run={}, rows=found, told=told, summary=summary)
+
+
+def study_truth(task: Task, rows: Iterable[Row]) -> dict[tuple[str, str], str]:
+    """(subject, study) -> class, of the scans that a task is about.
+
+    Raises:
+        InputError: a study of two classes.
+    """
+    truth: dict[tuple[str, str], str] = {}
+    for row in rows:
+        about = all(str(row.get(column)) in values for column, values in task.where.items())
+        if not about or row.get(task.column) is None:
+            continue
+        told = str(row[task.column])
+        if truth.setdefault((row["subject"], row["study"]), told) != told and task.kind == "study":
+            raise InputError(
+                f"study {row['study']} is of two classes; give all its scans the same {task.column}"
+            )
+    return truth
 
 
 def _named(studies: Mapping[tuple[str, str], str], name: str) -> str | None:
@@ -208,7 +222,7 @@ def _judge_points(task: Task, rows: Sequence[Row], known: Mapping[str, Row]) -> 
         for (t, z), point, truth in _true_points(task, known.get(name)):
             told = by_slice.get((name, t, z), {}).get(point, [])
             if len(told) < len(truth):
-                missed += 1
+                missed += len(truth)
                 continue
             places = np.array([[float(row[axis]) for axis in ("x_mm", "y_mm", "z_mm")] for row in told])
             away, of = match_points(places, truth)
@@ -219,7 +233,7 @@ def _judge_points(task: Task, rows: Sequence[Row], known: Mapping[str, Row]) -> 
                 for row, error, number in zip(told, away, of)
             ]
     summary = summarize_errors({name: own for name, own in errors.items() if own}) if found else {}
-    return Judged(task=task, run={}, rows=found, summary={"points": summary, "missed_slices": missed})
+    return Judged(task=task, run={}, rows=found, summary={"points": summary, "missed_points": missed})
 
 
 def _true_points(task: Task, row: Row | None) -> Iterator[tuple[tuple[int, int], str, np.ndarray]]:
