@@ -185,6 +185,15 @@ def test_a_head_with_batchnorm_wants_two_patches(norm, count, monkeypatch):
     assert torch.isfinite(answer.loss)
 
 
+def test_without_a_hidden_patch_their_center_stays(monkeypatch):
+    none = lambda image, patch_px, share: torch.zeros(len(image), 1, 4, 4, dtype=torch.bool)  # noqa: E731
+    monkeypatch.setattr(dino, "draw_hidden", none)
+    method = dino_method(patches=1.0)
+    method.patch_center.fill_(1.0)
+    method(large(), at(0.5))
+    assert torch.equal(method.patch_center, torch.ones_like(method.patch_center))
+
+
 def test_the_center_of_patches_moves_towards_what_the_teacher_tells():
     method = dino_method(patches=1.0)
     image = torch.cat([large().views[name] for name in ("large0", "large1")])

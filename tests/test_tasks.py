@@ -19,10 +19,12 @@ from fewbeats.data.cohort import read_cohort, write_cohort
 from fewbeats.data.sampler import Sampler
 from fewbeats.data.store import Stacks
 from fewbeats.errors import InputError
+from fewbeats.evaluation.tasks import study_truth
 from fewbeats.finetuning.segmentation import SegmentationSettings
 from fewbeats.finetuning.task import read_task
 from fewbeats.inference.examine import Examiner
 from fewbeats.models.heads import SteadyNorm
+from fewbeats.models.weights import read_weights
 from fewbeats.sample import UNKNOWN
 from fewbeats.scan import ArrayPixels, Scan
 from fewbeats.training.rundir import RunDir
@@ -32,7 +34,7 @@ TASKS = Path(__file__).parents[1] / "configs" / "tasks"
 TINY = (
     "--init=scratch", "--network.kind=unet2d", "--network.base-channels=8", "--network.levels=4",
     "--network.norm=batch", "--preprocess.size=48", "--preprocess.spacing-mm=4", "--optim.learning-rate=0.01",
-    "--ema-decay=0.9", "--localizer-steps=1", "--spatial.turned=0", "--spatial.elastic-probability=0",
+    "--ema-decay=0.9", "--localizer-steps=0", "--spatial.turned=0", "--spatial.elastic-probability=0",
 )  # fmt: skip
 SPLITS = ("train", "train", "train", "train", "dev", "dev")
 
@@ -224,7 +226,10 @@ REFUSED = {
     "no such column": ({"column": "color"}, "has no column 'color'"),
     "no labels": ({"classes": ["AX", "COR"]}, "split train has none"),
     "one class": ({"classes": ["SAX", "AX"]}, "split train has only SAX"),
-    "unseen class": ({"classes": ["SAX", "2CH", "AX", "COR"]}, "has no AX, COR in its column view"),
+    "unseen class": (
+        {"classes": ["SAX", "2CH", "AX", "COR"]},
+        "has no AX, COR of SAX, 2CH, AX, COR, by column",
+    ),
     "no such scan": ({"where": {"sequence": ["perfusion"]}}, "no scan has sequence perfusion"),
     "too few": ({}, "split train has 4 subjects of view"),
 }
@@ -244,6 +249,38 @@ def test_a_volume_network_learns_no_classes(exams, tmp_path, capsys):
     asked = ["finetune", str(exams), f"--task={TASKS / 'view.yaml'}", f"--out={tmp_path}", "--steps=2"]
     assert main([*asked, "--network.kind=unet3d", "--init=scratch", "--structures", "LV"]) == 2
     assert "--structures: is of masks" in capsys.readouterr().err
+
+
+def test_steps_of_a_localizer_mean_nothing_to_a_task_of_classes(exams, tmp_path, capsys):
+    asked = ["finetune", str(exams), f"--task={TASKS / 'view.yaml'}", f"--out={tmp_path / 'run'}", *TINY]
+    assert main([*asked, "--steps=2", "--localizer-steps=20"]) == 2
+    assert "--localizer-steps: is of masks" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("task", ["view", "cine_sax"])
+def test_a_linear_probe_leaves_the_encoder_as_it_was(exams, tmp_path, task):
+    """Of classes and of masks the head alone learns; statistics of BatchNorm are taken anew."""
+    once = fit(exams, TASKS / f"{task}.yaml", tmp_path / "once", "--batch-size=4", "--ema-decay=0")
+    probe = fit(exams, TASKS / f"{task}.yaml", tmp_path / "probe", "--batch-size=4", "--ema-decay=0",
+                f"--init={once}", "--freeze-encoder=1", "--seed=3")  # fmt: skip
+    before, after = (read_weights(RunDir(run).weights()) for run in (once, probe))
+    moved = [n for n, value in before.items() if not is_same(value, after[n]) and "running_" not in n]
+    assert moved
+    assert not [name for name in moved if name.startswith("encoder.") and "num_batches" not in name]
+
+
+def is_same(one: torch.Tensor, other: torch.Tensor) -> bool:
+    return one.shape == other.shape and torch.equal(one, other)
+
+
+def test_a_study_of_two_classes_has_no_truth():
+    task = read_task({"title": "t", "kind": "study", "column": "scar", "classes": ["no", "yes"],
+                      "where": {"sequence": ["cine"]}}, file="t.yaml")  # fmt: skip
+    row = {"subject": "a", "study": "first", "scar": "no", "sequence": "cine"}
+    aside = row | {"scar": "yes", "sequence": "LGE"}
+    assert study_truth(task, [row, row, aside]) == {("a", "first"): "no"}
+    with pytest.raises(InputError, match="study first is of two classes"):
+        study_truth(task, [row, row | {"scar": "yes"}])
 
 
 def test_study_sampler_draws_classes_alike_and_each_slice_once():

@@ -138,6 +138,28 @@ def test_a_transformers_patches_must_have_the_size_they_were_learned_with():
         transfer_weights(other, state, source="encoder")
 
 
+@pytest.mark.parametrize("depth", [1, 3])
+def test_a_transformer_must_have_as_many_blocks(depth):
+    """Of a deeper one the last blocks would stay random, of a shallower one the last ones fall away."""
+    small = NetworkSettings(kind="vit", vit_width=24, vit_depth=depth, vit_heads=2, vit_patch_px=8)
+    state = build_network(small, classes=2).state_dict()
+    other = build_network(replace(small, vit_depth=2), classes=2)
+    with pytest.raises(
+        InputError, match=f"made of {depth} blocks, the network has 2; give --network.vit-depth"
+    ):
+        transfer_weights(other, state, source="encoder")
+
+
+def test_a_transformers_tokens_must_have_as_many_numbers():
+    small = NetworkSettings(kind="vit", vit_width=24, vit_depth=1, vit_heads=2, vit_patch_px=8)
+    state = build_network(small, classes=2).state_dict()
+    other = build_network(replace(small, vit_width=48), classes=2)
+    with pytest.raises(
+        InputError, match=r"tokens of 24 numbers, the network has 48; give --network\.vit-width 24"
+    ):
+        transfer_weights(other, state, source="encoder")
+
+
 @pytest.mark.parametrize("side", [128, 64, 192])
 def test_weights_serve_images_of_another_size(side):
     """Positions are interpolated: the grid of 16 x 16 is what is kept, whatever the images' size was."""

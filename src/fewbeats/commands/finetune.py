@@ -138,9 +138,10 @@ class Finetune(LearnsFromLabels):
             super().check_budget()
         if task and task.kind != "segmentation":
             usual = {one.name: one.default for one in fields(self)}
-            for name in ("phase", "structures", "localizer", "select"):
-                if getattr(self, name) != usual[name]:
-                    raise InputError(f"--{name}: is of masks, the task is of {task.kind}; take it out")
+            for name in ("phase", "structures", "localizer", "localizer_steps", "select"):
+                if getattr(self, name) not in (usual[name], 0):  # without a localizer is as it is
+                    flag = name.replace("_", "-")
+                    raise InputError(f"--{flag}: is of masks, the task is of {task.kind}; take it out")
         if self.task == "localization":
             check_ranges(self, "", not_negative=("localizer_steps", "workers"), seeds=("seed",))
             if self.steps or self.minutes or self.localizer or self.localizer_steps < 1:

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     import torch
     from torch import nn
 
+BLOCK = "encoder.model.blocks."  # before the number of a transformer's block
 MAKER = "fewbeats"  # key in the metadata of weights that a run has exported
 
 
@@ -84,11 +85,11 @@ def transfer_weights(
         encoder_only: leave the decoder at its start.
 
     Raises:
-        InputError: nothing of the encoder fits, or it was made for patches of another size.
+        InputError: nothing of the encoder fits, or it is a transformer of another size.
     """
     own = network.state_dict()
     state = _as_named(state, own)
-    _check_patches(state, own, source=source)
+    _check_transformer(state, own, source=source)
     fits = {
         name: value
         for name, value in state.items()
@@ -113,16 +114,23 @@ def transfer_weights(
     )
 
 
-def _check_patches(
+def _check_transformer(
     state: dict[str, torch.Tensor], own: dict[str, torch.Tensor], *, source: Path | str
 ) -> None:
-    """Refuse a transformer whose patches have another size: all but its first layer would fit, unseen."""
+    """Refuse a transformer of another size: some of its layers would fit, and the others stay random."""
     name = "encoder.model.patch_embed.proj.weight"
-    if name in state and name in own and (there := state[name].shape[-1]) != (here := own[name].shape[-1]):
-        raise InputError(
-            f"{source}: made for patches of {there} pixels, the network has {here}; give "
-            f"--network.vit-patch-px {there}"
-        )
+    if name not in state or name not in own:
+        return
+    for what, flag, told in (
+        ("patches of {} pixels", "patch-px", lambda of: of[name].shape[-1]),
+        ("tokens of {} numbers", "width", lambda of: of[name].shape[0]),
+        ("{} blocks", "depth", lambda of: len({n.split(".")[3] for n in of if BLOCK in n})),
+    ):
+        if (there := told(state)) != (here := told(own)):
+            raise InputError(
+                f"{source}: made of {what.format(there)}, the network has {here}; give "
+                f"--network.vit-{flag} {there}"
+            )
 
 
 def _as_named(state: dict[str, torch.Tensor], own: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:

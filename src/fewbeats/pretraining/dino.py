@@ -139,8 +139,9 @@ class Dino(Method):
     def _patch_loss(self, seen: Tensor, told: Tensor, clock: Clock) -> Tensor:
         """What the student tells of patches (N, K) that it does not see, against the teacher, who does."""
         target = ((seen - self.patch_center) / self.teacher_temperature(clock)).softmax(1)
-        count = sum_ranks(seen.new_tensor(float(len(seen))))
-        self._move(self.patch_center, sum_ranks(seen.sum(0)) / count.clamp_min(1))
+        count, total = sum_ranks(seen.new_tensor(float(len(seen)))), sum_ranks(seen.sum(0))
+        if count:  # of a small batch no patch may be hidden
+            self._move(self.patch_center, total / count)
         told = F.log_softmax(told / self.settings.student_temperature, 1)
         return -(target * told).sum() / max(1, len(told))
 

@@ -245,16 +245,19 @@ def _choose_classes(cohort: pl.DataFrame, labels: Labels) -> pl.DataFrame:
     if labels.subjects:
         rows = _of_list(rows, labels.subjects, cohort)
     there = set(rows[labels.column])
+    who = (
+        f"{labels.subjects}: its subjects of split train have"
+        if labels.subjects
+        else "cohort: split train has"
+    )
+    of = f"of {', '.join(labels.classes)}, by column {labels.column}"
     if len(there) < 2:
         found = f"only {next(iter(there))}" if there else "none"
-        raise InputError(
-            f"cohort: of {', '.join(labels.classes)} split train has {found} in its column {labels.column}; "
-            "a task needs two classes"
-        )
+        raise InputError(f"{who} {found} {of}; a task needs two classes")
     if unseen := [name for name in labels.classes if name not in there]:
         raise InputError(
-            f"cohort: of {', '.join(labels.classes)} split train has no {', '.join(unseen)} in its column "
-            f"{labels.column}; take what it lacks out of the task's classes, or add such subjects"
+            f"{who} no {', '.join(unseen)} {of}; take what they lack out of the task's classes, or add such "
+            "subjects"
         )
     if labels.budget is None or labels.subjects:
         return rows
