@@ -64,6 +64,9 @@ def test_studies_of_tasks_run_and_show_up_on_one_page(phantoms, tmp_path, capfd)
     assert (points["value"] > 0).all()
     page = (tmp_path / "studies" / "two.html").read_text()
     assert "Which group" in page
+    assert "labeled subjects of each class" in page
+    assert "With 1 labeled subject of each class" in page
+    assert "With 1 labeled subject " in page  # of points
     assert page.count("<svg") == 2
     cells = json.loads((tmp_path / "studies" / "points" / "points.json").read_text())["cells"]
     assert [cell["arm"] for cell in cells] == ["scratch", "slow"]
@@ -134,6 +137,19 @@ def test_classes_that_are_called_by_numbers_are_texts(tmp_path):
     assert rows["accuracy"].to_list() == [1.0, 0.0]
 
 
+def test_studies_stand_under_their_sections_and_transductive_arms_are_marked(tmp_path):
+    random, taught = {"scratch": {}}, {"mim": {"init": "mim", "transductive": True}}
+    plans = [plan_of(tmp_path / "a", random | taught, section="Checks"),
+             plan_of(tmp_path / "b", random | {"mim": {"init": "mim"}}, section="Real")]  # fmt: skip
+    results = [reported(plan, {"scratch": 0.0, "mim": 0.05}) for plan in plans]
+    page = write_overview(tmp_path / "all.html", results).read_text()
+    checks, real = page.split("<h2>")[1:3]
+    assert checks.startswith("Checks")
+    assert real.startswith("Real")
+    assert "transductive</span>" in checks
+    assert "ransductive" not in real
+
+
 # Pretrained arms and random starts of their networks
 
 SMALL, WIDE = {"kind": "unet2d", "base-channels": 4, "levels": 4}, {"kind": "unet2d", "base-channels": 8}
@@ -198,4 +214,5 @@ def test_an_arm_has_one_color_in_all_panels(tmp_path):
     assert all("dot arm3" in panel for panel in panels)
     assert '<span class="key arm1"></span>small' not in panels[1]
     assert "Third not computed yet" in page
+    assert f'href="{half[1].relative_to(tmp_path)}"' in page  # so that the folder can travel
     assert "Pretrained against a random start of the same network" in page

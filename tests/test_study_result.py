@@ -104,6 +104,16 @@ def test_only_draws_that_both_have_are_compared():
     )
     assert nothing.contrasts == []
     assert "no arm shares a draw with scratch" in nothing.sentences[3]
+    alone = rows.filter((pl.col("arm") == "late") | (pl.col("seed") > 5))
+    found = analyze(
+        pl.concat([alone, made_rows({"other": 0.0})]),
+        ["scratch", "late", "other"],
+        baseline="scratch",
+        score=DICE,
+    )
+    assert (
+        found.sentences[3] == "With 3 labeled subjects scratch was not tried, so nothing is compared with it."
+    )
 
 
 def test_a_noisy_arm_does_not_hide_a_clearly_better_one():

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from datetime import date
+from os.path import relpath
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 from fewbeats.commands.settings_file import read_yaml
 from fewbeats.disk import atomic_path
@@ -59,28 +61,29 @@ def write_overview(
         results: plan, its own page, and what came out.
         left_out: studies without results.
     """
-    panels = []
+    sections: dict[str, list[dict[str, Any]]] = {}
     # One color an arm in all panels, whichever of them lack it.
     known = dict.fromkeys(cell.arm for _, _, result in results for cell in result.cells)
     planned = list(dict.fromkeys(arm for plan, _, _ in results for arm in plan.arms))
     arms = [name for arm in planned for name in [n for n in known if arm_of(n) == arm] or [arm]]
     for plan, page, result in results:
         there = {cell.arm for cell in result.cells}
-        chart = draw_budgets(result.cells, arms, score=plan.score, size=PANEL)
-        panels.append(
+        chart = draw_budgets(result.cells, arms, score=plan.score, size=PANEL, counted=plan.counted)
+        sections.setdefault(plan.section, []).append(
             {
                 "title": plan.heading,
                 "chart": as_markup(chart),
-                "page": page.resolve().as_uri(),
+                "page": quote(Path(relpath(page, file.parent)).as_posix()),
                 "sentences": list(result.sentences.values()),
                 "arms": [(index, name) for index, name in enumerate(arms) if name in there],
                 "gains": result.gains,
                 "weights": {cell.arm: cell.weights for cell in result.cells},
                 "score": plan.score,
+                "seen": {name for name in there if plan.arms[arm_of(name)].is_transductive},
             }
         )
     context = {
-        "name": file.stem, "today": date.today().isoformat(), "panels": panels,
+        "name": file.stem, "today": date.today().isoformat(), "sections": sections,
         "left_out": [plan.heading for plan in left_out], "colors": COLORS,
         "name_budget": name_budget, "tell_range": tell_range, "tell_p": tell_p,
     }  # fmt: skip

@@ -11,6 +11,7 @@ from pathlib import Path
 from fewbeats.commands.pretrain import Pretrain
 from fewbeats.evaluation.scores import Score
 from fewbeats.recipes.starts import start_digest
+from fewbeats.study.budget import COUNTED, OF_EACH
 from fewbeats.study.trainers import Trainer, learned_columns
 
 OWN = ("out", "cache", "seed", "labeled", "labeled_subjects", "localizer", "minutes")
@@ -33,6 +34,11 @@ class Arm:
     labeled: tuple[int, ...]
     seeds: tuple[int, ...]
 
+    @property
+    def is_transductive(self) -> bool:
+        """Whether its start may have seen images, not labels, of those who are judged."""
+        return bool(getattr(self.trainer, "transductive", False))
+
     def is_like(self, other: Arm) -> bool:
         """Whether both train one network by one command and for as long, whatever they start from."""
         mine, its = self.trainer, other.trainer
@@ -47,6 +53,8 @@ class Plan:
     name: str
     title: str = ""
     """What readers of its page are told; the name where empty."""
+    section: str = ""
+    """Of the page that studies of one file share: the heading under which this one stands."""
     cohort: Path
     out: Path
     """Folder for runs, predictions and the report."""
@@ -75,6 +83,12 @@ class Plan:
     def heading(self) -> str:
         """What it is called on pages."""
         return self.title or self.name
+
+    @property
+    def counted(self) -> str:
+        """What a budget counts."""
+        main, *_ = learned_columns(self.arms[self.baseline].trainer)
+        return COUNTED if main == "label" else OF_EACH
 
     @property
     def cache(self) -> Path:

@@ -42,8 +42,9 @@ def read_content(content: Mapping[str, Any], path: Path, *, name: str) -> Plan:
     Raises:
         InputError: as `read_plan`.
     """
-    known = ("title", "cohort", "out", "rows", "split", "folds", "labeled", "seeds", "baseline", "primary",
-             "score", "may_differ", "pretrain", *TRAINERS, "pretrainings", "pretrained", "arms")  # fmt: skip
+    known = ("title", "section", "cohort", "out", "rows", "split", "folds", "labeled", "seeds", "baseline",
+             "primary", "score", "may_differ", "pretrain", *TRAINERS, "pretrainings", "pretrained",
+             "arms")  # fmt: skip
     for key in content:
         if key not in known:
             raise InputError(f"{path}: no setting '{key}'; {_nearest(key, known)}")
@@ -66,6 +67,7 @@ def read_content(content: Mapping[str, Any], path: Path, *, name: str) -> Plan:
     plan = Plan(
         name=name,
         title=str(content.get("title", "")),
+        section=str(content.get("section", "")),
         cohort=cohort,
         out=out,
         rows=Path(_text(content, "rows", path)),

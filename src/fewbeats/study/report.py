@@ -16,7 +16,7 @@ from fewbeats.evaluation.scores import Score
 from fewbeats.pages.charts import Chart
 from fewbeats.pages.page import as_markup, flatten, render_page
 from fewbeats.recipes.starts import STARTS
-from fewbeats.study.budget import name_budget
+from fewbeats.study.budget import COUNTED, name_budget
 from fewbeats.study.contrast import Cell
 from fewbeats.study.plan import Plan
 from fewbeats.study.result import MISSED, Result, analyze, arm_of
@@ -54,6 +54,7 @@ def write_report(plan: Plan) -> tuple[Path, Result]:
             if arm.pretraining and arm.pretraining not in plan.drawn and len(arm.seeds) > 1
         ],
         random_starts=plan.random_starts,
+        counted=plan.counted,
     )
     waiting = len(missing_arms(plan, rows))
     page = render_page(Path(__file__).parent / "study.html.j2", _context(plan, rows, result, waiting=waiting))
@@ -84,7 +85,7 @@ def _context(plan: Plan, rows: pl.DataFrame, result: Result, *, waiting: int) ->
         "structures": sorted({s for cell in result.cells for s in cell.by_structure}),
         "phases": sorted({p for cell in result.cells for p in cell.by_phase}),
         "subjects": rows["subject"].n_unique(),
-        "chart": as_markup(draw_budgets(result.cells, arms, score=plan.score)),
+        "chart": as_markup(draw_budgets(result.cells, arms, score=plan.score, counted=plan.counted)),
         "score": plan.score,
         "missed": MISSED,
         "counted": any(cell.judged for cell in result.cells),
@@ -104,7 +105,7 @@ def _context(plan: Plan, rows: pl.DataFrame, result: Result, *, waiting: int) ->
         "starts": starts,
         "photographs": (first := base.localization()) is not None and first["init"] == "natural",
         "elsewhere": sorted(starts - set(STARTS)),
-        "seen": [arm for arm in arms if getattr(plan.arms[arm_of(arm)].trainer, "transductive", False)],
+        "seen": [arm for arm in arms if plan.arms[arm_of(arm)].is_transductive],
         "level": lambda value: "–" if value is None else plan.score.text(value),
         "describe": describe,
         "name_budget": name_budget,
@@ -131,9 +132,14 @@ def find_factors(plan: Plan, arms: Sequence[str]) -> dict[str, dict[str, Any]]:
 
 
 def draw_budgets(
-    cells: Sequence[Cell], arms: Sequence[str], *, score: Score, size: tuple[int, int] = (1040, 400)
+    cells: Sequence[Cell],
+    arms: Sequence[str],
+    *,
+    score: Score,
+    size: tuple[int, int] = (1040, 400),
+    counted: str = COUNTED,
 ) -> str:
-    """A score against the number of labeled subjects, a line an arm, with intervals over subjects."""
+    """A score against a budget of what is counted, a line an arm, with intervals over subjects."""
     budgets = sorted({cell.labeled for cell in cells})
     ends = [end for cell in cells for end in (cell.ci95 or (cell.mean, cell.mean))]
     low, high = min(ends), max(ends)
@@ -143,7 +149,7 @@ def draw_budgets(
     chart.y_axis(score.axis)
     for at, labeled in enumerate(budgets):
         chart.text(chart.x(at), chart.bottom + 16, name_budget(labeled))
-    chart.text((chart.left + chart.right) / 2, chart.height - 4, "labeled subjects", kind="axis-title")
+    chart.text((chart.left + chart.right) / 2, chart.height - 4, counted, kind="axis-title")
     beside = {labeled: [arm for arm in arms if any((c.arm, c.labeled) == (arm, labeled) for c in cells)]
               for labeled in budgets}  # fmt: skip
     for index, arm in enumerate(arms):
@@ -162,4 +168,4 @@ def draw_budgets(
                 interval = f" ({score.text(cell.ci95[0])} to {score.text(cell.ci95[1])})"
             says = f"{arm}, {name_budget(cell.labeled)} labeled: {score.text(cell.mean)}{interval}"
             chart.dot(x, cell.mean, kind=f"dot {kind}", says=says)
-    return chart.svg(f"{score.title} against labeled subjects")
+    return chart.svg(f"{score.title} against {counted}")

@@ -10,6 +10,7 @@ import polars as pl
 
 from fewbeats.evaluation.scores import EXCHANGED, SCORES, Score
 from fewbeats.evaluation.statistics import bootstrap_interval
+from fewbeats.study.budget import COUNTED
 from fewbeats.study.contrast import (
     Cell,
     Contrast,
@@ -75,6 +76,7 @@ def analyze(
     primary: tuple[str, int] | None = None,
     shared: Collection[str] = (),
     random_starts: Mapping[str, str] | None = None,
+    counted: str = COUNTED,
 ) -> Result:
     """Compare the arms of a study.
 
@@ -86,6 +88,7 @@ def analyze(
         primary: arm and budget of the contrast that was named beforehand.
         shared: arms whose draws share one pretraining.
         random_starts: pretrained arm -> the one that starts the same network at random.
+        counted: what a budget counts.
 
     Raises:
         InputError: arms or draws that were judged on different subjects, phases or structures.
@@ -116,7 +119,9 @@ def analyze(
         best = find_best(own, score)
         others = compare_best(best, own, judged) if best else []
         there = [c for c in cells if c.labeled == labeled]
-        sentences[labeled] = say(there, own, best, others, baseline=baseline, score=score, shared=shared)
+        sentences[labeled] = say(
+            there, own, best, others, baseline=baseline, score=score, shared=shared, counted=counted
+        )
         beside += others
     return Result(
         score=score, cells=cells, contrasts=contrasts, beside=beside, gains=gains, sentences=sentences,

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping, Sequence
 
 from fewbeats.evaluation.scores import Score
-from fewbeats.study.budget import name_budget
+from fewbeats.study.budget import COUNTED, tell_budget
 from fewbeats.study.contrast import Cell, Contrast
 
 ROUGH = 4
@@ -21,6 +21,7 @@ def say(
     baseline: str,
     score: Score,
     shared: Collection[str],
+    counted: str = COUNTED,
 ) -> str:
     """The sentence of one budget.
 
@@ -32,13 +33,15 @@ def say(
         baseline: its name.
         score: what was compared.
         shared: arms whose draws share one pretraining.
+        counted: what a budget counts.
     """
-    labeled = cells[0].labeled
-    at = f"With {name_budget(labeled)} labeled subject{'s' if labeled != 1 else ''}"
+    at = f"With {tell_budget(cells[0].labeled, counted)}"
     if len(cells) == 1:
         return f"{at}: {cells[0].arm} alone was tried, {score.told(cells[0].mean)}."
+    if baseline not in {cell.arm for cell in cells}:
+        return f"{at} {baseline} was not tried, so nothing is compared with it."
     if not contrasts:
-        return f"{at}: no arm shares a draw with {baseline}, so none is compared."
+        return f"{at}: no arm shares a draw with {baseline}, so none is compared with it."
     first = best or max(contrasts, key=lambda c: score.gain(c.difference.mean))
     told = f"{first.arm}: {score.told(first.mean)}, {describe(first, score)}"
     turned = f" {tell_hinge(first, score)}" if first.hinges else ""
