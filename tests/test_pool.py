@@ -184,8 +184,9 @@ def test_a_biobanks_slices_are_drawn_in_moments(pool):
             assert len(sampler(Clock(step, 100)).views["image"]) == 64
     assert tracemalloc.get_traced_memory()[1] < 100e6
     shuffled = Sampler(many, 64)
-    for step in range(20):
-        assert len(shuffled(Clock(step, 100)).views["image"]) == 64
+    epoch = len(many) // 64  # steps
+    for step in (*range(20), epoch, 2 * epoch + 1):
+        assert len(shuffled(Clock(step, 3 * epoch)).views["image"]) == 64
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert peak < 400e6  # 4 bytes a slice, twice while it is shuffled

@@ -170,13 +170,15 @@ def share_kinds(
 
 
 _EPOCHS: dict[tuple[int, int, int], np.ndarray] = {}
+KEPT, LARGE = 4, 40_000_000
+"""Epochs whose order a process keeps, and up to how many slices in all; the last one is kept in any case."""
 
 
 def _shuffled(seed: int, epoch: int, total: int) -> np.ndarray:
     """The order of an epoch; the last few are kept."""
     key = (seed, epoch, total)
     if key not in _EPOCHS:
-        while len(_EPOCHS) >= 4:
+        while len(_EPOCHS) >= KEPT or (_EPOCHS and total + sum(map(len, _EPOCHS.values())) > LARGE):
             _EPOCHS.pop(next(iter(_EPOCHS)))
         # 36 million slices in half the memory
         kind = np.int32 if total <= np.iinfo(np.int32).max else np.int64
