@@ -25,6 +25,7 @@ from fewbeats.finetuning.task import read_task
 from fewbeats.inference.examine import Examiner
 from fewbeats.models.heads import SteadyNorm
 from fewbeats.models.weights import read_weights
+from fewbeats.recipes.jobs import CohortJobs, jobs_of_cohort
 from fewbeats.sample import UNKNOWN
 from fewbeats.scan import ArrayPixels, Scan
 from fewbeats.training.rundir import RunDir
@@ -156,7 +157,18 @@ def test_scars_of_studies_and_slices(exams, tmp_path):
     within = told["slice_within_studies_with_any"]
     assert within["subjects"] == 1
     assert 0 < within["items"] < told["slice"]["items"]
-    assert "how likely it was held to be" in (found / "report" / "report.html").read_text()
+    page = (found / "report" / "report.html").read_text()
+    assert "how likely it was held to be" in page
+    assert page.count('<rect class="share') == len(slices)  # a bar each
+
+
+def test_studies_without_a_scan_of_the_task_are_counted(exams, capsys):
+    jobs = jobs_of_cohort(exams, "dev")
+    assert len(jobs.about({"sequence": ["cine"]})) > 2
+    assert "left out" not in capsys.readouterr().out
+    rows = jobs.rows.filter((pl.col("subject") == "phantom004") | (pl.col("sequence") != "cine"))
+    CohortJobs(rows).about({"sequence": ["cine"]})
+    assert "1 of 2 studies have no scan that the task is about and are left out" in capsys.readouterr().out
 
 
 def test_a_task_of_masks_takes_the_scans_it_is_about(exams, tmp_path):
@@ -271,6 +283,14 @@ def test_a_linear_probe_leaves_the_encoder_as_it_was(exams, tmp_path, task):
 
 def is_same(one: torch.Tensor, other: torch.Tensor) -> bool:
     return one.shape == other.shape and torch.equal(one, other)
+
+
+@pytest.mark.parametrize(
+    "scans", [[], [("a", Scan(pixels=ArrayPixels(np.zeros((1, 0, 8, 8))), affine=np.eye(4)))]]
+)
+def test_a_study_without_slices_tells_nothing(scans):
+    with pytest.raises(InputError, match="a study without slices"):
+        next(Examiner.examine(None, scans))
 
 
 def test_a_study_of_two_classes_has_no_truth():

@@ -127,7 +127,7 @@ def _subject_dice(rows: pl.DataFrame) -> list[tuple[str, float]]:
 def _examples(
     measured: Sequence[MeasuredScan], rows: pl.DataFrame | None, notes: list[str]
 ) -> Iterator[dict[str, Any]]:
-    """Best, median and worst subject; without labels the first scans."""
+    """Worst, median and best subject; without labels the first scans."""
     if rows is None:
         single = [m for m in measured if m.frames == 1]
         for m in single[:EXAMPLES_WITHOUT_LABELS]:
@@ -137,7 +137,7 @@ def _examples(
     places = {0: "Best", len(ranked) // 2: "Median", len(ranked) - 1: "Worst"}
     if len(ranked) == 1:
         places = {0: "Subject"}
-    for rank, place in places.items():
+    for rank, place in reversed(places.items()):
         subject, dice = ranked[rank]
         frames = _labeled_frames(measured, subject)
         yield from _example(f"{place}: {subject}", dice, frames, notes)
@@ -195,14 +195,14 @@ def _cines(
     rows: pl.DataFrame | None,
     notes: list[str],
 ) -> Iterator[dict[str, Any]]:
-    """Animations of 4D scans: best, median and worst subject where that is known, else the first."""
+    """Animations of 4D scans: worst, median and best subject where that is known, else the first."""
     from fewbeats.evaluation.pictures import Pictured, cine_frames
 
     cines = [m for m in measured if m.frames > 1]
     if rows is not None and len(cines) > CINES:
         rank = {subject: i for i, (subject, _) in enumerate(_subject_dice(rows))}
         cines.sort(key=lambda m: rank.get(m.source.subject, len(rank)))
-        cines = [cines[0], cines[len(cines) // 2], cines[-1]]
+        cines = [cines[-1], cines[len(cines) // 2], cines[0]]
     for m in cines[:CINES]:
         try:
             found = cine_frames(Pictured(m))

@@ -26,6 +26,7 @@ TEMPLATE = Path(__file__).with_name("task.html.j2")
 SHOWN = 8  # worst cases
 SIDE = 220
 STRIP = 6  # slices of a study, those that count most
+NAMED = 5  # stacks of a study; of more, names would lie over each other
 LEVELS = {"study": "Studies", "scan": "Scans", "slice": "Slices",
           "slice within": "Slices of studies that hold any"}  # fmt: skip
 PARTS = {"slice within": "slice_within_studies_with_any"}
@@ -125,6 +126,7 @@ def worst_cases(judged: Judged, known: Mapping[str, Row]) -> list[dict[str, Any]
             "says": f"is {row['truth']}, told to be {row['class']} ({100 * float(row['confidence']):.0f} %)",
             "wrong": row["truth"] != row["class"],
             "pictures": _slices_of(row, judged.every, known),
+            "chart": as_markup(draw_attention(own)) if (own := _attended(row, judged.every)) else "",
         }
         for row in rows
     ]
@@ -137,8 +139,36 @@ def worst_cases(judged: Judged, known: Mapping[str, Row]) -> list[dict[str, Any]
             )
             for row in slices
         ]
-        cases.append({"name": LEVELS["slice within"], "says": says, "wrong": False, "pictures": pictures})
+        cases.append(
+            {"name": LEVELS["slice within"], "says": says, "wrong": False, "pictures": pictures, "chart": ""}
+        )
     return cases
+
+
+def _attended(row: Row, rows: Sequence[Row]) -> list[Row]:
+    """Of a study the slices, in order, where it is known how much each counts."""
+    whose = (row["subject"], row["study"])
+    if row["level"] != "study":
+        return []
+    return [r for r in rows if r.get("attention") and (r["subject"], r["study"]) == whose]
+
+
+def draw_attention(slices: Sequence[Row]) -> str:
+    """How much each slice of a study counts, a color a stack; the line is where all would count alike."""
+    shares = [100 * float(row["attention"]) for row in slices]
+    stacks: dict[tuple[str, str], list[int]] = {}
+    for place, row in enumerate(slices):
+        stacks.setdefault((row["scan"], row["frame"]), []).append(place)
+    chart = Chart((-0.5, len(slices) - 0.5), (0.0, max(1.0, 1.05 * max(shares))), width=1040, height=150)
+    chart.y_axis("counts (%)")
+    for stack, ((scan, frame), places) in enumerate(stacks.items()):
+        for place in places:
+            chart.box(place - 0.4, 0.0, place + 0.4, shares[place], kind=f"share arm{1 + stack % 7}")
+        if len(stacks) <= NAMED:
+            middle = chart.x((places[0] + places[-1]) / 2)
+            chart.text(middle, chart.bottom + 16, f"{scan}, frame {frame}")
+    chart.line(-0.5, 100 / len(slices), len(slices) - 0.5, 100 / len(slices), kind="zero")
+    return chart.svg("How much each slice counts, from the first to the last of each stack")
 
 
 def _picture(row: Row, says: str, known: Mapping[str, Row]) -> dict[str, Any]:
@@ -190,7 +220,7 @@ def worst_points(judged: Judged, known: Mapping[str, Row]) -> list[dict[str, Any
         points = [*_on_picture(told, image, "told"), *_on_picture(true, image, "true")]
         says = f"{scan}, slice {z}: up to {most:.1f} mm"
         found.append({"src": picture_slice(image, t, z), "alt": says, "points": points})
-    return [{"name": "", "says": "", "wrong": False, "pictures": found}]
+    return [{"name": "", "says": "", "wrong": False, "pictures": found, "chart": ""}]
 
 
 def _whole(image: Scan) -> Box:

@@ -148,14 +148,18 @@ class CohortJobs(Sequence[Job]):
         return map(self._job, self.rows.iter_rows(named=True))
 
     def about(self, where: Mapping[str, Sequence[str]]) -> CohortJobs:
-        """The scans that a task is about.
+        """The scans that a task is about; says how many studies have none.
 
         Raises:
             InputError: as `rows_where`.
         """
         from fewbeats.recipes.pools import rows_where
 
-        return CohortJobs(rows_where(self.rows, where), self.phases)
+        found = CohortJobs(rows_where(self.rows, where), self.phases)
+        every, left = (len(jobs.rows.unique(["subject", "study"])) for jobs in (self, found))
+        if left < every:
+            print(f"{every - left} of {every} studies have no scan that the task is about and are left out")
+        return found
 
     def _job(self, row: Mapping[str, Any]) -> Job:
         from fewbeats.data.files import open_scan
