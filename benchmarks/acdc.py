@@ -1,7 +1,7 @@
 """ACDC with few labels: train, predict, evaluate; one row per subject and structure, resumable.
 
-    python benchmarks/acdc.py --data ../shared/data --split tune --arms natural-7 scratch-7
-    python benchmarks/acdc.py --data ../shared/data --split dev --arms natural-7 --seeds 0 1 2
+    python benchmarks/acdc.py --data DATA --split tune --arms natural-7 scratch-7
+    python benchmarks/acdc.py --data DATA --split dev --arms natural-7 --seeds 0 1 2
 
 A row that is in `rows/acdc.csv` is not computed again. Choices are made on `tune`; a published row is
 evaluated once on `dev`. Budgets are steps, so that a busy machine changes the minutes and not the result.

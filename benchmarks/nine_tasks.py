@@ -1,10 +1,10 @@
 """Cohorts of the nine tasks, and what can be told without looking at a heart.
 
-    python benchmarks/nine_tasks.py --data ../shared/data --out runs cohorts
+    python benchmarks/nine_tasks.py --data DATA --out runs cohorts
     fewbeats study configs/nine_tasks.yaml
-    python benchmarks/nine_tasks.py --data ../shared/data --out runs classes
-    python benchmarks/nine_tasks.py --data ../shared/data --out runs real
-    python benchmarks/nine_tasks.py --data ../shared/data --out runs confounds
+    python benchmarks/nine_tasks.py --data DATA --out runs classes
+    python benchmarks/nine_tasks.py --data DATA --out runs real
+    python benchmarks/nine_tasks.py --data DATA --out runs confounds
 
 `cohorts` writes acdc.csv and emidec.csv (real scans; their training subjects also apart), exams.csv (phantoms
 that are judged, of other settings than those that are learned from), pool.csv, which the encoders see, and

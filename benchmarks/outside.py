@@ -1,6 +1,6 @@
 """Runs trained on ACDC, on data they never saw: EMIDEC (late enhancement; LV, MYO) and cine4d (frame 0).
 
-python benchmarks/outside.py --data ../shared/data --runs runs/benchmark/natural-7_seed{0,1,2}
+python benchmarks/outside.py --data DATA --runs runs/benchmark/natural-7_seed{0,1,2}
 """
 
 from __future__ import annotations

@@ -19,8 +19,9 @@ class Audit:
     cohort: tyro.conf.Positional[Path]
     """Cohort table; scans of split train are labeled, all of them where no split is written."""
     teacher: tuple[str, ...]
-    """KIND:WHERE of each: run:RUN of this program; folder:DIR of masks; onnx:FILE or torchscript:FILE of a
-    network with a card FILE.yaml; oracle, the manual labels spoiled, for trying this."""
+    """KIND:WHERE of each: synthetic, the network that comes with the package; run:RUN of this program;
+    folder:DIR of masks; onnx:FILE or torchscript:FILE of a network with a card FILE.yaml; nnunet:DIR,
+    monai:DIR, totalsegmentator (docs/self_training.md); oracle, the manual labels spoiled, to try this."""
     out: Path
     """Folder for the masks of each teacher and audit.csv."""
     split: str = "train"

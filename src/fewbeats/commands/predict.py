@@ -22,9 +22,11 @@ class Predict:
     as a table, as the run's task is."""
 
     model: tyro.conf.Positional[Path]
-    """Run folder of `fewbeats finetune`, or synthetic: the network that comes with the package."""
+    """Run folder of `fewbeats finetune`, `cotrain` or `selftrain`, or synthetic: the network that comes with
+    the package."""
     input: tyro.conf.Positional[Path]
-    """NIfTI file (3D or 4D), folder of one NIfTI file a frame or slice, DICOM folder, or cohort table."""
+    """NIfTI file (3D or 4D), folder of one NIfTI file a frame or slice, DICOM file or folder, or cohort
+    table."""
     out: Path
     """Folder for masks, predictions.csv, run.json and, for scans without labels, report.html; or for
     classes.csv or points.csv."""
