@@ -63,14 +63,15 @@ def test_where_no_point_is_sure_enough_there_is_no_report(tmp_path):
 def test_classes_are_told_of_scans_and_studies(tmp_path):
     scan = write_source(tmp_path / "scan", "cine")
     rows = [
-        {"level": "study", "class": "DCM", "confidence": 0.71},
+        {"level": "study", "class": "DCM", "confidence": 0.71, "p_NOR": 0.29, "p_DCM": 0.71},
         {"level": "slice", "scan": "s", "frame": 0, "slice": 0, "attention": 1.0},
     ]
     write_sr(tmp_path / "sr.dcm", [("s", scan)], rows, title="Cardiac disease")
     (group,) = hd.sr.srread(tmp_path / "sr.dcm").content.get_image_measurement_groups()
     (said,) = group.get_qualitative_evaluations()
     assert (said.name.meaning, said.value.meaning) == ("Cardiac disease", "DCM")
-    assert group.get_measurements()[0].value == pytest.approx(0.71)
+    told = {measured.name.meaning: measured.value for measured in group.get_measurements()}
+    assert told == {"confidence": 0.71, "probability of NOR": 0.29, "probability of DCM": 0.71}
 
 
 def test_the_patient_stays_the_same_and_no_warning_names_him(tmp_path, recwarn):

@@ -19,7 +19,7 @@ from fewbeats.data.cohort import read_cohort, write_cohort
 from fewbeats.data.sampler import Sampler
 from fewbeats.data.store import Stacks
 from fewbeats.errors import InputError
-from fewbeats.evaluation.tasks import study_truth
+from fewbeats.evaluation.tasks import scan_truth, study_truth
 from fewbeats.finetuning.segmentation import SegmentationSettings
 from fewbeats.finetuning.task import read_task
 from fewbeats.inference.examine import Examiner
@@ -160,6 +160,22 @@ def test_scars_of_studies_and_slices(exams, tmp_path):
     page = (found / "report" / "report.html").read_text()
     assert "how likely it was held to be" in page
     assert page.count('<rect class="share') == len(slices)  # a bar each
+
+
+def test_the_truth_of_a_scan_is_that_of_its_slices():
+    slices = {("a", 0, 0): "absent", ("a", 0, 1): "present", ("b", 0, 0): "absent", ("c", 0, 0): "absent"}
+    rows = [{"level": "slice", "scan": s, "frame": "0", "slice": z} for s in "abc" for z in ("0", "1")]
+    del rows[3]  # of b one slice is told of, and known; of a and c two, of c one is unknown
+    assert scan_truth(slices, rows) == {"a": "present", "b": "absent"}
+
+
+def test_scans_of_what_slices_show_are_judged(exams, tmp_path):
+    task = tmp_path / "scar.yaml"
+    task.write_text(yaml.safe_dump({"title": "Scar", "kind": "classification", "present": ["INFARCT"],
+                                    "where": {"sequence": ["lge"]}}))  # fmt: skip
+    told = summary_of(answer(fit(exams, task, tmp_path / "scar", "--batch-size=4"), exams))
+    assert told["scan"]["items"] == 2
+    assert sorted(map(sum, told["scan"]["confusion"])) == [1, 1]  # one of the two has a scar
 
 
 def test_studies_without_a_scan_of_the_task_are_counted(exams, capsys):

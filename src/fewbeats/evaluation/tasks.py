@@ -130,6 +130,7 @@ def evaluate_task(predictions: Path, cohort: pl.DataFrame, out: Path) -> dict[st
 def _judge_classes(task: Task, rows: Sequence[Row], known: Mapping[str, Row]) -> Judged:
     """Each level that the cohort knows the truth of; classes that the network does not know are left out."""
     slices = slice_truth(task, {row["scan"] for row in rows}, known)
+    scans = scan_truth(slices, rows)
     studies = study_truth(task, known.values())
     found, left_out = list[Row](), dict[str, int]()
     for row in rows:
@@ -138,7 +139,9 @@ def _judge_classes(task: Task, rows: Sequence[Row], known: Mapping[str, Row]) ->
             truth = slices.get((row["scan"], int(row["frame"]), int(row["slice"])))
         elif level == "study":
             truth = studies.get((row["subject"], row["study"])) or _named(studies, row["study"])
-        elif task.column and not task.present and task.kind == "classification" and row["scan"] in known:
+        elif level == "scan" and task.present:
+            truth = scans.get(row["scan"])
+        elif task.column and task.kind == "classification" and row["scan"] in known:
             truth = known[row["scan"]].get(task.column)
         classes = task.classes if level == "study" else task.slice_classes
         if truth is None:
@@ -192,6 +195,26 @@ def slice_truth(task: Task, scans: set[str], known: Mapping[str, Row]) -> dict[t
         for t, find in open_presence(row, open_scan(row), task.present).items():
             truth |= {(name, t, z): task.slice_classes[int(there)] for z, there in enumerate(find())}
     return truth
+
+
+def scan_truth(slices: Mapping[tuple[str, int, int], str], rows: Iterable[Row]) -> dict[str, str]:
+    """Scan -> class: it shows what one of its slices shows, and nothing where all slices that were told of
+    are known to show nothing.
+
+    Args:
+        slices: of `slice_truth`.
+        rows: what was told.
+    """
+    truth: dict[str, str] = {}
+    for (scan, *_), told in slices.items():
+        if truth.get(scan) != PRESENT:
+            truth[scan] = told
+    unknown = {
+        row["scan"]
+        for row in rows
+        if row["level"] == "slice" and (row["scan"], int(row["frame"]), int(row["slice"])) not in slices
+    }
+    return {scan: told for scan, told in truth.items() if told == PRESENT or scan not in unknown}
 
 
 def _items(task: Task, rows: Sequence[Row], level: str) -> Told:

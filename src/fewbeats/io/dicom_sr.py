@@ -123,19 +123,21 @@ def _points(
             tracking_identifier=_track(f"{row['point']}, frame {row['frame']}, slice {row['slice']}"),
             referenced_region=region,
             finding_type=_code(row["point"]),
-            measurements=[_confidence(row["confidence"])],
+            measurements=[_share("confidence", row["confidence"])],
         )
 
 
 def _classes(rows: Sequence[Mapping[str, Any]], title: str) -> Iterator[Any]:
-    """What was told of each scan and study."""
+    """What was told of each scan and study, with the probability of every class."""
     import highdicom as hd
 
     for row in rows:
         if row.get("level") in ("scan", "study"):
+            known = {name[2:]: row[name] for name in row if name.startswith("p_") and row[name] is not None}
             yield hd.sr.MeasurementsAndQualitativeEvaluations(
                 tracking_identifier=_track(f"{title}, {row['level']} {row.get('scan', '')}".strip()),
-                measurements=[_confidence(row["confidence"])],
+                measurements=[_share("confidence", row["confidence"])]
+                + [_share(f"probability of {name}", value) for name, value in known.items()],
                 qualitative_evaluations=[
                     hd.sr.QualitativeEvaluation(name=_code(title), value=_code(row["class"]))
                 ],
@@ -159,11 +161,11 @@ def _code(meaning: str) -> Any:
     return Code(value, SCHEME, meaning[:64])
 
 
-def _confidence(value: float) -> Any:
+def _share(name: str, value: float) -> Any:
     import highdicom as hd
     from pydicom.sr.codedict import codes
 
-    return hd.sr.Measurement(name=_code("confidence"), value=round(value, 4), unit=codes.UCUM.NoUnits)
+    return hd.sr.Measurement(name=_code(name), value=round(value, 4), unit=codes.UCUM.NoUnits)
 
 
 def _evidence(header: FrameHeader, identity: Dataset) -> Dataset:
