@@ -20,13 +20,16 @@ from fewbeats.data.sampler import Sampler
 from fewbeats.data.store import Stacks
 from fewbeats.errors import InputError
 from fewbeats.evaluation.tasks import scan_truth, study_truth
+from fewbeats.finetuning.classification import ImageClassifier
 from fewbeats.finetuning.segmentation import SegmentationSettings
 from fewbeats.finetuning.task import read_task
 from fewbeats.inference.examine import Examiner
-from fewbeats.models.heads import SteadyNorm
+from fewbeats.models.finish import finish_network
+from fewbeats.models.heads import SteadyNorm, pool_features
+from fewbeats.models.network import NetworkSettings, build_network
 from fewbeats.models.weights import read_weights
 from fewbeats.recipes.jobs import CohortJobs, jobs_of_cohort
-from fewbeats.sample import UNKNOWN
+from fewbeats.sample import UNKNOWN, Batch
 from fewbeats.scan import ArrayPixels, Scan
 from fewbeats.training.rundir import RunDir
 from fewbeats.transforms.preprocess import PreprocessSettings
@@ -363,6 +366,25 @@ def test_features_of_a_batch_keep_what_tells_it_from_others():
     shown = norm.eval()(torch.cat(parts))
     assert shown.mean(0).tolist() == pytest.approx([0, 0, 0], abs=1e-3)
     assert shown.std(0).tolist() == pytest.approx([1, 1, 1], abs=0.05)
+
+
+def test_features_are_normalized_as_they_are_in_prediction():
+    """Not as they are under BatchNorm by a batch's own statistics, which hide some of what prediction sees."""
+    torch.manual_seed(0)
+    settings = NetworkSettings(kind="unet2d", base_channels=8, levels=3, norm="batch")
+    network = ImageClassifier(build_network(settings, classes=2), classes=2)
+
+    def batches(clock: Clock) -> Batch:
+        draw = torch.Generator().manual_seed(clock.step)
+        scale = torch.tensor([1.0, 4.0, 16.0])[torch.randint(3, (8, 1, 1, 1), generator=draw)]
+        return Batch(views={"image": scale * torch.randn(8, 1, 32, 32, generator=draw)})
+
+    ready = finish_network(network, batches)
+    with torch.no_grad():
+        seen = [pool_features(ready, batches(Clock(step, 25)).views["image"]) for step in range(25)]
+        shown = ready.norm(torch.cat(seen))
+    assert shown.mean(0).abs().max() < 0.01
+    assert shown.std(0).tolist() == pytest.approx([1] * shown.shape[1], abs=0.15)
 
 
 def test_a_scan_shows_what_one_of_its_slices_shows():

@@ -74,6 +74,12 @@ class SteadyNorm(nn.BatchNorm1d):
             super().forward(features.detach())
         return F.batch_norm(features, self.running_mean, self.running_var, eps=self.eps)
 
+    def restart(self) -> None:
+        """Take statistics anew, all features alike, from now on until `eval`."""
+        self.reset_running_stats()
+        self.momentum = None
+        self.train()
+
 
 class Projector(nn.Sequential):
     """Multi-layer perceptron without activation after its last layer: (B, D) -> (B, widths[-1]).
