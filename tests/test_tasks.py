@@ -369,7 +369,7 @@ def test_features_of_a_batch_keep_what_tells_it_from_others():
 
 
 def test_features_are_normalized_as_they_are_in_prediction():
-    """Not as they are under BatchNorm by a batch's own statistics, which hide some of what prediction sees."""
+    """Not as they are under BatchNorm by a batch's own statistics, which hide what prediction sees."""
     torch.manual_seed(0)
     settings = NetworkSettings(kind="unet2d", base_channels=8, levels=3, norm="batch")
     network = ImageClassifier(build_network(settings, classes=2), classes=2)
