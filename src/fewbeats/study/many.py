@@ -75,7 +75,6 @@ def write_overview(
                 "chart": as_markup(chart),
                 "page": quote(Path(relpath(page, file.parent)).as_posix()),
                 "sentences": list(result.sentences.values()),
-                "arms": [(index, name) for index, name in enumerate(arms) if name in there],
                 "gains": result.gains,
                 "weights": {cell.arm: cell.weights for cell in result.cells},
                 "score": plan.score,
@@ -83,7 +82,7 @@ def write_overview(
             }
         )
     context = {
-        "name": file.stem, "today": date.today().isoformat(), "sections": sections,
+        "name": file.stem, "today": date.today().isoformat(), "sections": sections, "arms": arms,
         "left_out": [plan.heading for plan in left_out], "colors": COLORS,
         "name_budget": name_budget, "tell_range": tell_range, "tell_p": tell_p,
     }  # fmt: skip
