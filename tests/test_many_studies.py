@@ -137,6 +137,21 @@ def test_classes_that_are_called_by_numbers_are_texts(tmp_path):
     assert rows["accuracy"].to_list() == [1.0, 0.0]
 
 
+def test_the_page_says_which_pretrainings_ran_anew_for_each_draw(tmp_path):
+    arms = {"scratch": {}, "mim": {"init": "mim"}, "wide": {"network": WIDE}, "wide-mim": FOUR["wide-mim"]}
+    cases = {
+        "Each pretraining ran once": frozenset(),
+        "Each pretraining ran anew for each draw": frozenset({"mim", "wide-mim"}),
+        "wide-mim ran once": frozenset({"mim"}),
+        "mim ran anew for each draw": frozenset({"mim"}),
+    }
+    for number, (words, anew) in enumerate(cases.items()):
+        plan = replace(plan_of(tmp_path / f"{number}", arms), drawn=anew)
+        _, page, _ = reported(plan, {"scratch": 0.0, "mim": 0.02, "wide": 0.0, "wide-mim": 0.02})
+        assert words in page.read_text()
+        assert ("ran once" in page.read_text()) == (len(anew) < 2)
+
+
 def test_studies_stand_under_their_sections_and_transductive_arms_are_marked(tmp_path):
     random, taught = {"scratch": {}}, {"mim": {"init": "mim", "transductive": True}}
     plans = [plan_of(tmp_path / "a", random | taught, section="Checks"),

@@ -261,7 +261,8 @@ def _minutes(config: RunConfig) -> float:
 
 
 def own_rows(plan: Plan) -> pl.DataFrame:
-    """The rows so far of the runs that this plan asks for; needs neither cohort nor scans.
+    """The rows so far of the runs that this plan asks for; needs no scan, and no cohort but those that
+    pretrainings have of their own.
 
     Raises:
         InputError: some of them were made with other settings than the plan's, or with different data; or
