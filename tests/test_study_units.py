@@ -70,7 +70,7 @@ def test_a_study_runs_resumes_and_reports(phantoms, tmp_path, capfd):
     assert [c["arm"] for c in summary["cells"]] == ["scratch", "mim"] * 2
     assert [c["primary"] for c in summary["contrasts"]] == [True, False]
     page = (tmp_path / "study" / "tiny.html").read_text()
-    assert "Structures missed (Dice 0)" in page
+    assert "Structures missed<br>(Dice 0)" in page
     assert "With 1 labeled subject" in page
     assert digest in page
     assert 'src="http' not in page
