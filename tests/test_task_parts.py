@@ -13,10 +13,10 @@ from fewbeats.data.bags import StudySampler
 from fewbeats.data.sampler import Sampler
 from fewbeats.data.store import Stacks
 from fewbeats.errors import InputError
-from fewbeats.evaluation.tasks import scan_truth, study_truth
+from fewbeats.evaluation.tasks import scan_truth
 from fewbeats.finetuning.classification import ImageClassifier
 from fewbeats.finetuning.segmentation import SegmentationSettings
-from fewbeats.finetuning.task import read_task
+from fewbeats.finetuning.task import read_task, study_truth
 from fewbeats.inference.examine import Examiner
 from fewbeats.models.finish import finish_network
 from fewbeats.models.heads import SteadyNorm, pool_features

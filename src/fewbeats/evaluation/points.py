@@ -45,22 +45,18 @@ def summarize_errors(errors: Mapping[str, Mapping[str, Sequence[float]]]) -> dic
         kinds, as that of Dice is over structures: two points of one kind count no more than one of another.
     """
     kinds: dict[str, list[float]] = {}
-    for by_subject in errors.values():
-        for subject, values in by_subject.items():
-            kinds.setdefault(subject, []).append(float(np.mean(values)))
-    told = {
-        name: _figures([float(np.mean(values)) for values in own.values()], _flat(own.values()))
-        for name, own in errors.items()
-    }
-    every = _flat(values for own in errors.values() for values in own.values())
-    return told | {"mean": _figures([float(np.mean(values)) for values in kinds.values()], every)}
+    told = {}
+    for name, by_subject in errors.items():
+        means = [float(np.mean(values)) for values in by_subject.values()]
+        told[name] = _figures(means, by_subject.values())
+        for subject, mean in zip(by_subject, means):
+            kinds.setdefault(subject, []).append(mean)
+    every = (values for by_subject in errors.values() for values in by_subject.values())
+    return told | {"mean": _figures([float(np.mean(means)) for means in kinds.values()], every)}
 
 
-def _flat(parts: Iterable[Sequence[float]]) -> list[float]:
-    return [value for part in parts for value in part]
-
-
-def _figures(means: Sequence[float], every: Sequence[float]) -> dict[str, Any]:
+def _figures(means: Sequence[float], parts: Iterable[Sequence[float]]) -> dict[str, Any]:
+    every = np.concatenate([np.asarray(values, float) for values in parts])
     return {
         "subjects": len(means),
         "points": len(every),
@@ -68,5 +64,5 @@ def _figures(means: Sequence[float], every: Sequence[float]) -> dict[str, Any]:
         "ci95": bootstrap_interval(means),
         "median_mm": float(np.median(every)),
         "p95_mm": float(np.percentile(every, 95)),
-        "near": float((np.asarray(every) < NEAR_MM).mean()),
+        "near": float((every < NEAR_MM).mean()),
     }

@@ -147,10 +147,13 @@ def worst_cases(judged: Judged, known: Mapping[str, Row]) -> list[dict[str, Any]
 
 def _attended(row: Row, rows: Sequence[Row]) -> list[Row]:
     """Of a study the slices, in order, where it is known how much each counts."""
+    return [r for r in _same_study(row, rows) if r.get("attention")] if row["level"] == "study" else []
+
+
+def _same_study(row: Row, rows: Sequence[Row]) -> list[Row]:
+    """The slices of an item's study."""
     whose = (row["subject"], row["study"])
-    if row["level"] != "study":
-        return []
-    return [r for r in rows if r.get("attention") and (r["subject"], r["study"]) == whose]
+    return [r for r in rows if r["level"] == "slice" and (r["subject"], r["study"]) == whose]
 
 
 def draw_attention(slices: Sequence[Row]) -> str:
@@ -186,9 +189,7 @@ def _slices_of(row: Row, rows: Sequence[Row], known: Mapping[str, Row]) -> list[
     if row["level"] == "slice":
         own = [row]
     else:
-        whose = (row["subject"], row["study"])
-        same = [r for r in rows if r["level"] == "slice" and (r["subject"], r["study"]) == whose]
-        own = [r for r in same if not row["scan"] or r["scan"] == row["scan"]] or [row]
+        own = [r for r in _same_study(row, rows) if not row["scan"] or r["scan"] == row["scan"]] or [row]
         own = sorted(own, key=lambda r: _telling(r, row["truth"]))[:STRIP]
     found, several = [], len({(r["scan"], r["frame"]) for r in own}) > 1
     for one in own:

@@ -20,7 +20,7 @@ from fewbeats.errors import InputError
 from fewbeats.evaluation.classes import Told, summarize_classes
 from fewbeats.evaluation.points import match_points, summarize_errors
 from fewbeats.evaluation.predictions import seen_unlabeled
-from fewbeats.finetuning.task import PRESENT, TABLES, Task, read_task
+from fewbeats.finetuning.task import PRESENT, TABLES, Task, read_task, study_truth
 from fewbeats.training.rundir import RunDir
 
 Row = dict[str, Any]
@@ -159,25 +159,6 @@ def _judge_classes(task: Task, rows: Sequence[Row], known: Mapping[str, Row]) ->
     if left_out:
         summary["unknown_classes"] = left_out
     return Judged(task=task, run={}, rows=found, told=told, summary=summary)
-
-
-def study_truth(task: Task, rows: Iterable[Row]) -> dict[tuple[str, str], str]:
-    """(subject, study) -> class, of the scans that a task is about.
-
-    Raises:
-        InputError: a study of two classes.
-    """
-    truth: dict[tuple[str, str], str] = {}
-    for row in rows:
-        about = all(str(row.get(column)) in values for column, values in task.where.items())
-        if not about or row.get(task.column) is None:
-            continue
-        told = str(row[task.column])
-        if truth.setdefault((row["subject"], row["study"]), told) != told and task.kind == "study":
-            raise InputError(
-                f"study {row['study']} is of two classes; give all its scans the same {task.column}"
-            )
-    return truth
 
 
 def _named(studies: Mapping[tuple[str, str], str], name: str) -> str | None:

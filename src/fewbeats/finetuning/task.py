@@ -10,7 +10,7 @@ settings: {steps: 400}          # of `fewbeats finetune`, where no flag says oth
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from typing import Any, Literal, get_args
 
@@ -137,3 +137,22 @@ def _check(task: Task, file: object) -> None:
     if task.present and task.kind == "classification" and task.classes:
         raise InputError(f"{file}: classes of present are {ABSENT} and {PRESENT}; take yours out")
     assert all(name in FEWBEATS_VALUES for name in (*task.present, *task.structures))
+
+
+def study_truth(task: Task, rows: Iterable[Mapping[str, Any]]) -> dict[tuple[str, str], str]:
+    """(subject, study) -> class, of the scans that a task is about.
+
+    Raises:
+        InputError: a study of two classes.
+    """
+    truth: dict[tuple[str, str], str] = {}
+    for row in rows:
+        about = all(str(row.get(column)) in values for column, values in task.where.items())
+        if not about or row.get(task.column) is None:
+            continue
+        told = str(row[task.column])
+        if truth.setdefault((row["subject"], row["study"]), told) != told and task.kind == "study":
+            raise InputError(
+                f"study {row['study']} is of two classes; give all its scans the same {task.column}"
+            )
+    return truth

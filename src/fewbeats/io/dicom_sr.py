@@ -133,11 +133,11 @@ def _classes(rows: Sequence[Mapping[str, Any]], title: str) -> Iterator[Any]:
 
     for row in rows:
         if row.get("level") in ("scan", "study"):
-            known = {name[2:]: row[name] for name in row if name.startswith("p_") and row[name] is not None}
+            each = {name[2:]: row[name] for name in row if name.startswith("p_")}
             yield hd.sr.MeasurementsAndQualitativeEvaluations(
                 tracking_identifier=_track(f"{title}, {row['level']} {row.get('scan', '')}".strip()),
                 measurements=[_share("confidence", row["confidence"])]
-                + [_share(f"probability of {name}", value) for name, value in known.items()],
+                + [_share(f"probability of {name}", value) for name, value in each.items()],
                 qualitative_evaluations=[
                     hd.sr.QualitativeEvaluation(name=_code(title), value=_code(row["class"]))
                 ],

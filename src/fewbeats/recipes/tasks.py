@@ -18,7 +18,7 @@ from fewbeats.data.sampler import Sampler
 from fewbeats.data.store import MARGIN, OneFrame, Stacks
 from fewbeats.disk import atomic_path
 from fewbeats.errors import InputError
-from fewbeats.finetuning.task import Task
+from fewbeats.finetuning.task import Task, study_truth
 from fewbeats.recipes.run import Exported, Length, Training, carry_out
 from fewbeats.recipes.starts import Start, start_digest
 from fewbeats.sample import UNKNOWN
@@ -223,11 +223,7 @@ def _by_study(stacks: Stacks, rows: list[dict[str, Any]], task: Task) -> Table:
     """Studies with their class, and what masks tell of their slices."""
     names = [(row["subject"], row["study"]) for row in rows]
     studies = list(dict.fromkeys(names))
-    classes = {name: task.classes.index(row[task.column]) for name, row in zip(names, rows)}
-    if torn := [
-        name for name, row in zip(names, rows) if classes[name] != task.classes.index(row[task.column])
-    ]:
-        raise InputError(f"study {torn[0][1]} is of two classes; give all its scans the same {task.column}")
+    classes = {name: task.classes.index(told) for name, told in study_truth(task, rows).items()}
     if len(set(classes.values())) < 2:
         raise InputError(f"all labeled studies are '{rows[0][task.column]}'; label some of another class")
     stacks, told = _apart(stacks), []

@@ -13,10 +13,10 @@ def name_budget(labeled: int) -> str:
     return "all" if labeled == ALL else str(labeled)
 
 
-def tell_budget(labeled: int, counted: str = COUNTED) -> str:
+def tell_budget(labeled: int, budgeted: str = COUNTED) -> str:
     """In words.
 
     >>> tell_budget(1), tell_budget(2, OF_EACH)
     ('1 labeled subject', '2 labeled subjects of each class')
     """
-    return f"{name_budget(labeled)} {counted if labeled != 1 else counted.replace('subjects', 'subject')}"
+    return f"{name_budget(labeled)} {budgeted if labeled != 1 else budgeted.replace('subjects', 'subject')}"

@@ -68,7 +68,7 @@ def write_overview(
     arms = [name for arm in planned for name in [n for n in known if arm_of(n) == arm] or [arm]]
     for plan, page, result in results:
         there = {cell.arm for cell in result.cells}
-        chart = draw_budgets(result.cells, arms, score=plan.score, size=PANEL, counted=plan.counted)
+        chart = draw_budgets(result.cells, arms, score=plan.score, size=PANEL, budgeted=plan.budgeted)
         sections.setdefault(plan.section, []).append(
             {
                 "title": plan.heading,

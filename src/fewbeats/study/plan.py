@@ -85,7 +85,7 @@ class Plan:
         return self.title or self.name
 
     @property
-    def counted(self) -> str:
+    def budgeted(self) -> str:
         """What a budget counts."""
         main, *_ = learned_columns(self.arms[self.baseline].trainer)
         return COUNTED if main == "label" else OF_EACH

@@ -20,7 +20,15 @@ from fewbeats.study.budget import COUNTED, name_budget
 from fewbeats.study.contrast import Cell
 from fewbeats.study.plan import Plan
 from fewbeats.study.result import MISSED, Result, analyze, arm_of
-from fewbeats.study.sentences import ROUGH, describe, spread_of, tell_hinge, tell_p, tell_range
+from fewbeats.study.sentences import (
+    ROUGH,
+    describe,
+    spread_of,
+    tell_hinge,
+    tell_p,
+    tell_pretrainings,
+    tell_range,
+)
 from fewbeats.study.units import by_repeat, missing_arms, own_rows
 
 COLORS = 12  # of the page; further arms share them
@@ -54,7 +62,7 @@ def write_report(plan: Plan) -> tuple[Path, Result]:
             if arm.pretraining and arm.pretraining not in plan.drawn and len(arm.seeds) > 1
         ],
         random_starts=plan.random_starts,
-        counted=plan.counted,
+        budgeted=plan.budgeted,
     )
     waiting = len(missing_arms(plan, rows))
     page = render_page(Path(__file__).parent / "study.html.j2", _context(plan, rows, result, waiting=waiting))
@@ -85,7 +93,7 @@ def _context(plan: Plan, rows: pl.DataFrame, result: Result, *, waiting: int) ->
         "structures": sorted({s for cell in result.cells for s in cell.by_structure}),
         "phases": sorted({p for cell in result.cells for p in cell.by_phase}),
         "subjects": rows["subject"].n_unique(),
-        "chart": as_markup(draw_budgets(result.cells, arms, score=plan.score, counted=plan.counted)),
+        "chart": as_markup(draw_budgets(result.cells, arms, score=plan.score, budgeted=plan.budgeted)),
         "score": plan.score,
         "missed": MISSED,
         "counted": any(cell.judged for cell in result.cells),
@@ -102,6 +110,7 @@ def _context(plan: Plan, rows: pl.DataFrame, result: Result, *, waiting: int) ->
             for name, command in plan.pretrainings.items()
             if name in used
         },
+        "ran": tell_pretrainings([name for name in plan.pretrainings if name in used], plan.drawn),
         "starts": starts,
         "photographs": (first := base.localization()) is not None and first["init"] == "natural",
         "elsewhere": sorted(starts - set(STARTS)),
@@ -137,9 +146,9 @@ def draw_budgets(
     *,
     score: Score,
     size: tuple[int, int] = (1040, 400),
-    counted: str = COUNTED,
+    budgeted: str = COUNTED,
 ) -> str:
-    """A score against a budget of what is counted, a line an arm, with intervals over subjects."""
+    """A score against the number of what is budgeted, a line an arm, with intervals over subjects."""
     budgets = sorted({cell.labeled for cell in cells})
     ends = [end for cell in cells for end in (cell.ci95 or (cell.mean, cell.mean))]
     low, high = min(ends), max(ends)
@@ -149,7 +158,7 @@ def draw_budgets(
     chart.y_axis(score.axis)
     for at, labeled in enumerate(budgets):
         chart.text(chart.x(at), chart.bottom + 16, name_budget(labeled))
-    chart.text((chart.left + chart.right) / 2, chart.height - 4, counted, kind="axis-title")
+    chart.text((chart.left + chart.right) / 2, chart.height - 4, budgeted, kind="axis-title")
     beside = {labeled: [arm for arm in arms if any((c.arm, c.labeled) == (arm, labeled) for c in cells)]
               for labeled in budgets}  # fmt: skip
     for index, arm in enumerate(arms):
@@ -168,4 +177,4 @@ def draw_budgets(
                 interval = f" ({score.text(cell.ci95[0])} to {score.text(cell.ci95[1])})"
             says = f"{arm}, {name_budget(cell.labeled)} labeled: {score.text(cell.mean)}{interval}"
             chart.dot(x, cell.mean, kind=f"dot {kind}", says=says)
-    return chart.svg(f"{score.title} against {counted}")
+    return chart.svg(f"{score.title} against {budgeted}")

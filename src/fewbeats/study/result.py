@@ -76,7 +76,7 @@ def analyze(
     primary: tuple[str, int] | None = None,
     shared: Collection[str] = (),
     random_starts: Mapping[str, str] | None = None,
-    counted: str = COUNTED,
+    budgeted: str = COUNTED,
 ) -> Result:
     """Compare the arms of a study.
 
@@ -88,7 +88,7 @@ def analyze(
         primary: arm and budget of the contrast that was named beforehand.
         shared: arms whose draws share one pretraining.
         random_starts: pretrained arm -> the one that starts the same network at random.
-        counted: what a budget counts.
+        budgeted: what a budget counts.
 
     Raises:
         InputError: arms or draws that were judged on different subjects, phases or structures.
@@ -120,7 +120,7 @@ def analyze(
         others = compare_best(best, own, judged) if best else []
         there = [c for c in cells if c.labeled == labeled]
         sentences[labeled] = say(
-            there, own, best, others, baseline=baseline, score=score, shared=shared, counted=counted
+            there, own, best, others, baseline=baseline, score=score, shared=shared, budgeted=budgeted
         )
         beside += others
     return Result(

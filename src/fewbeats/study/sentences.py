@@ -21,7 +21,7 @@ def say(
     baseline: str,
     score: Score,
     shared: Collection[str],
-    counted: str = COUNTED,
+    budgeted: str = COUNTED,
 ) -> str:
     """The sentence of one budget.
 
@@ -33,9 +33,9 @@ def say(
         baseline: its name.
         score: what was compared.
         shared: arms whose draws share one pretraining.
-        counted: what a budget counts.
+        budgeted: what a budget counts.
     """
-    at = f"With {tell_budget(cells[0].labeled, counted)}"
+    at = f"With {tell_budget(cells[0].labeled, budgeted)}"
     if len(cells) == 1:
         return f"{at}: {cells[0].arm} alone was tried, {score.told(cells[0].mean)}."
     if baseline not in {cell.arm for cell in cells}:
@@ -82,6 +82,27 @@ def describe(contrast: Contrast, score: Score) -> str:
     return (
         f"{score.change(d.mean)} {score.unit} against {contrast.baseline} ({interval} over {d.subjects} "
         f"subjects, {test} {tell_p(contrast.p_value)}, {spread}{others})"
+    )
+
+
+def tell_pretrainings(names: Sequence[str], drawn: Collection[str]) -> str:
+    """Which pretrainings ran once, and which for each draw.
+
+    >>> tell_pretrainings(["mim", "pcl"], {"mim", "pcl"})
+    "Each pretraining ran anew for each draw, with the draw's seed."
+    """
+    once = (
+        "ran once: what is said of an arm holds for those weights, and another run of the same pretraining "
+        "may do better or worse."
+    )
+    parts = {
+        once: [name for name in names if name not in drawn],
+        "ran anew for each draw, with the draw's seed.": [name for name in names if name in drawn],
+    }
+    return " ".join(
+        f"{'Each pretraining' if len(own) == len(names) else ', '.join(own)} {what}"
+        for what, own in parts.items()
+        if own
     )
 
 
