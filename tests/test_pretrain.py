@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from dataclasses import replace
 from types import SimpleNamespace
 
 import numpy as np
@@ -14,6 +15,7 @@ from fewbeats.cli import main
 from fewbeats.commands.pretrain import Pretrain
 from fewbeats.data.cohort import read_cohort, write_cohort
 from fewbeats.data.split import labeled_subjects
+from fewbeats.errors import InputError
 from fewbeats.models.network import NetworkSettings, build_network
 from fewbeats.models.weights import read_weights, transfer_weights
 from fewbeats.recipes.encoder import share_sources
@@ -46,6 +48,17 @@ def test_a_run_is_pretrained_and_its_weights_move_on(method, phantoms, tmp_path,
     assert "tensors loaded" in capfd.readouterr().out
     descent = json.loads((tuned / "provenance.json").read_text())["ancestors"]
     assert sorted(descent[0]["unlabeled"]) == ["phantom000", "phantom001", "phantom002"]
+
+
+def test_a_look_ahead_says_nothing_that_the_run_will_say(phantoms, tmp_path, capfd):
+    small = NetworkSettings(kind="unet2d", base_channels=4, levels=4)
+    settings = {"network": small, "steps": 1, "batch_size": 8, "pool_subjects": 2}
+    command = Pretrain(method="pcl", cohort=phantoms, out=tmp_path / "out", **settings)
+    capfd.readouterr()
+    command.preflight()
+    assert capfd.readouterr().out == ""
+    with pytest.raises(InputError, match="split train has 3"):
+        replace(command, pool_subjects=9).preflight()
 
 
 @pytest.mark.parametrize(("method", "flags", "complaint"), [

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -103,14 +104,15 @@ class Pretrain:
         return choose_pools(self.cohort, pool=pool, ancestors=ancestors, out=self.out, cache=self.cache)
 
     def preflight(self) -> None:
-        """Build the method and choose the pool, to see that both can be used.
+        """Build the method and choose the pool, quietly, to see that both can be used.
 
         Raises:
             InputError: they cannot.
         """
         self.check_settings()
-        build_method(self.settings, self.recipe, self.own, start=Start(init=self.init), seed=self.seed)
-        self.choose()
+        with contextlib.redirect_stdout(None):  # the run will say it
+            build_method(self.settings, self.recipe, self.own, start=Start(init=self.init), seed=self.seed)
+            self.choose()
 
     @property
     def file(self) -> str:

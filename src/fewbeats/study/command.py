@@ -134,7 +134,8 @@ def check_data(plan: Plan, first: Sequence[Unit], arms: Sequence[Unit]) -> None:
         arm = plan.arms[unit.name]
         by_start.setdefault("scratch" if arm.pretraining else arm.trainer.init, []).append(unit)
     for init, units in by_start.items():
-        for unit in units if plan.folds else (units[0], units[-1]):  # the narrowest and the widest budget
+        ends = {unit.labeled: unit for unit in (units[0], units[-1])}  # the narrowest and the widest budget
+        for unit in units if plan.folds else ends.values():
             trainer, budget = plan.arms[unit.name].trainer, {"labeled": subjects_of(unit), "seed": unit.seed}
             where = {"cohort": cohort_of(plan, unit.seed), "cache": plan.cache}
             place(trainer, init=init, **where, **budget).preflight()
