@@ -5,10 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
+import polars as pl
 import pytest
 import torch
 
 from fewbeats.clock import Clock
+from fewbeats.commands.task_file import open_task
 from fewbeats.data.bags import StudySampler
 from fewbeats.data.sampler import Sampler
 from fewbeats.data.store import Stacks
@@ -21,6 +23,7 @@ from fewbeats.inference.examine import Examiner
 from fewbeats.models.finish import finish_network
 from fewbeats.models.heads import SteadyNorm, pool_features
 from fewbeats.models.network import NetworkSettings, build_network
+from fewbeats.recipes.pools import rows_where
 from fewbeats.sample import UNKNOWN, Batch
 from fewbeats.scan import ArrayPixels, Scan
 from fewbeats.transforms.preprocess import PreprocessSettings
@@ -28,7 +31,7 @@ from fewbeats.transforms.preprocess import PreprocessSettings
 
 def test_the_truth_of_a_scan_is_that_of_its_slices():
     slices = {("a", 0, 0): "absent", ("a", 0, 1): "present", ("b", 0, 0): "absent", ("c", 0, 0): "absent"}
-    rows = [{"level": "slice", "scan": s, "frame": "0", "slice": z} for s in "abc" for z in ("0", "1")]
+    rows = [{"level": "slice", "scan": s, "frame": 0, "slice": z} for s in "abc" for z in (0, 1)]
     del rows[3]  # of b one slice is told of, and known; of a and c two, of c one is unknown
     assert scan_truth(slices, rows) == {"a": "present", "b": "absent"}
 
@@ -156,3 +159,23 @@ def test_shares_decide_how_often_a_stack_is_drawn():
     sampler = Sampler(stacks, 4000, shares=np.array([0.0, 1.0, 3.0]))
     drawn = sampler(Clock(step=0, total=1)).scan.bincount(minlength=3) / 4000
     assert drawn.tolist() == pytest.approx([0, 0.25, 0.75], abs=0.03)
+
+
+EXAMS = pl.DataFrame({"scan": ["a", "b"], "view": [None, None], "sequence": ["lge", "t1"]})
+
+
+@pytest.mark.parametrize(("where", "complaint"), [
+    ({"sequence": ["cine"]}, "no scan has sequence cine, which the task is about, but lge, t1; mend"),
+    ({"view": ["SAX"]}, "column 'view', by which the task chooses scans, is empty; fill it in"),
+    ({"scanner": ["1.5 T"]}, "column 'scanner', by which the task chooses scans, is empty; fill it in"),
+])  # fmt: skip
+def test_a_task_about_scans_that_are_not_there(where, complaint):
+    with pytest.raises(InputError, match=complaint):
+        rows_where(EXAMS, where)
+    assert rows_where(EXAMS, {"sequence": ["lge"]})["scan"].to_list() == ["a"]
+
+
+def test_a_task_file_does_not_name_another(tmp_path):
+    (tmp_path / "task.yaml").write_text("title: a\nkind: segmentation\nsettings: {task: other.yaml}")
+    with pytest.raises(InputError, match="settings: task is this file itself"):
+        open_task(tmp_path / "task.yaml")

@@ -31,15 +31,15 @@ class Evaluate:
             InputError: files do not fit each other, or the run has seen the scans it is judged on.
         """
         from fewbeats.data.cohort import read_cohort
+        from fewbeats.evaluation.answers import is_of_task, judged_scans
         from fewbeats.evaluation.evaluate import evaluate
         from fewbeats.evaluation.predictions import read_predictions
-        from fewbeats.evaluation.tasks import is_of_task, scans_of
         from fewbeats.recipes.pools import refuse_seen
 
         cohort, of_task = read_cohort(self.cohort), is_of_task(self.predictions)
         writable = os.access(self.predictions, os.W_OK)  # an archive may be closed; the cache only saves time
         if of_task:
-            scans = scans_of(self.predictions)
+            scans = judged_scans(self.predictions, cohort)
         else:
             scans = [scan.scan for scan in read_predictions(self.predictions)[0]]
         cache = self.predictions / "hashes.json" if writable else None
@@ -67,6 +67,11 @@ class Evaluate:
         from fewbeats.evaluation.tasks import evaluate_task
 
         summary = evaluate_task(self.predictions, cohort, self.out)
+        if away := summary.get("scans_not_in_cohort"):
+            print(f"{away} of the scans that were predicted are not in the cohort")
+        if others := summary.get("unknown_classes"):
+            told = ", ".join(f"{name} ({count})" for name, count in others.items())
+            print(f"not judged, as the network does not know the class: {told}")
         if "points" in summary:
             of_all = summary["points"]["mean"]
             print(f"{of_all['mean_mm']:.1f} mm on average over {of_all['subjects']} subjects")

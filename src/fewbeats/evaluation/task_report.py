@@ -159,7 +159,7 @@ def _same_study(row: Row, rows: Sequence[Row]) -> list[Row]:
 def draw_attention(slices: Sequence[Row]) -> str:
     """How much each slice of a study counts, a color a stack; the line is where all would count alike."""
     shares = [100 * float(row["attention"]) for row in slices]
-    stacks: dict[tuple[str, str], list[int]] = {}
+    stacks: dict[tuple[str, int], list[int]] = {}
     for place, row in enumerate(slices):
         stacks.setdefault((row["scan"], row["frame"]), []).append(place)
     chart = Chart((-0.5, len(slices) - 0.5), (0.0, max(1.0, 1.05 * max(shares))), width=1040, height=150)
@@ -175,7 +175,7 @@ def draw_attention(slices: Sequence[Row]) -> str:
 
 
 def _picture(row: Row, says: str, known: Mapping[str, Row]) -> dict[str, Any]:
-    t, z = int(row["frame"] or 0), int(row["slice"] or 0)
+    t, z = row["frame"] or 0, row["slice"] or 0
     return {"src": picture_slice(open_shown(known[row["scan"]]["image"]), t, z), "alt": says, "points": []}
 
 
@@ -210,7 +210,7 @@ def worst_points(judged: Judged, known: Mapping[str, Row]) -> list[dict[str, Any
     """Slices whose points lie farthest off, with what was told and what is true."""
     by_slice: dict[tuple[str, int, int], list[Row]] = {}
     for row in judged.rows:
-        by_slice.setdefault((row["scan"], int(row["frame"]), int(row["slice"])), []).append(row)
+        by_slice.setdefault((row["scan"], row["frame"], row["slice"]), []).append(row)
     worst = sorted(by_slice.items(), key=lambda item: -max(float(r["error_mm"]) for r in item[1]))[:SHOWN]
     found = []
     for (scan, t, z), rows in worst:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -17,13 +16,11 @@ from fewbeats.data.points import count_points, open_points
 from fewbeats.data.presence import open_presence
 from fewbeats.disk import atomic_path
 from fewbeats.errors import InputError
+from fewbeats.evaluation.answers import LEVELS, Row, read_answers
 from fewbeats.evaluation.classes import Told, summarize_classes
 from fewbeats.evaluation.points import match_points, summarize_errors
 from fewbeats.evaluation.predictions import seen_unlabeled
-from fewbeats.finetuning.task import PRESENT, TABLES, Task, read_task, study_truth
-from fewbeats.training.rundir import RunDir
-
-Row = dict[str, Any]
+from fewbeats.finetuning.task import PRESENT, Task, study_truth
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,40 +37,6 @@ class Judged:
     told: dict[str, Told] = field(default_factory=dict)
     """Level -> items, of classes."""
     summary: dict[str, Any] = field(default_factory=dict)
-
-
-def is_of_task(predictions: Path) -> bool:
-    """Whether a folder holds answers of a task, not masks."""
-    file = predictions / "run.json"
-    return file.is_file() and RunDir(predictions).read_json("run.json").get("task") in TABLES
-
-
-def scans_of(predictions: Path) -> list[str]:
-    """The scans that a folder's table speaks of.
-
-    Raises:
-        InputError: it cannot be read.
-    """
-    return sorted({row["scan"] for row in read_answers(predictions)[2] if row["scan"]})
-
-
-def read_answers(predictions: Path) -> tuple[Task, dict[str, Any], list[Row]]:
-    """Task, `run.json` and rows of a folder.
-
-    Raises:
-        InputError: not a finished folder of a task's answers.
-    """
-    run = RunDir(predictions).read_json("run.json")
-    if run.get("task") not in TABLES or not isinstance(run.get("target"), Mapping):
-        raise InputError(f"{predictions}: holds no classes or points; give what `fewbeats predict` wrote")
-    file = predictions / TABLES[run["task"]]
-    if run.get("finished") is False or not file.is_file():
-        raise InputError(f"{predictions}: was stopped; run the same `fewbeats predict` again")
-    with file.open(newline="", encoding="utf-8") as opened:
-        rows = list(csv.DictReader(opened))
-    if not rows:
-        raise InputError(f"{file}: holds no row; run `fewbeats predict` again")
-    return read_task(run["target"], file=predictions / "run.json"), run, rows
 
 
 def judge_task(predictions: Path, cohort: pl.DataFrame) -> Judged:
@@ -98,6 +61,8 @@ def judge_task(predictions: Path, cohort: pl.DataFrame) -> Judged:
         says = f"tells only {others}, which the network does not know" if others else f"tells no {what}"
         raise InputError(f"{predictions}: of these scans the cohort {says}; nothing to judge by")
     judged.summary["task"] = task.title
+    if away := {row["scan"] for row in rows if row["scan"]} - known.keys():
+        judged.summary["scans_not_in_cohort"] = len(away)
     if seen := {row["subject"] for row in judged.rows} & seen_unlabeled(run):
         judged.summary["subjects_seen_unlabeled"] = len(seen)
     return replace(judged, run=run, every=rows)
@@ -136,7 +101,7 @@ def _judge_classes(task: Task, rows: Sequence[Row], known: Mapping[str, Row]) ->
     for row in rows:
         level, truth = row["level"], None
         if level == "slice" and task.present:
-            truth = slices.get((row["scan"], int(row["frame"]), int(row["slice"])))
+            truth = slices.get((row["scan"], row["frame"], row["slice"]))
         elif level == "study":
             truth = studies.get((row["subject"], row["study"])) or _named(studies, row["study"])
         elif level == "scan" and task.present:
@@ -150,7 +115,7 @@ def _judge_classes(task: Task, rows: Sequence[Row], known: Mapping[str, Row]) ->
             left_out[truth] = left_out.get(truth, 0) + 1
         else:
             found.append({**row, "truth": truth})
-    levels = [level for level in ("study", "scan", "slice") if any(r["level"] == level for r in found)]
+    levels = [level for level in LEVELS if any(r["level"] == level for r in found)]
     told = {level: _items(task, [r for r in found if r["level"] == level], level) for level in levels}
     summary: dict[str, Any] = {level: summarize_classes(items) for level, items in told.items()}
     if task.present and (within := within_present(found)):
@@ -193,7 +158,7 @@ def scan_truth(slices: Mapping[tuple[str, int, int], str], rows: Iterable[Row]) 
     unknown = {
         row["scan"]
         for row in rows
-        if row["level"] == "slice" and (row["scan"], int(row["frame"]), int(row["slice"])) not in slices
+        if row["level"] == "slice" and (row["scan"], row["frame"], row["slice"]) not in slices
     }
     return {scan: told for scan, told in truth.items() if told == PRESENT or scan not in unknown}
 
@@ -218,7 +183,7 @@ def within_present(rows: Sequence[Row]) -> list[Row]:
 def _judge_points(task: Task, rows: Sequence[Row], known: Mapping[str, Row]) -> Judged:
     by_slice: dict[tuple[str, int, int], dict[str, list[Row]]] = {}
     for row in rows:
-        place = (row["scan"], int(row["frame"]), int(row["slice"]))
+        place = (row["scan"], row["frame"], row["slice"])
         by_slice.setdefault(place, {}).setdefault(row["point"], []).append(row)
     errors: dict[str, dict[str, list[float]]] = {name: {} for name in task.points}
     found, missed = list[Row](), 0

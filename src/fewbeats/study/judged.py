@@ -6,12 +6,12 @@ from pathlib import Path
 
 import polars as pl
 
+from fewbeats.evaluation.answers import LEVELS
 from fewbeats.evaluation.scores import EXCHANGED, OF_MASKS
 
 OF_FILE = (*OF_MASKS, EXCHANGED)
 """Columns of `subjects.csv` that become rows."""
 PLACE = ("subject", "group", "phase", "structure")
-LEVELS = ("study", "scan", "slice")
 
 
 def read_scores(report: Path) -> tuple[pl.DataFrame, tuple[str, ...]]:
