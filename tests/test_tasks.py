@@ -335,3 +335,63 @@ def test_a_start_that_saw_held_out_images_is_refused_or_told(exams, tmp_path, ca
     told = answer(tmp_path / "view", exams)
     assert summary_of(told)["subjects_seen_unlabeled"] == 2
     assert "Transductive" in (told / "report" / "report.html").read_text()
+
+
+@pytest.fixture(scope="module")
+def scar_run(exams, tmp_path_factory) -> Path:
+    """A run of studies that learned from the training subjects."""
+    folder = tmp_path_factory.mktemp("scar_run")
+    content = {"title": "Scar", "kind": "study", "column": "scar", "classes": ["no", "yes"],
+               "where": {"sequence": ["lge"]}}  # fmt: skip
+    (folder / "scar.yaml").write_text(yaml.safe_dump(content))
+    return fit(exams, folder / "scar.yaml", folder / "run", "--batch-size=2", steps=1)
+
+
+def test_studies_that_were_learned_from_are_not_judged_whatever_scans_are_called(
+    scar_run, exams, tmp_path, capsys
+):
+    told = tmp_path / "told"
+    assert main(["predict", str(scar_run), str(exams), "--split=train", f"--out={told}"]) == 0
+    renamed, out = tmp_path / "renamed.csv", f"--out={tmp_path / 'report'}"
+    write_cohort(read_cohort(exams).with_columns(scan=pl.col("scan") + "_v2"), renamed)
+    for cohort in (exams, renamed):
+        assert main(["evaluate", str(told), str(cohort), out]) == 2
+        assert "has seen held-out subjects: phantom000" in capsys.readouterr().err
+    others = read_cohort(exams).with_columns(subject="x-" + pl.col("subject"))
+    write_cohort(others, renamed)
+    assert main(["evaluate", str(told), str(renamed), out]) == 2
+    assert "none of its subjects is in the cohort (phantom000" in capsys.readouterr().err
+
+
+def test_a_class_that_is_misspelled_is_told(scar_run, exams, tmp_path, capsys):
+    wrong = pl.when(pl.col("subject").is_in(["phantom001", "phantom005"])).then(pl.lit("Yes"))
+    write_cohort(read_cohort(exams).with_columns(scar=wrong.otherwise(pl.col("scar"))), tmp_path / "c.csv")
+    task = scar_run.with_name("scar.yaml")
+    fit(tmp_path / "c.csv", task, tmp_path / "run", "--batch-size=2", steps=1)
+    assert "scans of split train are of no class of the task: Yes" in capsys.readouterr().out
+    answer(scar_run, tmp_path / "c.csv")
+    assert "the network does not know the class: Yes (1)" in capsys.readouterr().out
+
+
+def test_predict_does_not_write_over_what_it_did_not_write(scar_run, exams, tmp_path, capsys):
+    asked = ["predict", str(scar_run), str(exams), "--split=dev", f"--out={tmp_path / 'told'}"]
+    table = tmp_path / "told" / "classes.csv"
+    assert main(asked) == 0
+    whole = table.read_bytes()
+    assert main(asked) == 0
+    assert table.read_bytes() == whole
+    table.write_text("\n".join(table.read_text().splitlines()[:2]))
+    mended = table.read_bytes()
+    assert main(asked) == 2
+    assert "was changed by hand and would be overwritten" in capsys.readouterr().err
+    assert table.read_bytes() == mended
+    table.unlink()
+    assert main(asked) == 0
+    assert table.read_bytes() == whole
+    for name in ("classes.csv", "run.json"):
+        own = tmp_path / name.replace(".", "_")
+        own.mkdir()
+        (own / name).write_text("mine")
+        assert main([*asked[:-1], f"--out={own}"]) == 2
+        assert "would be overwritten; choose another --out" in capsys.readouterr().err
+        assert (own / name).read_text() == "mine"

@@ -6,7 +6,8 @@ import csv
 import io
 import re
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,6 +18,7 @@ from fewbeats.errors import InputError
 from fewbeats.finetuning.task import TABLES
 from fewbeats.recipes.executors import Executor, serial
 from fewbeats.recipes.jobs import Job
+from fewbeats.recipes.labeled_folder import TABLE
 from fewbeats.recipes.labeling import Made, Task, Written, fill_folder, make_whole
 
 if TYPE_CHECKING:
@@ -50,12 +52,29 @@ def examine_scans(
     Raises:
         InputError: scans that cannot be read, or a folder that holds something else.
     """
-    fill_folder(jobs, examiner, ExamineWork(examiner), out, about=about, executor=executor, tell=tell)
     whole = out / TABLES[examiner.task.kind]
-    rows = [row for job in jobs for row in _read(out / job.table)]
+    _refuse_mended(whole)
+    fill_folder(jobs, examiner, ExamineWork(examiner), out, about=about, executor=executor, tell=tell)
     with atomic_path(whole) as file:
-        _write(file, rows)
+        file.write_text(_join(out / job.table for job in jobs), encoding="utf-8")
     return whole
+
+
+def _refuse_mended(whole: Path) -> None:
+    """A table that is not what the tables of its folder's scans make is somebody's work.
+
+    Raises:
+        InputError: it would be overwritten.
+    """
+    out, made = whole.parent, None
+    if not whole.is_file():
+        return
+    with suppress(OSError, ValueError, KeyError, csv.Error):
+        made = _join(out / row["mask"] for row in _read(out / TABLE))
+    if made is None or made.encode() != whole.read_bytes():
+        raise InputError(
+            f"{whole}: was changed by hand and would be overwritten; choose another --out, or move it away"
+        )
 
 
 def group_studies(jobs: Sequence[Job], study_of: Mapping[str, str]) -> list[Job]:
@@ -110,6 +129,15 @@ def summarize(rows: Sequence[Row]) -> str:
 
 
 def _write(file: Path, rows: Sequence[Row]) -> None:
+    file.write_text(_as_table(rows), encoding="utf-8")
+
+
+def _join(files: Iterable[Path]) -> str:
+    """The tables of scans as one."""
+    return _as_table([row for file in files for row in _read(file)])
+
+
+def _as_table(rows: Sequence[Row]) -> str:
     """Rows as CSV, each column that any of them has."""
     text, names = io.StringIO(), list(dict.fromkeys(name for row in rows for name in row))
     writer = csv.DictWriter(text, names, restval="")
@@ -118,7 +146,7 @@ def _write(file: Path, rows: Sequence[Row]) -> None:
         {name: f"{value:.6g}" if isinstance(value, float) else value for name, value in row.items()}
         for row in rows
     )
-    file.write_text(text.getvalue(), encoding="utf-8")
+    return text.getvalue()
 
 
 def _read(file: Path) -> list[Row]:

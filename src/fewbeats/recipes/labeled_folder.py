@@ -14,6 +14,7 @@ from fewbeats.data.provenance import FILE_NAME as PROVENANCE
 from fewbeats.disk import atomic_path, hold_folder, name_disk_trouble, partial_of, remove
 from fewbeats.errors import InputError, name_some
 from fewbeats.evaluation.predictions import COLUMNS
+from fewbeats.finetuning.task import TABLES
 from fewbeats.training.rundir import RunDir
 
 if TYPE_CHECKING:
@@ -138,7 +139,8 @@ class LabeledFolder:
             for name in job.files if job.scan not in self.rows else ():
                 if name in there:
                     remove(self.out / name)
-        remove(self.out / "report.html")
+        for name in ("report.html", *TABLES.values()):  # made of all scans, which are others now
+            remove(self.out / name)
         self.begun = True
 
     def _note(self, row: Row) -> None:
@@ -160,7 +162,15 @@ def _first_taken(out: Path, jobs: Sequence[Job]) -> str | None:
     """Name of a file that is there and would be written over."""
     there = {file.name for file in out.iterdir()}
     names = [name for job in jobs for name in job.files if name in there]
-    return next(iter([*names, *({"report.html"} & there)]), None)
+    others = {"report.html"} if _is_ours(out) else {"report.html", PROVENANCE, "run.json"}
+    return next(iter([*names, *sorted(others & there)]), None)
+
+
+def _is_ours(out: Path) -> bool:
+    """Whether the folder's `run.json` was written here, perhaps before all else, when it was stopped."""
+    with suppress(InputError):
+        return "labeler" in RunDir(out).read_json("run.json")
+    return False
 
 
 @contextmanager
