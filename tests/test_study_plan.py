@@ -23,6 +23,7 @@ from small_study import GRID, NETWORK, content, write
     ({"labeled": [-1]}, "give different whole numbers from 0 on"),
     ({"score": "dise"}, "score: 'dise' is none; perhaps you meant 'dice'"),
     ({"score": 3}, "score: '3' is none; there are dice, hd95_mm, assd_mm"),
+    ({"score": "accuracy"}, "score: these arms have no accuracy; name dice or hd95_mm"),
     ({"seeds": [0, 0]}, "give different whole numbers"),
     ({"baseline": "scrach"}, "no arm 'scrach'; perhaps you meant 'scratch'"),
     ({"primary": {"arm": "mim"}}, "name its arm and labeled"),

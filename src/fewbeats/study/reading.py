@@ -18,7 +18,7 @@ from fewbeats.ranges import SEEDS
 from fewbeats.recipes.starts import STARTS
 from fewbeats.study.budget import ALL, name_budget
 from fewbeats.study.plan import DRAW, OWN, Arm, Plan
-from fewbeats.study.trainers import TRAINERS, Trainer
+from fewbeats.study.trainers import TRAINERS, Trainer, told_scores
 
 
 def read_plan(path: Path) -> Plan:
@@ -179,6 +179,8 @@ def _check(plan: Plan, path: Path) -> None:
     if plan.baseline not in plan.arms:
         raise InputError(f"{path}: baseline: no arm '{plan.baseline}'; {_nearest(plan.baseline, plan.arms)}")
     base = plan.arms[plan.baseline]
+    if plan.score.name not in (told := told_scores(base.trainer)):
+        raise InputError(f"{path}: score: these arms have no {plan.score.name}; name {' or '.join(told)}")
     if plan.primary:
         name, labeled = plan.primary
         if name not in plan.arms or name == plan.baseline:

@@ -8,6 +8,7 @@ from typing import Any, ClassVar, Protocol
 from fewbeats.commands.cotrain import Cotrain
 from fewbeats.commands.finetune import Finetune
 from fewbeats.commands.selftrain import SelfTrain
+from fewbeats.evaluation.scores import EXCHANGED, OF_MASKS
 from fewbeats.models.network import NetworkSettings
 
 
@@ -66,3 +67,11 @@ def learned_columns(trainer: Trainer) -> tuple[str, ...]:
         return ("label",)
     own = (task.column,) if task.column else ("label", *(["points"] if task.points else []))
     return (*own, *task.where)
+
+
+def told_scores(trainer: Trainer) -> tuple[str, ...]:
+    """Names of the scores by which what a trainer learns can be judged."""
+    task = trainer.from_file if isinstance(trainer, Finetune) else None
+    if task is None or task.kind == "segmentation":
+        return (*OF_MASKS, EXCHANGED)
+    return ("error_mm",) if task.kind == "landmarks" else ("accuracy",)
