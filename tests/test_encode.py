@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 import numpy as np
 import polars as pl
 import pytest
@@ -93,12 +95,18 @@ def test_a_study_of_several_sequences_is_of_none_of_them(phantoms):
     assert told["view"].to_list() == table["view"].unique().to_list()
 
 
-REFUSED = {"name": ("features.csv", ".parquet"), "run": ("f.parquet", "not a finished run folder")}
+REFUSED = {
+    "name": ("features.csv", ".parquet"),
+    "run": ("f.parquet", "not a finished run folder"),
+    "predicted": ("f.parquet", "holds what a run predicted; give the run, runs/small"),
+}
 
 
 @pytest.mark.parametrize("name", REFUSED)
 def test_what_cannot_be_encoded(name, small_run, phantoms, tmp_path, capsys):
     out, complaint = REFUSED[name]
     run = small_run if name == "name" else tmp_path
+    if name == "predicted":
+        (run / "run.json").write_text(json.dumps({"labeler": "0a", "model": "runs/small", "network": "mean"}))
     assert main(["encode", str(run), str(phantoms), f"--out={tmp_path / out}"]) == 2
     assert complaint in capsys.readouterr().err

@@ -7,6 +7,7 @@ import shutil
 from dataclasses import replace
 from types import SimpleNamespace
 
+import nibabel
 import numpy as np
 import polars as pl
 import pytest
@@ -59,6 +60,17 @@ def test_a_look_ahead_says_nothing_that_the_run_will_say(phantoms, tmp_path, cap
     assert capfd.readouterr().out == ""
     with pytest.raises(InputError, match="split train has 3"):
         replace(command, pool_subjects=9).preflight()
+
+
+def test_a_blank_scan_is_named_and_not_learned_from(phantoms, tmp_path, capfd):
+    cohort, blank = read_cohort(phantoms), tmp_path / "blank.nii.gz"
+    image = nibabel.load(cohort["image"][0])
+    nibabel.save(nibabel.Nifti1Image(np.zeros(image.shape, np.int16), image.affine, image.header), blank)
+    first = pl.when(pl.int_range(pl.len()) == 0).then(pl.lit(str(blank)))
+    write_cohort(cohort.with_columns(image=first.otherwise("image")), tmp_path / "cohort.csv")
+    words = ["pretrain", "pcl", str(tmp_path / "cohort.csv"), f"--out={tmp_path / 'ssl'}", "--steps=2"]
+    assert main([*words, *LITTLE]) == 2
+    assert "blank.nii.gz: frame 0 is empty (one gray value)" in capfd.readouterr().err
 
 
 @pytest.mark.parametrize(("method", "flags", "complaint"), [

@@ -135,8 +135,7 @@ class Pretrain:
         return EncoderSettings(
             network=self.network, preprocess=self.preprocess, spatial=self.spatial, intensity=self.intensity,
             optim=self.optim, batch_size=self.batch_size, center=self.center, growth=self.growth,
-            weights=own.read_weights(self.weights),
-        )  # fmt: skip
+            weights=own.read_weights(self.weights))  # fmt: skip
 
     def describe(self) -> dict[str, Any]:
         """What decides the outcome: all but places, and of the methods the chosen one."""

@@ -29,6 +29,8 @@ def open_task(file: Path) -> tuple[Task, dict[str, Any]]:
     settings = content.pop("settings", None) or {}
     if not isinstance(settings, dict):
         raise InputError(f"{file}: settings is '{settings}'; write them as 'name: value'")
+    if "task" in settings:
+        raise InputError(f"{file}: settings: task is this file itself; take it out")
     return read_task(content, file=file), settings
 
 

@@ -209,7 +209,7 @@ def _store(
         stored: np.memmap | None = None
         for t in range(scan.shape[0]):
             image, _ = prepare_frame(
-                scan.frame(t), scan.spacing_mm, settings, center=middle, size=size, modality=modality
+                scan.shown(t), scan.spacing_mm, settings, center=middle, size=size, modality=modality
             )
             if stored is None:
                 shape = (scan.shape[0], *image.shape)

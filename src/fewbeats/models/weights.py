@@ -101,7 +101,8 @@ def transfer_weights(
     part = "encoder." if any(name.startswith("encoder.") for name in own) else ""
     if not any(name.startswith(part) and value.ndim > 1 for name, value in fits.items()):
         raise InputError(
-            f"{source}: weights of another architecture: none fits; choose the same --network.kind"
+            f"{source}: weights of another architecture: none fits; choose the same --network.kind, and of "
+            "it the same size"
         )
     network.load_state_dict(fits, strict=False)
     named: dict[int, str] = {}  # a plain U-Net's decoder names the encoder's tensors once more

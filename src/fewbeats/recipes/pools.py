@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -14,7 +15,7 @@ from fewbeats.anatomy import FEWBEATS_VALUES, PART_OF, name_structure
 from fewbeats.data.cohort import read_cohort
 from fewbeats.data.conventions import find_convention
 from fewbeats.data.files import check_files, content_digest
-from fewbeats.data.points import structures_behind, tells_points
+from fewbeats.data.points import LANDMARKS, structures_behind, tells_points
 from fewbeats.data.provenance import (
     Provenance,
     by_subject,
@@ -226,11 +227,17 @@ def rows_where(cohort: pl.DataFrame, where: Mapping[str, Sequence[str]]) -> pl.D
         InputError: the cohort has no such column, or no such row.
     """
     for column, values in where.items():
-        if column not in cohort.columns:
-            raise InputError(f"cohort: has no column '{column}', by which the task chooses scans; add it")
-        cohort = cohort.filter(pl.col(column).cast(pl.String).is_in(list(values)))
+        there = cohort[column].cast(pl.String) if column in cohort.columns else pl.Series(dtype=pl.String)
+        if not (found := sorted(set(there.drop_nulls()))):
+            raise InputError(
+                f"cohort: column '{column}', by which the task chooses scans, is empty; fill it in"
+            )
+        cohort = cohort.filter(there.is_in(list(values)))
         if cohort.is_empty():
-            raise InputError(f"cohort: no scan has {column} {' or '.join(values)}, which the task is about")
+            raise InputError(
+                f"cohort: no scan has {column} {' or '.join(values)}, which the task is about, but "
+                f"{name_some(found)}; mend the table, or the task's where"
+            )
     return cohort
 
 
@@ -241,7 +248,11 @@ def _choose_classes(cohort: pl.DataFrame, labels: Labels) -> pl.DataFrame:
     if cohort.schema[labels.column] != pl.String:
         raise InputError(f"cohort: column '{labels.column}' holds no names; a task learns one of texts")
     told = pl.col(labels.column)
-    rows = cohort.filter(pl.col("split") == "train", told.is_in(list(labels.classes)))
+    named = cohort.filter(pl.col("split") == "train", told.is_not_null())
+    rows = named.filter(told.is_in(list(labels.classes)))
+    if 0 < len(rows) < len(named):
+        others, some = len(named) - len(rows), sorted({*named[labels.column]} - {*labels.classes})
+        print(f"{others} of {len(named)} scans of split train are of no class of the task: {name_some(some)}")
     if labels.subjects:
         rows = _of_list(rows, labels.subjects, cohort)
     there = set(rows[labels.column])
@@ -275,9 +286,12 @@ def _choose_tables(cohort: pl.DataFrame, labels: Labels) -> pl.DataFrame:
     told = [tells_points(row, labels.points) for row in cohort.iter_rows(named=True)]
     rows = cohort.filter(pl.Series(told, dtype=pl.Boolean), pl.col("split") == "train")
     if rows.is_empty():
+        near = {one for name in labels.points if name not in LANDMARKS
+                for one in difflib.get_close_matches(name, LANDMARKS, n=1)}  # fmt: skip
         raise InputError(
             f"cohort: no scan of split train tells {', '.join(labels.points)}; name tables in its column "
             f"points, or masks of all of {', '.join(structures_behind(labels.points)) or 'no structure'}"
+            + (f"; perhaps {', '.join(sorted(near))} is meant" if near else "")
         )
     if labels.subjects:
         return _of_list(rows, labels.subjects, cohort)

@@ -106,6 +106,10 @@ def read_config(content: Mapping[str, Any], *, file: Path | str) -> RunConfig:
     Raises:
         InputError: a field is missing or of another type, or the folder is of another format.
     """
+    if "labeler" in content:
+        raise InputError(
+            f"{Path(file).parent}: holds what a run predicted; give the run, {content.get('model')}"
+        )
     if (found := content.get("format")) not in FORMATS:
         raise InputError(
             f"{file}: run folder of format {found}, this version reads {' and '.join(map(str, FORMATS))}; "
