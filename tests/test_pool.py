@@ -109,7 +109,7 @@ def test_what_is_stored_follows_content_replaced_with_size_and_time_kept(tmp_pat
 
     first = pixels()
     assert np.array_equal(pixels(), first)
-    small_nifti.replace_unnoticed(file, np.asarray(nib.load(file).dataobj).T[:, :, ::-1])
+    small_nifti.replace_unnoticed(file, np.array(nib.load(file).dataobj).T[:, :, ::-1])
     assert not np.array_equal(pixels(), first)
 
 
