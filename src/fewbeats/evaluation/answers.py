@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -14,6 +13,7 @@ import polars as pl
 from fewbeats.data.points import count_points
 from fewbeats.data.split import read_columns
 from fewbeats.errors import InputError, name_some
+from fewbeats.evaluation.predictions import read_count
 from fewbeats.finetuning.task import TABLES, Task, read_task
 from fewbeats.training.rundir import RunDir
 
@@ -113,9 +113,9 @@ def _read(file: Path, names: Sequence[str], maybe: Sequence[str]) -> list[Row]:
 def _count(row: Row, number: int, file: Path) -> None:
     """Frame and slice become whole numbers."""
     for name in ("frame", "slice"):
-        if not re.fullmatch(r"\d{1,9}(\.0*)?", row[name]):  # spreadsheets write 3.0
+        if (count := read_count(row[name])) is None:
             raise InputError(f"{file}: row {number}: {name} is '{row[name]}', not a number from 0; mend it")
-        row[name] = int(float(row[name]))
+        row[name] = count
 
 
 def _number(row: Row, name: str, number: int, file: Path) -> float:

@@ -116,12 +116,22 @@ def _predicted(folder: Path, row: dict[str, str | None], structures: tuple[str, 
 
 def _frame(folder: Path, row: dict[str, str | None], name: str) -> int | None:
     text = (row[name] or "").strip()
-    if not re.fullmatch(r"(\d{1,9}(\.0*)?)?", text):  # spreadsheets write 3.0
+    number = read_count(text)
+    if text and number is None:
         raise InputError(
             f"{folder / 'predictions.csv'}: {name} of {row['scan']} is '{text}', not a frame counted from 0; "
             "mend it"
         )
-    return int(float(text)) if text else None
+    return number
+
+
+def read_count(text: str) -> int | None:
+    """A whole number from 0, None where a text is none.
+
+    >>> read_count("3"), read_count("3.0"), read_count("3.5")
+    (3, 3, None)
+    """
+    return int(float(text)) if re.fullmatch(r"\d{1,9}(\.0*)?", text) else None  # spreadsheets write 3.0
 
 
 def join_cohort(predicted: list[PredictedScan], cohort: pl.DataFrame) -> list[PredictedScan]:

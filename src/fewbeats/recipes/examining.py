@@ -55,8 +55,9 @@ def examine_scans(
     whole = out / TABLES[examiner.task.kind]
     _refuse_mended(whole)
     fill_folder(jobs, examiner, ExamineWork(examiner), out, about=about, executor=executor, tell=tell)
-    with atomic_path(whole) as file:
-        file.write_text(_join(out / job.table for job in jobs), encoding="utf-8")
+    if not whole.is_file():  # any new scan took it away
+        with atomic_path(whole) as file:
+            file.write_text(_join(out / job.table for job in jobs), encoding="utf-8")
     return whole
 
 

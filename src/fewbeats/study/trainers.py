@@ -8,8 +8,9 @@ from typing import Any, ClassVar, Protocol
 from fewbeats.commands.cotrain import Cotrain
 from fewbeats.commands.finetune import Finetune
 from fewbeats.commands.selftrain import SelfTrain
-from fewbeats.evaluation.scores import EXCHANGED, OF_MASKS
+from fewbeats.finetuning.task import Task
 from fewbeats.models.network import NetworkSettings
+from fewbeats.study.judged import OF_FILE
 
 
 class Trainer(Protocol):
@@ -62,7 +63,7 @@ TRAINERS: dict[str, type[Trainer]] = {"finetune": Finetune, "cotrain": Cotrain, 
 
 def learned_columns(trainer: Trainer) -> tuple[str, ...]:
     """Columns of a cohort that tell what a trainer learns, that one first, and of which scans."""
-    task = trainer.from_file if isinstance(trainer, Finetune) else None
+    task = _task_of(trainer)
     if task is None:
         return ("label",)
     own = (task.column,) if task.column else ("label", *(["points"] if task.points else []))
@@ -71,7 +72,12 @@ def learned_columns(trainer: Trainer) -> tuple[str, ...]:
 
 def told_scores(trainer: Trainer) -> tuple[str, ...]:
     """Names of the scores by which what a trainer learns can be judged."""
-    task = trainer.from_file if isinstance(trainer, Finetune) else None
+    task = _task_of(trainer)
     if task is None or task.kind == "segmentation":
-        return (*OF_MASKS, EXCHANGED)
+        return OF_FILE
     return ("error_mm",) if task.kind == "landmarks" else ("accuracy",)
+
+
+def _task_of(trainer: Trainer) -> Task | None:
+    """The task of a file that a trainer learns, None where it learns masks without one."""
+    return trainer.from_file if isinstance(trainer, Finetune) else None
